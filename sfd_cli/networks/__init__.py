@@ -1,0 +1,1 @@
+"""The modules that hold weights: diffusion transformer, Semantic VAE, texture VAE, visual encoder."""
