@@ -1,0 +1,230 @@
+"""Image sets: the manifest that lists one, decoding, the ADM centre crop, and reading batches in threads."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sfd_cli.errors import UserError
+from sfd_cli.files import read_json, write_json
+
+MANIFEST = "manifest.json"
+EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+DECODE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class ImageManifest:
+    """The images of a set in their fixed order; everything downstream names an image by its index here.
+
+    Attributes:
+        root: the ImageFolder that holds the images.
+        classes: class names, sorted; each is a folder of `root`.
+        files: POSIX paths relative to `root`, grouped by class.
+        labels: class index of every file.
+        fingerprint: covers names and contents, not the place.
+    """
+
+    root: Path
+    classes: list[str]
+    files: list[str]
+    labels: list[int]
+    fingerprint: str
+
+    @classmethod
+    def of(cls, root: Path, digests: Mapping[str, str]) -> ImageManifest:
+        """A manifest of the files in `digests` (path relative to `root` -> hash of the contents).
+
+        A class exists if at least one of its images is listed.
+        """
+        files = sorted(digests, key=lambda name: name.split("/"))
+        names = [name.split("/", 1)[0] for name in files]
+        classes = sorted(set(names))
+        index = {name: label for label, name in enumerate(classes)}
+        total = hashlib.sha256()
+        for name in files:
+            total.update(f"{name}\n{digests[name]}\n".encode())
+        return cls(Path(root), classes, files, [index[name] for name in names], total.hexdigest())
+
+    @classmethod
+    def load(cls, folder: Path) -> ImageManifest:
+        """Read the manifest that `sfd prepare-data` left in `folder`.
+
+        Raises:
+            UserError: there is none, it is damaged, or its images are gone.
+        """
+        path = Path(folder) / MANIFEST
+        if not path.exists():
+            raise UserError(f"{folder} holds no image manifest; run `sfd prepare-data` first")
+        content = read_json(path)
+        try:
+            images: dict[str, list[str]] = content["images"]
+            classes = list(images)
+            files = [f"{name}/{file}" for name, members in images.items() for file in members]
+            labels = [label for label, members in enumerate(images.values()) for _ in members]
+            root, fingerprint = Path(folder, content["root"]), content["fingerprint"]
+        except (KeyError, TypeError, AttributeError):
+            raise UserError(f"{path} is not an image manifest; delete it and run `sfd prepare-data` again") from None
+        if not root.is_dir():
+            raise UserError(f"the image folder {root} named by {path} is gone; put it back or run `sfd prepare-data`")
+        return cls(root, classes, files, labels, fingerprint)
+
+    def save(self, folder: Path, root: str) -> None:
+        """Write the manifest into `folder`; `root` is recorded as given: absolute, or relative to `folder`."""
+        images: dict[str, list[str]] = {name: [] for name in self.classes}
+        for file in self.files:
+            name, rest = file.split("/", 1)
+            images[name].append(rest)
+        write_json(Path(folder) / MANIFEST, {"root": root, "fingerprint": self.fingerprint, "images": images})
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def path(self, index: int) -> Path:
+        """Where image `index` lies."""
+        return self.root / self.files[index]
+
+    def class_counts(self) -> dict[str, int]:
+        """Images of every class."""
+        counts = np.bincount(self.labels, minlength=len(self.classes))
+        return {name: int(count) for name, count in zip(self.classes, counts, strict=True)}
+
+
+def evenly_spaced(count: int, limit: int | None) -> list[int]:
+    """At most `limit` of the indices `0 .. count - 1`, ascending, spread evenly; all of them without a limit."""
+    if limit is None or limit >= count:
+        return list(range(count))
+    return [position * count // limit for position in range(limit)]
+
+
+def decode_image(source: Path | bytes) -> Image.Image:
+    """Decode an image completely, as RGB; what is transparent becomes white.
+
+    Raises:
+        one of DECODE_ERRORS: the file is not a whole image.
+    """
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        image.load()
+        if image.mode.startswith("I;16"):
+            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        if image.has_transparency_data:
+            canvas = Image.new("RGBA", image.size, "white")
+            return Image.alpha_composite(canvas, image.convert("RGBA")).convert("RGB")
+        return image.convert("RGB")
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """The `size` x `size` middle of an image whose shorter side is scaled to `size` (ADM's centre crop).
+
+    Halving with a box filter down to less than twice the size, then bicubic: what published ImageNet
+    numbers were made with, so it must agree to the bit.
+    """
+    while min(image.size) >= 2 * size:
+        width, height = image.size
+        image = image.resize((width // 2, height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    width, height = (round(side * scale) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+class ImageReader:
+    """Decoded, centre-cropped images of a manifest, read by a pool of threads.
+
+    Args:
+        manifest: the set.
+        size: side of the square crops, pixels.
+        workers: threads; 0 decodes in the calling thread.
+    """
+
+    def __init__(self, manifest: ImageManifest, size: int, workers: int = 2) -> None:
+        self.manifest = manifest
+        self.size = size
+        self.workers = workers
+
+    def read(self, indices: Sequence[int]) -> torch.Tensor:
+        """The images at `indices`, in that order: uint8, (n, 3, size, size).
+
+        Raises:
+            UserError: a file is gone or no longer decodes; names it.
+        """
+        return next(self.iterate([indices]))
+
+    def iterate(self, batches: Iterable[Sequence[int]], ahead: int = 2) -> Iterator[torch.Tensor]:
+        """`read` for one batch of indices after the other, up to `ahead` batches being decoded in advance."""
+        if self.workers == 0:
+            for batch in batches:
+                yield self._stack([self._load(index) for index in batch])
+            return
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="images")
+        pending: deque[list[Future[np.ndarray]]] = deque()
+        try:
+            for batch in batches:
+                pending.append([pool.submit(self._load, index) for index in batch])
+                if len(pending) > ahead:
+                    yield self._stack([future.result() for future in pending.popleft()])
+            while pending:
+                yield self._stack([future.result() for future in pending.popleft()])
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _stack(self, images: list[np.ndarray]) -> torch.Tensor:
+        stacked = np.stack(images) if images else np.empty((0, self.size, self.size, 3), np.uint8)
+        return torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 3, 1, 2)))
+
+    def _load(self, index: int) -> np.ndarray:
+        path = self.manifest.path(int(index))
+        try:
+            return np.asarray(center_crop(decode_image(path), self.size))
+        except DECODE_ERRORS as error:
+            raise UserError(
+                f"{path} cannot be read as an image ({error}); run `sfd prepare-data` again to leave it out"
+            ) from None
+
+
+def list_image_folder(root: Path) -> list[str]:
+    """Image files in the class folders of an ImageFolder, relative to `root`, sorted; hidden ones are passed over.
+
+    Raises:
+        UserError: `root` is missing, is empty, has no class folders, or its folders are splits and not classes.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"images.folder: {root} is not a folder")
+    entries = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
+    classes = [name for name in entries if (root / name).is_dir()]
+    if not classes:
+        loose = sum(_is_image(name) for name in entries)
+        found = f"{loose} images but no class folders" if loose else "no class folders and no images"
+        raise UserError(
+            f"images.folder: {root} holds {found}; put images into {root}/CLASS/ (one class: one such folder)"
+        )
+    if set(classes) <= {"train", "training", "val", "valid", "validation", "test"}:
+        raise UserError(
+            f"images.folder: {root} holds the splits {', '.join(classes)}, not classes;"
+            f" name one of them, such as {root / classes[0]}"
+        )
+    files = []
+    for name in classes:
+        for folder, subfolders, members in os.walk(root / name, followlinks=True):
+            subfolders[:] = [subfolder for subfolder in subfolders if not subfolder.startswith(".")]
+            inside = Path(folder).relative_to(root)
+            files += [(inside / member).as_posix() for member in members if _is_image(member)]
+    if not files:
+        raise UserError(f"images.folder: the class folders of {root} hold no images ({', '.join(sorted(EXTENSIONS))})")
+    return sorted(files, key=lambda file: file.split("/"))
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
