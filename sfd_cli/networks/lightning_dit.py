@@ -1,0 +1,340 @@
+"""LightningDiT: the transformer that predicts the velocity of a composite latent (arXiv 2501.01423, 2512.04926).
+
+What is special about it, next to DiT (arXiv 2212.09748):
+- 2-D rotary attention with RMSNorm on queries and keys, RMSNorm and SwiGLU in the blocks;
+- two times, one per stream: each has an embedder of half the width, semantic first, then texture;
+- a REPA projector reads the tokens after an early block (arXiv 2410.06940).
+Each of these can be switched off, down to a classic DiT. Tokens are row-major patches of the latent grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+TIME_FREQUENCIES = 256
+
+
+@dataclass(frozen=True)
+class LightningDiTConfig:
+    """The whole architecture.
+
+    `grid` is the side of the latent in latent pixels; `semantic_channels` of the `in_channels` (the last ones)
+    are semantic, which the network itself does not use but its users do. `repa_depth` counts blocks from 1 and
+    0 means no projector; `feature_width` is the width of the encoder's patch tokens.
+    """
+
+    grid: int
+    in_channels: int
+    num_classes: int
+    semantic_channels: int = 0
+    width: int = 1152
+    depth: int = 28
+    heads: int = 16
+    patch_size: int = 1
+    mlp_ratio: float = 4.0
+    qk_norm: bool = True
+    swiglu: bool = True
+    rope: bool = True
+    rms_norm: bool = True
+    time_embedding: Literal["dual", "single"] = "dual"
+    repa_depth: int = 0
+    repa_width: int = 2048
+    feature_width: int = 0
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"width {self.width} must be divisible by heads ({self.heads}) and by 4")
+        if self.rope and (self.width // self.heads) % 4:
+            raise ValueError(f"2-D rotary positions need a head width divisible by 4, not {self.width // self.heads}")
+        if self.grid % self.patch_size:
+            raise ValueError(f"patch_size {self.patch_size} does not divide the {self.grid}x{self.grid} grid")
+        if not 0 <= self.repa_depth <= self.depth:
+            raise ValueError(f"repa_depth {self.repa_depth} is not among the {self.depth} blocks")
+        if self.repa_depth and not self.feature_width:
+            raise ValueError("a REPA projector needs feature_width, the width of the encoder's patch tokens")
+
+    @property
+    def head_width(self) -> int:
+        """Channels of one attention head."""
+        return self.width // self.heads
+
+    @property
+    def tokens_per_side(self) -> int:
+        """Side of the grid of tokens."""
+        return self.grid // self.patch_size
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden channels of the MLP; SwiGLU takes two thirds so that its three matrices cost the same as two."""
+        return int(2 / 3 * self.width * self.mlp_ratio) if self.swiglu else int(self.width * self.mlp_ratio)
+
+
+class LightningDiT(nn.Module):
+    """Velocity of a composite latent from its noisy value, the times of both streams and the class.
+
+    Set `checkpoint_activations` to recompute the blocks in the backward pass instead of storing them.
+    """
+
+    position: Tensor
+    rotary_cos: Tensor
+    rotary_sin: Tensor
+
+    def __init__(self, config: LightningDiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.checkpoint_activations = False
+        side, patch_values = config.tokens_per_side, config.patch_size**2 * config.in_channels
+        self.patch_embedding = nn.Linear(patch_values, config.width)
+        self.register_buffer("position", sincos_positions(config.width, side), persistent=False)
+        if config.time_embedding == "dual":
+            self.semantic_time = TimeEmbedding(config.width // 2)
+            self.texture_time = TimeEmbedding(config.width - config.width // 2)
+        else:
+            self.time = TimeEmbedding(config.width)
+        self.class_embedding = nn.Embedding(config.num_classes + 1, config.width)
+        if config.rope:
+            cos, sin = rotary_tables(config.head_width, side)
+            self.register_buffer("rotary_cos", cos, persistent=False)
+            self.register_buffer("rotary_sin", sin, persistent=False)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        if config.repa_depth:
+            self.projector = nn.Sequential(
+                nn.Linear(config.width, config.repa_width),
+                nn.SiLU(),
+                nn.Linear(config.repa_width, config.repa_width),
+                nn.SiLU(),
+                nn.Linear(config.repa_width, config.feature_width),
+            )
+        self.final_norm = _block_norm(config)
+        self.final_modulation = nn.Linear(config.width, 2 * config.width)
+        self.final_linear = nn.Linear(config.width, patch_values)
+        self._initialise()
+
+    def forward(
+        self, x: Tensor, t_texture: Tensor, t_semantic: Tensor, labels: Tensor, project: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Velocity, and with `project` the REPA projection beside it.
+
+        Args:
+            x: (B, C, h, w), texture channels first.
+            t_texture: (B,) in [0, 1], data at 1. A network with a single time takes the mean of both.
+            t_semantic: (B,) likewise.
+            labels: (B,) int64; `num_classes` is the null class.
+            project: also project the tokens after block `repa_depth`; a projector must exist.
+
+        Returns:
+            velocity (B, C, h, w), or (velocity, projection (B, tokens, feature_width)).
+        """
+        condition = F.silu(self._time_condition(t_texture, t_semantic) + self.class_embedding(labels))
+        rotary = (self.rotary_cos, self.rotary_sin) if self.config.rope else None
+        tokens = self.patch_embedding(self._patchify(x)) + self.position
+        projection = None
+        for number, block in enumerate(self.blocks, start=1):
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, condition, rotary, use_reentrant=False)
+            else:
+                tokens = block(tokens, condition, rotary)
+            if project and number == self.config.repa_depth:
+                projection = self.projector(tokens)
+        shift, scale = self.final_modulation(condition).unsqueeze(1).chunk(2, dim=-1)
+        velocity = self._unpatchify(self.final_linear(modulate(self.final_norm(tokens), shift, scale)))
+        if not project:
+            return velocity
+        if projection is None:
+            raise ValueError("this network has no REPA projector (repa_depth is 0)")
+        return velocity, projection
+
+    def forward_with_projection(
+        self, x: Tensor, t_texture: Tensor, t_semantic: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`forward` with the REPA projection: (velocity (B, C, h, w), projection (B, tokens, feature_width))."""
+        velocity, projection = self(x, t_texture, t_semantic, labels, project=True)
+        return velocity, projection
+
+    def _time_condition(self, t_texture: Tensor, t_semantic: Tensor) -> Tensor:
+        if self.config.time_embedding == "dual":
+            return torch.cat((self.semantic_time(t_semantic), self.texture_time(t_texture)), dim=-1)
+        return self.time((t_texture + t_semantic) / 2)
+
+    def _patchify(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, tokens, C * patch * patch), values ordered as a convolution kernel's."""
+        side, patch = self.config.tokens_per_side, self.config.patch_size
+        patches = x.unflatten(3, (side, patch)).unflatten(2, (side, patch))  # (B, C, row, p, column, q)
+        return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+    def _unpatchify(self, values: Tensor) -> Tensor:
+        """(B, tokens, patch * patch * C) -> (B, C, h, w)."""
+        side, patch = self.config.tokens_per_side, self.config.patch_size
+        patches = values.unflatten(2, (patch, patch, -1)).unflatten(1, (side, side))  # (B, row, column, p, q, C)
+        return patches.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+    def _initialise(self) -> None:
+        """DiT's initialisation (arXiv 2212.09748, section 3.2): every block starts as the identity."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.class_embedding.weight, std=0.02)
+        for module in self.modules():
+            if isinstance(module, TimeEmbedding):
+                nn.init.normal_(module.linear_in.weight, std=0.02)
+                nn.init.normal_(module.linear_out.weight, std=0.02)
+            elif isinstance(module, Block):
+                nn.init.zeros_(module.modulation.weight)
+        nn.init.zeros_(self.final_modulation.weight)
+        nn.init.zeros_(self.final_linear.weight)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each shifted, scaled and gated by the condition (adaLN)."""
+
+    def __init__(self, config: LightningDiTConfig) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(config.width, 6 * config.width)
+        self.attention_norm = _block_norm(config)
+        self.attention = Attention(config)
+        self.mlp_norm = _block_norm(config)
+        self.mlp = SwiGLU(config.width, config.mlp_width) if config.swiglu else MLP(config.width, config.mlp_width)
+
+    def forward(self, tokens: Tensor, condition: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Tokens (B, N, width) under the activated condition (B, width)."""
+        modulation = self.modulation(condition).unsqueeze(1)  # (B, 1, 6 * width)
+        shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=-1)
+        attended = self.attention(modulate(self.attention_norm(tokens), shift_attention, scale_attention), rotary)
+        tokens = tokens + gate_attention * attended
+        return tokens + gate_mlp * self.mlp(modulate(self.mlp_norm(tokens), shift_mlp, scale_mlp))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with normalised, rotated queries and keys."""
+
+    def __init__(self, config: LightningDiTConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+        norm: Callable[[int], nn.Module] = RMSNorm if config.rms_norm else nn.LayerNorm
+        self.query_norm = norm(config.head_width) if config.qk_norm else nn.Identity()
+        self.key_norm = norm(config.head_width) if config.qk_norm else nn.Identity()
+
+    def forward(self, tokens: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Tokens (B, N, width) -> (B, N, width)."""
+        query, key, value = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).unbind(2)  # (B, N, heads, head width)
+        query, key = self.query_norm(query), self.key_norm(key)
+        if rotary is not None:
+            query, key = rotate(query, *rotary), rotate(key, *rotary)
+        # Tables and norms are float32; under autocast the attention kernel wants one dtype.
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        mixed = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class SwiGLU(nn.Module):
+    """`down(silu(gate) * up)`, gate and up from one matrix product (arXiv 2002.05202)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(width, 2 * hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (..., width) -> (..., width)."""
+        gate, up = self.gate_up(tokens).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class MLP(nn.Module):
+    """DiT's two-layer MLP with the tanh form of GELU."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (..., width) -> (..., width)."""
+        return self.down(F.gelu(self.up(tokens), approximate="tanh"))
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a learned scale, computed in float32 at least."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis."""
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        return F.rms_norm(x.to(dtype), self.weight.shape, self.weight.to(dtype), 1e-6).to(x.dtype)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of a time in [0, 1], then two linear layers."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half = TIME_FREQUENCIES // 2
+        frequencies = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32) / half)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.linear_in = nn.Linear(TIME_FREQUENCIES, width)
+        self.linear_out = nn.Linear(width, width)
+
+    def forward(self, time: Tensor) -> Tensor:
+        """Times (B,) -> (B, width)."""
+        angles = time[:, None] * self.frequencies
+        waves = torch.cat((angles.cos(), angles.sin()), dim=-1).to(self.linear_in.weight.dtype)
+        return self.linear_out(F.silu(self.linear_in(waves)))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """`x * (1 + scale) + shift`: the adaLN affine map, the identity where both are zero."""
+    return x * (1 + scale) + shift
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate neighbouring channel pairs of x (B, N, heads, head width) by the angles of `rotary_tables`."""
+    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return x * cos + swapped * sin
+
+
+def rotary_tables(head_width: int, side: int) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines, each (side * side, 1, head width), of 2-D rotary positions (as in EVA-02).
+
+    The first half of the channels turns with the row, the second with the column. The sines of even channels
+    are negative, so that a pair (a, b) becomes (a cos - b sin, b cos + a sin) by `rotate`.
+    """
+    quarter = head_width // 4
+    frequencies = 10_000 ** -(torch.arange(quarter, dtype=torch.float32) / quarter)
+    angles = torch.arange(side, dtype=torch.float32)[:, None] * frequencies  # (side, quarter)
+    rows = angles[:, None, :].expand(side, side, quarter)
+    columns = angles[None, :, :].expand(side, side, quarter)
+    pairs = torch.cat((rows, columns), dim=-1).reshape(side * side, 1, head_width // 2)
+    cos, sin = pairs.cos(), pairs.sin()
+    return torch.stack((cos, cos), dim=-1).flatten(-2), torch.stack((-sin, sin), dim=-1).flatten(-2)
+
+
+def sincos_positions(width: int, side: int) -> Tensor:
+    """Fixed 2-D sin-cos positions (1, side * side, width), as in MAE: column half first, then row half."""
+    quarter = width // 4
+    frequencies = 10_000 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
+    waves = torch.cat((angles.sin(), angles.cos()), dim=-1)  # (side, width / 2)
+    columns = waves[None, :, :].expand(side, side, -1)
+    rows = waves[:, None, :].expand(side, side, -1)
+    return torch.cat((columns, rows), dim=-1).reshape(1, side * side, width).float()
+
+
+def _block_norm(config: LightningDiTConfig) -> nn.Module:
+    """The norm before a modulation; LayerNorm needs no scale of its own there, RMSNorm has one in LightningDiT."""
+    return RMSNorm(config.width) if config.rms_norm else nn.LayerNorm(config.width, eps=1e-6, elementwise_affine=False)

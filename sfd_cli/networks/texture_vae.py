@@ -1,0 +1,86 @@
+"""The texture VAE: diffusers' KL autoencoder, with latent pixels optionally folded into channels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LOGVAR_RANGE = (-30.0, 20.0)
+
+
+@dataclass(frozen=True)
+class TextureVAEConfig:
+    """The whole architecture.
+
+    `channels` is the latent's width before space-to-depth. Level 0 of `block_channels` is the finest; every
+    level but the last halves the side. `attention_levels` are the levels whose residual blocks are each
+    followed by attention. `space_to_depth` k folds k x k latent pixels into channels.
+    """
+
+    channels: int
+    block_channels: tuple[int, ...]
+    layers_per_block: int = 1
+    attention_levels: tuple[int, ...] = ()
+    mid_attention: bool = True
+    norm_groups: int = 32
+    space_to_depth: int = 1
+
+    def __post_init__(self) -> None:
+        # JSON has no tuples; a configuration read back must equal the one that was written.
+        object.__setattr__(self, "block_channels", tuple(self.block_channels))
+        object.__setattr__(self, "attention_levels", tuple(self.attention_levels))
+        odd = [width for width in self.block_channels if width % self.norm_groups]
+        if odd:
+            raise ValueError(f"block_channels {odd} are not divisible by norm_groups {self.norm_groups}")
+        outside = [level for level in self.attention_levels if not 0 <= level < len(self.block_channels)]
+        if outside:
+            raise ValueError(f"attention_levels {outside} are not among the {len(self.block_channels)} levels")
+
+
+class TextureVAE(nn.Module):
+    """Images to a diagonal Gaussian over texture latents, and back.
+
+    An image side must be divisible by `downsampling`.
+    """
+
+    def __init__(self, config: TextureVAEConfig) -> None:
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+        super().__init__()
+        self.config = config
+        attention = [level in config.attention_levels for level in range(len(config.block_channels))]
+        self.autoencoder = AutoencoderKL(
+            in_channels=3,
+            out_channels=3,
+            down_block_types=tuple("AttnDownEncoderBlock2D" if here else "DownEncoderBlock2D" for here in attention),
+            up_block_types=tuple("AttnUpDecoderBlock2D" if here else "UpDecoderBlock2D" for here in attention[::-1]),
+            block_out_channels=config.block_channels,
+            layers_per_block=config.layers_per_block,
+            latent_channels=config.channels,
+            norm_num_groups=config.norm_groups,
+            mid_block_add_attention=config.mid_attention,
+        )
+
+    @property
+    def latent_channels(self) -> int:
+        """Texture channels C_z, space-to-depth included."""
+        return self.config.channels * self.config.space_to_depth**2
+
+    @property
+    def downsampling(self) -> int:
+        """Image pixels per latent pixel along one side, space-to-depth included."""
+        return 2 ** (len(self.config.block_channels) - 1) * self.config.space_to_depth
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) in [-1, 1] -> mean and logvar, each (B, C_z, h, w), logvar clamped to [-30, 20]."""
+        moments = self.autoencoder.quant_conv(self.autoencoder.encoder(images))
+        mean, logvar = moments.chunk(2, dim=1)
+        fold = self.config.space_to_depth
+        return F.pixel_unshuffle(mean, fold), F.pixel_unshuffle(logvar.clamp(*LOGVAR_RANGE), fold)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Texture latents (B, C_z, h, w) -> images (B, 3, H, W) around [-1, 1], not clamped."""
+        unfolded = F.pixel_shuffle(latents, self.config.space_to_depth)
+        return self.autoencoder.decoder(self.autoencoder.post_quant_conv(unfolded))

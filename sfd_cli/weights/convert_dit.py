@@ -1,0 +1,175 @@
+"""LightningDiT checkpoints of the public reference code, to our names and back.
+
+The architecture is read off the tensors wherever they tell it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfd_cli.errors import UserError
+from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig, rotary_tables, sincos_positions
+from sfd_cli.weights.model_files import require_fit, unwrap_checkpoint
+
+DIT_MODULES = {
+    "x_embedder.proj": "patch_embedding",
+    "y_embedder.embedding_table": "class_embedding",
+    "t_embedder.mlp.0": "time.linear_in",
+    "t_embedder.mlp.2": "time.linear_out",
+    "t_embedder_sem.mlp.0": "semantic_time.linear_in",
+    "t_embedder_sem.mlp.2": "semantic_time.linear_out",
+    "t_embedder_tex.mlp.0": "texture_time.linear_in",
+    "t_embedder_tex.mlp.2": "texture_time.linear_out",
+    "repa_projector.0": "projector.0",
+    "repa_projector.2": "projector.2",
+    "repa_projector.4": "projector.4",
+    "final_layer.norm_final": "final_norm",
+    "final_layer.adaLN_modulation.1": "final_modulation",
+    "final_layer.linear": "final_linear",
+}
+DIT_BLOCK_MODULES = {
+    "adaLN_modulation.1": "modulation",
+    "norm1": "attention_norm",
+    "norm2": "mlp_norm",
+    "attn.qkv": "attention.qkv",
+    "attn.proj": "attention.out",
+    "attn.q_norm": "attention.query_norm",
+    "attn.k_norm": "attention.key_norm",
+}
+SWIGLU_MODULES = {"mlp.w12": "mlp.gate_up", "mlp.w3": "mlp.down"}
+MLP_MODULES = {"mlp.fc1": "mlp.up", "mlp.fc2": "mlp.down"}
+DIT_DERIVED = ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin")
+
+
+def dit_from_reference(
+    checkpoint: Mapping[str, Any],
+    heads: int | None = None,
+    semantic_channels: int | None = None,
+    repa_depth: int = 2,
+) -> tuple[LightningDiTConfig, dict[str, Tensor]]:
+    """A reference LightningDiT as our configuration and state dict.
+
+    Args:
+        checkpoint: the state dict, or a training checkpoint around it (`ema` is taken before `model`).
+        heads: needed only where there are no q/k norms to tell it.
+        semantic_channels: how many of the last channels are semantic; needed where there are two times.
+        repa_depth: the block the projector reads, which no tensor tells; used only if there is a projector.
+
+    Raises:
+        UserError: something is missing, unknown or of another shape, or must be asked for.
+    """
+    weights = unwrap_checkpoint(checkpoint, ("ema", "model"))
+    config = _dit_config(weights, heads, semantic_channels, repa_depth)
+    _check_derived(weights, config)
+    names = _dit_names(config)
+    converted: dict[str, Tensor] = {}
+    for key, tensor in weights.items():
+        if key not in DIT_DERIVED:
+            module, _, leaf = key.rpartition(".")
+            converted[f"{names.get(module, module)}.{leaf}"] = tensor
+    converted["patch_embedding.weight"] = converted["patch_embedding.weight"].flatten(1)
+    with torch.device("meta"):
+        require_fit(LightningDiT(config), converted, "the reference checkpoint")
+    return config, converted
+
+
+def dit_to_reference(config: LightningDiTConfig, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our LightningDiT state dict under the reference's names, with the tables the reference stores."""
+    names = {ours: reference for reference, ours in _dit_names(config).items()}
+    exported: dict[str, Tensor] = {}
+    for key, tensor in state_dict.items():
+        module, _, leaf = key.rpartition(".")
+        exported[f"{names[module]}.{leaf}"] = tensor
+    kernel = (config.width, config.in_channels, config.patch_size, config.patch_size)
+    exported["x_embedder.proj.weight"] = exported["x_embedder.proj.weight"].reshape(kernel)
+    return exported | _dit_tables(config)
+
+
+def _dit_config(
+    weights: Mapping[str, Tensor], heads: int | None, semantic_channels: int | None, repa_depth: int
+) -> LightningDiTConfig:
+    width, in_channels, patch_size, _ = _get(weights, "x_embedder.proj.weight").shape
+    qk_norm = "blocks.0.attn.q_norm.weight" in weights
+    dual = "t_embedder_sem.mlp.0.weight" in weights
+    swiglu = "blocks.0.mlp.w12.weight" in weights
+    hidden = _get(weights, "blocks.0.mlp.w3.weight" if swiglu else "blocks.0.mlp.fc2.weight").shape[1]
+    projector = "repa_projector.0.weight" in weights
+    if qk_norm:
+        heads = width // weights["blocks.0.attn.q_norm.weight"].shape[0]
+    if heads is None:
+        raise UserError("the checkpoint has no q/k norms that would tell the number of attention heads; give it")
+    if dual and semantic_channels is None:
+        raise UserError("the checkpoint does not tell how many of its channels are semantic; give the number")
+    if "pos_embed" not in weights:
+        raise UserError("the checkpoint has no pos_embed, which tells the size of its grid; export it whole")
+    try:
+        return LightningDiTConfig(
+            grid=round(weights["pos_embed"].shape[1] ** 0.5) * patch_size,
+            in_channels=in_channels,
+            num_classes=_get(weights, "y_embedder.embedding_table.weight").shape[0] - 1,
+            semantic_channels=semantic_channels or 0,
+            width=width,
+            depth=1 + max(int(match[1]) for key in weights if (match := re.match(r"blocks\.(\d+)\.", key))),
+            heads=heads,
+            patch_size=patch_size,
+            mlp_ratio=_mlp_ratio(width, hidden, swiglu),
+            qk_norm=qk_norm,
+            swiglu=swiglu,
+            rope="feat_rope.freqs_cos" in weights,
+            rms_norm="blocks.0.norm1.weight" in weights,
+            time_embedding="dual" if dual else "single",
+            repa_depth=repa_depth if projector else 0,
+            repa_width=weights["repa_projector.0.weight"].shape[0] if projector else LightningDiTConfig.repa_width,
+            feature_width=_get(weights, "repa_projector.4.weight").shape[0] if projector else 0,
+        )
+    except ValueError as error:
+        raise UserError(f"the checkpoint is not a LightningDiT that can be built here: {error}") from None
+
+
+def _get(weights: Mapping[str, Tensor], key: str) -> Tensor:
+    if key not in weights:
+        raise UserError(f"the checkpoint is not a LightningDiT: {key} is missing")
+    return weights[key]
+
+
+def _mlp_ratio(width: int, hidden: int, swiglu: bool) -> float:
+    """The roundest ratio whose hidden width is `hidden`, since rounding down made many ratios equal."""
+    exact = hidden / width * (1.5 if swiglu else 1.0)
+    for denominator in (1, 2, 4, 8, 64, 512, 4096):
+        for ratio in (round(exact * denominator) / denominator, (int(exact * denominator) + 1) / denominator):
+            if hidden == (int(2 / 3 * width * ratio) if swiglu else int(width * ratio)):
+                return ratio
+    raise UserError(f"no mlp_ratio gives the checkpoint's hidden width {hidden} at width {width}")
+
+
+def _dit_names(config: LightningDiTConfig) -> dict[str, str]:
+    """Reference module path -> ours, for every module the configuration may have."""
+    block = DIT_BLOCK_MODULES | (SWIGLU_MODULES if config.swiglu else MLP_MODULES)
+    names = dict(DIT_MODULES)
+    for number in range(config.depth):
+        names |= {f"blocks.{number}.{theirs}": f"blocks.{number}.{ours}" for theirs, ours in block.items()}
+    return names
+
+
+def _dit_tables(config: LightningDiTConfig) -> dict[str, Tensor]:
+    """The reference's stored buffers that are functions of the configuration."""
+    tables = {"pos_embed": sincos_positions(config.width, config.tokens_per_side)}
+    if config.rope:
+        cos, sin = rotary_tables(config.head_width, config.tokens_per_side)
+        # Ours carry the sign of the rotation in the sines of the even channels, the reference's carry none.
+        unsigned = sin.squeeze(1)[:, 1::2].repeat_interleave(2, dim=-1)
+        tables |= {"feat_rope.freqs_cos": cos.squeeze(1), "feat_rope.freqs_sin": unsigned}
+    return tables
+
+
+def _check_derived(weights: Mapping[str, Tensor], config: LightningDiTConfig) -> None:
+    """Positions that were trained, or made by another rule, must not be dropped in silence."""
+    for key, table in _dit_tables(config).items():
+        found = weights.get(key)
+        if found is None or found.shape != table.shape or not torch.allclose(found.float(), table, atol=1e-2):
+            raise UserError(f"{key} of the checkpoint is not the fixed table of its architecture; it cannot be used")

@@ -1,0 +1,61 @@
+"""Semantic VAE checkpoints of the public reference code, to our names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfd_cli.errors import UserError
+from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
+from sfd_cli.weights.model_files import require_fit, unwrap_checkpoint
+
+BLOCK_NAMES = {
+    "attn.in_proj_weight": "qkv.weight",
+    "attn.in_proj_bias": "qkv.bias",
+    "attn.out_proj": "out",
+    "norm1": "attention_norm",
+    "norm2": "mlp_norm",
+    "mlp.0": "up",
+    "mlp.2": "down",
+}
+
+
+def semantic_vae_from_reference(
+    checkpoint: Mapping[str, Any], heads: int
+) -> tuple[SemanticVAEConfig, dict[str, Tensor]]:
+    """A reference Semantic VAE, or the file's dict around it, as our configuration and state dict.
+
+    Raises:
+        UserError: something is missing, unknown or of another shape.
+    """
+    weights = unwrap_checkpoint(checkpoint, ("model_state_dict",))
+    if "encoder.0.weight" not in weights or "decoder.0.weight" not in weights:
+        raise UserError("the checkpoint is not a Semantic VAE: encoder.0.weight or decoder.0.weight is missing")
+    depth = sum(bool(re.fullmatch(r"encoder\.\d+\.attn\.in_proj_weight", key)) for key in weights)
+    width, feature_width = weights["encoder.0.weight"].shape
+    if width % heads:
+        raise UserError(f"{heads} heads do not divide the Semantic VAE's width {width}; give the number it has")
+    config = SemanticVAEConfig(feature_width, weights["decoder.0.weight"].shape[1], width, depth, heads)
+    converted = {_our_name(key, depth): tensor for key, tensor in weights.items()}
+    with torch.device("meta"):
+        require_fit(SemanticVAE(config), converted, "the reference checkpoint")
+    return config, converted
+
+
+def _our_name(key: str, depth: int) -> str:
+    """`encoder.2.norm1.bias` -> `encoder.blocks.1.attention_norm.bias`; a stranger's name comes back as it is."""
+    match = re.fullmatch(r"(encoder|decoder)\.(\d+)\.(.+)", key)
+    if not match:
+        return key
+    half, position, rest = match[1], int(match[2]), match[3]
+    fixed = {0: "linear_in", depth + 1: "norm", depth + 2: "linear_out"}
+    if position in fixed:
+        return f"{half}.{fixed[position]}.{rest}"
+    for theirs, ours in BLOCK_NAMES.items():
+        if rest == theirs or rest.startswith(f"{theirs}."):
+            return f"{half}.blocks.{position - 1}.{ours}{rest.removeprefix(theirs)}"
+    return key

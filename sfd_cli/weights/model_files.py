@@ -1,0 +1,201 @@
+"""Model folders: `config.json` says what to build, one `.safetensors` file per set of weights fills it."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sfd_cli.errors import UserError
+from sfd_cli.files import atomic_path, read_json, write_json
+from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
+from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
+from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
+
+CONFIG = "config.json"
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def save_model(
+    folder: Path, module_type: str, config: Any, weights: Mapping[str, Mapping[str, Tensor]], extra: Mapping[str, Any]
+) -> None:
+    """Write a model folder; equal arguments give equal bytes.
+
+    The old `config.json` goes first and the new one comes last, so a folder that has one is whole, and weights of
+    one model never lie beside the configuration of another.
+
+    Args:
+        folder: created if missing.
+        module_type: class name of the module, e.g. "LightningDiT".
+        config: its configuration dataclass.
+        weights: state dicts by file stem, e.g. {"model": ..., "ema": ...}.
+        extra: further JSON-able keys of `config.json`, given back by the loaders.
+    """
+    folder = Path(folder)
+    clash = {"type", "config"} & set(extra)
+    if clash:
+        raise ValueError(f"extra must not hold {sorted(clash)}: config.json has them already")
+    (folder / CONFIG).unlink(missing_ok=True)
+    for stem, state_dict in weights.items():
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+        with atomic_path(folder / f"{stem}.safetensors") as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+    write_json(folder / CONFIG, {"type": module_type, "config": asdict(config), **extra})
+
+
+def load_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a model folder: "type", "config" and the extra keys.
+
+    Raises:
+        UserError: there is none, or it is not a model's.
+    """
+    path = Path(folder) / CONFIG
+    if not path.exists():
+        raise UserError(f"{folder} holds no whole model (no {CONFIG}); run the stage that makes it")
+    description = read_json(path)
+    if not isinstance(description, dict) or not isinstance(description.get("config"), dict):
+        raise UserError(f"{path} does not describe a model (no 'config' in it); run the stage that makes it again")
+    return description
+
+
+def load_dit(folder: Path, weights: str = "ema") -> tuple[LightningDiT, dict[str, Any]]:
+    """The diffusion transformer of a folder and its extra keys (statistics, delta_t, classes ...).
+
+    The module is on the CPU, in evaluation mode and frozen; `weights` names the file, "ema" or "model".
+
+    Raises:
+        UserError: something is missing, damaged, or of another type.
+    """
+    return _load(folder, LightningDiT, LightningDiTConfig, weights)
+
+
+def load_semantic_vae(folder: Path) -> tuple[SemanticVAE, dict[str, Any]]:
+    """The Semantic VAE of a folder and its extra keys, as `load_dit` does."""
+    return _load(folder, SemanticVAE, SemanticVAEConfig, "model")
+
+
+def load_texture_vae(folder: Path) -> tuple[TextureVAE, dict[str, Any]]:
+    """The texture VAE of a folder and its extra keys, as `load_dit` does."""
+    return _load(folder, TextureVAE, TextureVAEConfig, "model")
+
+
+def read_weights_file(path: Path) -> dict[str, Any]:
+    """What a weights file holds: tensors by name, or the dict a checkpoint wraps them in.
+
+    Reads `.safetensors`, and `.pt`, `.pth`, `.ckpt`, `.bin` without executing anything pickled in them.
+
+    Raises:
+        UserError: missing, damaged, of another kind, or holding objects that only unpickling could rebuild.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights file")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix not in TORCH_SUFFIXES:
+        raise UserError(f"{path}: expected .safetensors or one of {', '.join(TORCH_SUFFIXES)}")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(_refusal(path, error)) from None
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is damaged or truncated ({_first_line(error)}); fetch or copy it again") from None
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path} holds a {type(loaded).__name__}, not weights by name; save its state_dict()")
+    return loaded
+
+
+def unwrap_checkpoint(checkpoint: Mapping[str, Any], wrappers: tuple[str, ...]) -> dict[str, Tensor]:
+    """The state dict inside a training checkpoint, without the prefixes that DDP and torch.compile leave.
+
+    Args:
+        checkpoint: a state dict, or a dict that holds one.
+        wrappers: keys to look for it under, the first one present being taken.
+
+    Raises:
+        UserError: what is there is not tensors by name.
+    """
+    inner: Mapping[str, Any] = checkpoint
+    for wrapper in wrappers:
+        if isinstance(checkpoint.get(wrapper), Mapping):
+            inner = checkpoint[wrapper]
+            break
+    strangers = [key for key, value in inner.items() if not isinstance(value, Tensor)]
+    if strangers:
+        raise UserError(
+            f"the checkpoint holds {strangers[0]!r}, which is no tensor, and none of {', '.join(wrappers)};"
+            " take the state dict out of it"
+        )
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", key): tensor for key, tensor in inner.items()}
+
+
+def require_fit(module: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
+    """Check that `state_dict` has just the module's names and shapes.
+
+    Raises:
+        UserError: names `source` and the first few keys that do not fit.
+    """
+    expected = module.state_dict()
+    problems = [f"{key} is missing" for key in expected if key not in state_dict]
+    problems += [f"{key} is unknown" for key in state_dict if key not in expected]
+    problems += [
+        f"{key} is {tuple(state_dict[key].shape)} instead of {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in state_dict and state_dict[key].shape != tensor.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"{source} does not fit a {type(module).__name__}: {'; '.join(problems[:3])}{more}")
+
+
+def _load(folder: Path, module: type[M], config_type: type, weights: str) -> tuple[M, dict[str, Any]]:
+    folder = Path(folder)
+    description = load_config(folder)
+    found = description.pop("type", None)
+    if found != module.__name__:
+        raise UserError(f"{folder} holds a {found}, but a {module.__name__} is wanted; check the path")
+    try:
+        built = module(config_type(**description.pop("config")))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{folder / CONFIG} does not describe a {module.__name__}: {error}") from None
+    path = folder / f"{weights}.safetensors"
+    if not path.exists():
+        present = ", ".join(sorted(file.stem for file in folder.glob("*.safetensors"))) or "none"
+        raise UserError(f"{path} does not exist (weights present: {present}); run the stage that makes it again")
+    tensors = _read_safetensors(path)
+    require_fit(built, tensors, str(path))
+    built.load_state_dict(tensors)
+    return built.eval().requires_grad_(False), description
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged or truncated ({_first_line(error)}); make or fetch it again") from None
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    """Why a pickle is not read; a damaged file ends up here too, when its first bytes already are not torch's."""
+    if "weights_only" not in str(error) and "WeightsUnpickler" not in str(error):
+        return f"{path} is not a torch weights file ({_first_line(error)}); fetch or copy it again"
+    return (
+        f"{path} holds pickled objects besides tensors, and unpickling a stranger's file can run any code, so it is"
+        " not done here. If you trust it, convert it once where those objects can be imported: python -c"
+        " \"import torch; c = torch.load('IN.pt', map_location='cpu', weights_only=False);"
+        " torch.save({k: c[k] for k in ('ema', 'model', 'state_dict', 'model_state_dict') if k in c}, 'OUT.pt')\""
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0] or type(error).__name__
