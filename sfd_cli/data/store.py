@@ -1,0 +1,323 @@
+"""Sharded HDF5 stores of per-image arrays: written shard by shard and resumable, read through memory maps.
+
+A store is a folder of `shard-NNNNN.h5`, each whole or absent, and an `index.h5` whose virtual data sets
+present them as one. Any HDF5 program can open either; no array needs this module to be read.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from sfd_cli.errors import StageFailure, UserError
+from sfd_cli.files import atomic_path
+
+INDEX = "index.h5"
+EXTRAS = "extras"
+PAGE = 4096
+
+
+@dataclass(frozen=True)
+class Field:
+    """One array per image: its shape, whose first axis is (as is, flipped), and its dtype."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float16"
+
+
+def shard_name(shard: int) -> str:
+    """File name of a shard."""
+    return f"shard-{shard:05d}.h5"
+
+
+class ShardWriter:
+    """Fills one shard piece by piece, so that a shard need not fit in memory."""
+
+    def __init__(self, file: h5py.File, fields: Mapping[str, Field], count: int) -> None:
+        self._file = file
+        self._unwritten = dict.fromkeys(fields, count)
+        for name, field in fields.items():
+            file.create_dataset(name, (count, *field.shape), field.dtype)
+
+    def write(self, start: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Put the arrays of consecutive images at row `start` of this shard; every row is written once."""
+        for name, array in arrays.items():
+            data = self._file[name]
+            if array.shape[1:] != data.shape[1:] or start + len(array) > len(data):
+                raise ValueError(f"{name}: {array.shape} does not fit at row {start} of {data.shape}")
+            data[start : start + len(array)] = array
+            self._unwritten[name] -= len(array)
+
+    def keep(self, name: str, array: np.ndarray) -> None:
+        """Keep a small array about the whole shard, to be had again from `StoreWriter.extra`."""
+        self._file.create_dataset(f"{EXTRAS}/{name}", data=array)
+
+    def check_filled(self) -> None:
+        """Raise ValueError if rows were left out."""
+        missing = {name: rows for name, rows in self._unwritten.items() if rows}
+        if missing:
+            raise ValueError(f"{self._file.filename} was left with rows unwritten: {missing}")
+
+
+class StoreWriter:
+    """Writes a store; what a killed run left behind is taken up again shard by shard.
+
+    Args:
+        folder: the store.
+        fields: the arrays of every image.
+        count: images in the store.
+        shard_size: images per shard; the last one may hold fewer.
+        fingerprint: of everything that decides the contents; shards of another are not taken up.
+        attributes: JSON-able facts kept in the index.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        fields: Mapping[str, Field],
+        count: int,
+        shard_size: int,
+        fingerprint: str,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.fields = dict(fields)
+        self.count = count
+        self.shard_size = shard_size
+        self.fingerprint = fingerprint
+        self.attributes = dict(attributes or {})
+
+    @property
+    def shard_count(self) -> int:
+        """Shards of the whole store."""
+        return -(-self.count // self.shard_size)
+
+    def rows(self, shard: int) -> range:
+        """Positions in the store that `shard` holds."""
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.count))
+
+    def finished_shards(self) -> set[int]:
+        """Shards that are there, whole, and of this store's fingerprint."""
+        return {shard for shard in range(self.shard_count) if self._is_finished(shard)}
+
+    def remove_leftovers(self) -> None:
+        """Delete what a killed writer left half written. Not while another process writes here."""
+        for path in self.folder.glob(".*.h5.*.tmp"):
+            path.unlink()
+
+    @contextmanager
+    def shard(self, shard: int) -> Iterator[ShardWriter]:
+        """Write one shard piece by piece; it gets its name, fsynced, only when the block ends without error."""
+        with (
+            atomic_path(self.folder / shard_name(shard)) as temporary,
+            h5py.File(temporary, "w", alignment_threshold=PAGE, alignment_interval=PAGE) as file,
+        ):
+            file.attrs["fingerprint"] = self.fingerprint
+            writer = ShardWriter(file, self.fields, len(self.rows(shard)))
+            yield writer
+            writer.check_filled()
+
+    def write_shard(self, shard: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write one shard from arrays of all its images, (n, *field shape)."""
+        with self.shard(shard) as writer:
+            writer.write(0, arrays)
+
+    def extra(self, shard: int, name: str) -> np.ndarray:
+        """A small array that `ShardWriter.keep` put into a finished shard."""
+        with h5py.File(self.folder / shard_name(shard), "r") as file:
+            return np.asarray(file[f"{EXTRAS}/{name}"])
+
+    def finish(
+        self,
+        labels: Sequence[int],
+        files: Sequence[str],
+        indices: Sequence[int],
+        classes: Sequence[str],
+        statistics: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Write the index over all shards.
+
+        Args:
+            labels: class index of every image, in the store's order.
+            files: source file of every image, relative to the manifest's root.
+            indices: index of every image in the manifest.
+            classes: class names.
+            statistics: arrays such as per-channel `mean` and `std`.
+
+        Raises:
+            StageFailure: a shard is missing or not whole.
+        """
+        missing = sorted(set(range(self.shard_count)) - self.finished_shards())
+        if missing:
+            raise StageFailure(f"{self.folder}: shards {missing} are missing; run the same command again")
+        with atomic_path(self.folder / INDEX) as temporary, h5py.File(temporary, "w", libver="latest") as index:
+            index.attrs["fingerprint"] = self.fingerprint
+            index.attrs["shard_size"] = self.shard_size
+            index.attrs["attributes"] = json.dumps(self.attributes, sort_keys=True)
+            for name, field in self.fields.items():
+                index.create_virtual_dataset(name, self._layout(name, field))
+            index["labels"] = np.asarray(labels, np.int64)
+            index["indices"] = np.asarray(indices, np.int64)
+            _write_texts(index, "files", files)
+            _write_texts(index, "classes", classes)
+            for name, values in (statistics or {}).items():
+                index[f"statistics/{name}"] = values
+
+    def _layout(self, name: str, field: Field) -> h5py.VirtualLayout:
+        layout = h5py.VirtualLayout((self.count, *field.shape), field.dtype)
+        for shard in range(self.shard_count):
+            rows = self.rows(shard)
+            source = h5py.VirtualSource(shard_name(shard), name, (len(rows), *field.shape), field.dtype)
+            layout[rows.start : rows.stop] = source
+        return layout
+
+    def _is_finished(self, shard: int) -> bool:
+        try:
+            with h5py.File(self.folder / shard_name(shard), "r") as file:
+                rows = len(self.rows(shard))
+                return file.attrs.get("fingerprint") == self.fingerprint and all(
+                    name in file and file[name].shape == (rows, *field.shape) and file[name].dtype == field.dtype
+                    for name, field in self.fields.items()
+                )
+        except OSError:
+            return False
+
+
+class Store:
+    """A finished store, for reading. Safe to share between threads, to fork and to pickle.
+
+    Attributes:
+        fields: what is stored of every image.
+        labels: class index of every image, int64 (n,).
+        indices: index of every image in the manifest it was made from, int64 (n,).
+        classes: class names.
+        statistics: arrays by name; of a latent store `mean` and `std`, float64 (C,).
+        attributes: what the writer noted.
+        fingerprint: of what made it.
+
+    Raises:
+        UserError: there is no store, or a shard is missing, truncated or of another store.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        path = self.folder / INDEX
+        if not path.exists():
+            raise UserError(f"{folder} holds no finished store ({INDEX} is missing); run the stage that writes it")
+        try:
+            with h5py.File(path, "r") as index:
+                self._read_index(index)
+        except (OSError, KeyError, ValueError) as error:
+            raise UserError(f"{path} is damaged ({error}); run the stage that writes it again") from None
+        shards = -(-len(self) // self._shard_size)
+        self._views = [self._map_shard(shard) for shard in range(shards)]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
+        return Store, (self.folder,)
+
+    def read(self, field: str, indices: Sequence[int] | np.ndarray, flips: np.ndarray | None = None) -> np.ndarray:
+        """The arrays of a batch, in the order of `indices`, repeats allowed.
+
+        Args:
+            field: a name in `fields`.
+            indices: positions in this store, (n,).
+            flips: 0 (as is) or 1 (flipped) for every image, (n,); without it both are returned.
+
+        Returns:
+            (n, *shape) without `flips`, (n, *shape[1:]) with; the dtype of the field.
+
+        Raises:
+            IndexError: a position is outside the store.
+        """
+        positions = np.asarray(indices, np.int64)
+        if len(positions) and not (positions.min() >= 0 and positions.max() < len(self)):
+            raise IndexError(f"positions {positions.min()} to {positions.max()} of a store of {len(self)} images")
+        kept: Any = slice(None) if flips is None else np.asarray(flips, np.int64)
+        shape = self.fields[field].shape if flips is None else self.fields[field].shape[1:]
+        batch = np.empty((len(positions), *shape), self.fields[field].dtype)
+        shards, rows = np.divmod(positions, self._shard_size)
+        axis = [kept] * len(positions) if flips is None else kept.tolist()
+        unmapped = set()
+        for place, (shard, row, flip) in enumerate(zip(shards.tolist(), rows.tolist(), axis, strict=True)):
+            view = self._views[shard].get(field)
+            if view is None:
+                unmapped.add(shard)
+            else:
+                batch[place] = view[row, flip]
+        for shard in unmapped:
+            here = np.flatnonzero(shards == shard)
+            wanted, back = np.unique(rows[here], return_inverse=True)
+            with h5py.File(self.folder / shard_name(shard), "r") as file:
+                values = file[field][wanted]
+            batch[here] = values[back] if flips is None else values[back, kept[here]]
+        return batch
+
+    @cached_property
+    def files(self) -> list[str]:
+        """Source file of every image, relative to the root of the manifest; a million take a moment to decode."""
+        with h5py.File(self.folder / INDEX, "r") as index:
+            return _read_texts(index, "files")
+
+    def _read_index(self, index: h5py.File) -> None:
+        self.fingerprint = str(index.attrs["fingerprint"])
+        self._shard_size = int(index.attrs["shard_size"])
+        self.attributes: dict[str, Any] = json.loads(index.attrs["attributes"])
+        self.fields = {
+            name: Field(data.shape[1:], data.dtype.str)
+            for name, data in index.items()
+            if isinstance(data, h5py.Dataset) and data.is_virtual
+        }
+        self.labels: np.ndarray = index["labels"][:]
+        self.indices: np.ndarray = index["indices"][:]
+        self.classes = _read_texts(index, "classes")
+        self.statistics = {name: values[:] for name, values in index.get("statistics", {}).items()}
+
+    def _map_shard(self, shard: int) -> dict[str, np.ndarray]:
+        """Fields of a shard as read-only views of its mapped file; chunked or compressed ones are left out."""
+        path = self.folder / shard_name(shard)
+        count = min(self._shard_size, len(self) - shard * self._shard_size)
+        views = {}
+        try:
+            with h5py.File(path, "r") as file, open(path, "rb") as raw:
+                if file.attrs.get("fingerprint") != self.fingerprint:
+                    raise UserError(f"{path} was made by other settings than {self.folder / INDEX}; {_AGAIN}")
+                mapped = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
+                for name, field in self.fields.items():
+                    data = file[name]
+                    if data.shape != (count, *field.shape):
+                        raise UserError(f"{path}: {name} has shape {data.shape}, not {(count, *field.shape)}; {_AGAIN}")
+                    offset = data.id.get_offset()
+                    if offset is not None:
+                        flat = np.frombuffer(mapped, data.dtype, data.size, offset)
+                        views[name] = flat.reshape(data.shape)
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing; {_AGAIN}") from None
+        except (OSError, KeyError, ValueError) as error:
+            raise UserError(f"{path} is truncated or damaged ({error}); delete it and {_AGAIN}") from None
+        return views
+
+
+_AGAIN = "run the stage that writes this store again"
+
+
+def _write_texts(file: h5py.File, name: str, texts: Sequence[str]) -> None:
+    """Texts as fixed-length UTF-8, whose bytes in the file are determined by the texts alone."""
+    encoded = [text.encode() for text in texts]
+    length = max(map(len, encoded), default=1)
+    file.create_dataset(name, data=np.array(encoded, f"S{length}"), dtype=h5py.string_dtype("utf-8", length))
+
+
+def _read_texts(file: h5py.File, name: str) -> list[str]:
+    return [text.decode() for text in file[name][:]]
