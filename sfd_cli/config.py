@@ -134,16 +134,22 @@ class SemVAE(VAETraining):
 class TextureVAE(VAETraining):
     """`train-texture-vae`: a small KL autoencoder trained here, or published weights imported."""
 
-    weights: Path | None = Field(None, description="import this LDM .ckpt, diffusers folder or .safetensors instead of training")
+    weights: Path | None = Field(
+        None, description="import this LDM .ckpt, diffusers folder or .safetensors instead of training"
+    )
     channels: int = Field(4, gt=0, description="latent channels before space-to-depth")
     block_channels: list[int] = Field(
         [32, 64, 64, 64], min_length=1, description="width of each level; every level but the last halves the side"
     )
     layers_per_block: int = Field(1, gt=0, description="residual blocks per level")
     attention_levels: list[int] = Field([], description="levels that have attention, 0 being the finest")
-    space_to_depth: int = Field(1, gt=0, description="fold k x k latent pixels into channels, to meet the encoder's grid")
+    space_to_depth: int = Field(
+        1, gt=0, description="fold k x k latent pixels into channels, to meet the encoder's grid"
+    )
     kl_weight: float = Field(1e-6, ge=0, description="weight of the KL summed over an image's latent")
-    edge_weight: float = Field(1.0, ge=0, description="weight of the L1 between image gradients, which keeps edges sharp")
+    edge_weight: float = Field(
+        1.0, ge=0, description="weight of the L1 between image gradients, which keeps edges sharp"
+    )
 
     @property
     def downsampling(self) -> int:
@@ -216,13 +222,17 @@ class DiT(Section):
         if self.width % self.heads:
             raise ValueError(f"heads: {self.heads} heads do not divide width {self.width}")
         if self.rope and (self.width // self.heads) % 4:
-            raise ValueError(f"heads: 2-D rotary positions need width / heads ({self.width // self.heads}) divisible by 4")
+            raise ValueError(
+                f"heads: 2-D rotary positions need width / heads ({self.width // self.heads}) divisible by 4"
+            )
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate: {self.accumulate} does not divide batch_size {self.batch_size}")
         if self.repa != "off" and self.repa_depth > self.depth:
             raise ValueError(f"repa_depth: {self.repa_depth} is past the last of {self.depth} blocks (depth)")
         if self.repa != "off" and self.patch_size != 1:
-            raise ValueError(f"repa: needs one token per latent pixel, but patch_size is {self.patch_size}; use repa: 'off'")
+            raise ValueError(
+                f"repa: needs one token per latent pixel, but patch_size is {self.patch_size}; use repa: 'off'"
+            )
         if self.repa == "decoded" and not self.semantics:
             raise ValueError("repa: 'decoded' needs the semantic latent, but semantics is false")
         if not self.semantics and self.delta_t != 0:

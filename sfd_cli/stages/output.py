@@ -34,6 +34,11 @@ class StageOutput:
             artifacts of equal settings must be equal byte for byte.
         inert: settings shown in `settings.json` that only say how far a run goes, such as the number of
             training steps; they are not in the fingerprint and `complete` is the caller's to decide.
+
+    Attributes:
+        complete: a finished output of these very settings is there already.
+        resumed: an output of these very settings was there, finished or not.
+        facts: what `finish` was told, now or by the run that finished it.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class StageOutput:
         self.fingerprint = fingerprint({"stage": stage, "settings": settings, "inputs": inputs})
         self.complete = False
         self.resumed = False
+        self.facts: dict[str, Any] = {}
         self._timings = Path(metrics) / "timings" / f"{stage}.json"
 
     def __enter__(self) -> Self:
@@ -76,7 +82,8 @@ class StageOutput:
 
     def finish(self, **facts: Any) -> None:
         """Mark the output whole; `facts` (JSON-able, deterministic) are kept in `settings.json`."""
-        self._record(complete=True, **facts)
+        self.facts = facts
+        self._record(complete=True)
         self.complete = True
         segments = read_json(self._timings) if self._timings.exists() and self.resumed else []
         segments.append({"seconds": round(time.monotonic() - self._started, 2), "resumed": self.resumed})
@@ -89,6 +96,7 @@ class StageOutput:
             found = read_json(record)
             if found.get("fingerprint") == self.fingerprint:
                 self.complete = bool(found.get("complete"))
+                self.facts = found.get("facts", {})
                 self.resumed = True
                 return
             self._put_aside(found)
@@ -101,10 +109,12 @@ class StageOutput:
 
         A finished output of a DVC run is in DVC's cache, so it can go; anything else is renamed.
         """
-        changed = ", ".join(differences(found, {"settings": self.settings, "inputs": self.inputs})) or "unknown settings"
+        changed = (
+            ", ".join(differences(found, {"settings": self.settings, "inputs": self.inputs})) or "unknown settings"
+        )
         if found.get("complete") and "DVC_STAGE" in os.environ:
             shutil.rmtree(self.folder)
-            say(f"{self.folder} was made by other settings ({changed}); starting afresh (`dvc checkout` has the old one)")
+            say(f"{self.folder} was made by other settings ({changed}); starting afresh (DVC's cache has the old one)")
             return
         tag = str(found.get("fingerprint", "unknown"))[:8]
         aside = self.folder.with_name(f"{self.folder.name}.{tag}")
@@ -115,7 +125,7 @@ class StageOutput:
         self.folder.rename(aside)
         say(f"{self.folder} was made by other settings ({changed}); it is now {aside}, starting afresh")
 
-    def _record(self, complete: bool, **facts: Any) -> None:
+    def _record(self, complete: bool) -> None:
         write_json(
             self.folder / SETTINGS,
             {
@@ -125,7 +135,7 @@ class StageOutput:
                 "complete": complete,
                 "settings": self.settings | self.inert,
                 "inputs": self.inputs,
-                **facts,
+                "facts": self.facts,
             },
         )
 

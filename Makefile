@@ -1,0 +1,32 @@
+# Two commands do everything: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := $(CURDIR)/.venv/bin
+export PATH := $(BIN):$(PATH)
+
+.PHONY: demo test check format clean
+
+demo: .venv/installed
+	dvc repro
+	sfd show
+
+test: check
+	pytest
+
+check: .venv/installed
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+format: .venv/installed
+	ruff check --fix .
+	ruff format .
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[demo,dev]"
+	touch $@
+
+clean:
+	rm -rf .venv
