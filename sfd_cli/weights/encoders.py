@@ -13,11 +13,14 @@ from sfd_cli.files import fingerprint
 from sfd_cli.networks.visual_encoder import VisualEncoder, timm_name
 from sfd_cli.weights.demo_encoder import read_demo_encoder
 from sfd_cli.weights.fetch import digest, fetch, fetch_weights
-from sfd_cli.weights.model_files import read_weights_file
+from sfd_cli.weights.model_files import read_weights_file, unwrap_checkpoint
 from sfd_cli.weights.registry import REGISTRY, Https, Hub, Weights
 
 DEMO_ARCHITECTURE = "vit_small_patch14_dinov2"
 RANDOM_SEED = 0
+
+# Where the releases of DINOv2, MAE and others keep the state dict inside their files.
+WRAPPERS = ("model", "state_dict", "teacher")
 
 
 def load_visual_encoder(config: Encoder) -> VisualEncoder:
@@ -90,4 +93,6 @@ def timm_weights(name: str) -> Weights:
 
 
 def _read(file: Path, config: Encoder) -> dict[str, Tensor]:
-    return read_demo_encoder(file) if config.weights == "demo" else read_weights_file(file)
+    if config.weights == "demo":
+        return read_demo_encoder(file)
+    return unwrap_checkpoint(read_weights_file(file), WRAPPERS)
