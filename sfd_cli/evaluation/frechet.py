@@ -1,0 +1,115 @@
+"""The Fréchet distance between two sets of features, from moments gathered in one pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfd_cli.errors import UserError
+
+GATHERED = 4096
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """A Gaussian fitted to features: `mean` (D,), `covariance` (D, D), float64.
+
+    `count` is how many images it stands for, None where a statistics file does not say.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    count: int | None
+
+    @property
+    def width(self) -> int:
+        """Features per image, D."""
+        return int(self.mean.shape[0])
+
+
+class Moments:
+    """Count, mean and scatter of features in float64, mergeable (Chan, Golub and LeVeque 1979).
+
+    Never holds the features themselves, so the reference may be ImageNet.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.count = 0
+        self._absorbed = 0
+        self._waiting: list[np.ndarray] = []
+        self._mean = np.zeros(width)
+        self._scatter = np.zeros((width, width))
+
+    def update(self, features: Tensor) -> None:
+        """Add a batch of features (n, D)."""
+        self._waiting.append(features.detach().to("cpu", torch.float64).numpy())
+        self.count += len(features)
+        # One update of a 2048 x 2048 scatter costs as much as hundreds of rows, so rows are gathered first.
+        if sum(map(len, self._waiting)) >= GATHERED:
+            self._flush()
+
+    def merged(self, other: Moments) -> Moments:
+        """The moments of both sets together."""
+        result = Moments(len(self._mean))
+        for part in (self, other):
+            part._flush()
+            result._absorb(part.count, part._mean, part._scatter)
+            result.count = result._absorbed
+        return result
+
+    def gaussian(self) -> Gaussian:
+        """The fitted Gaussian, with the unbiased covariance (divisor n - 1).
+
+        Raises:
+            UserError: fewer than two images have no covariance.
+        """
+        if self.count < 2:
+            raise UserError(f"a covariance needs at least 2 images, found {self.count}")
+        self._flush()
+        return Gaussian(self._mean.copy(), self._scatter / (self.count - 1), self.count)
+
+    def _flush(self) -> None:
+        if not self.count - self._absorbed:
+            return
+        rows = np.concatenate(self._waiting)
+        self._waiting = []
+        mean = rows.mean(axis=0)
+        centred = rows - mean
+        self._absorb(len(rows), mean, centred.T @ centred)
+
+    def _absorb(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
+        if not count:
+            return
+        total = self._absorbed + count
+        shift = mean - self._mean
+        self._scatter += scatter + np.outer(shift, shift) * (self._absorbed * count / total)
+        self._mean += shift * (count / total)
+        self._absorbed = total
+
+
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+    """Squared 2-Wasserstein distance between two Gaussians (Heusel et al. 2017, Equation 6).
+
+    `|mu_a - mu_b|^2 + Tr(A) + Tr(B) - 2 Tr((AB)^(1/2))`. AB is similar to the symmetric positive
+    semi-definite `A^(1/2) B A^(1/2)`, so the trace is the sum of the square roots of the latter's
+    eigenvalues: two symmetric eigendecompositions in float64, which stay exact where covariances are
+    singular (fewer images than features) and where a general matrix square root goes astray.
+
+    Raises:
+        UserError: the widths differ, or a value is not finite.
+    """
+    if a.width != b.width:
+        raise UserError(f"features of width {a.width} cannot be compared with statistics of width {b.width}")
+    if not all(np.isfinite(part).all() for part in (a.mean, a.covariance, b.mean, b.covariance)):
+        raise UserError("the features or statistics hold values that are not finite; no distance can be computed")
+    values, vectors = np.linalg.eigh(a.covariance)
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    middle = root @ b.covariance @ root
+    eigenvalues = np.linalg.eigvalsh((middle + middle.T) / 2)
+    trace_of_root = np.sqrt(eigenvalues.clip(min=0)).sum()
+    shift = a.mean - b.mean
+    distance = shift @ shift + np.trace(a.covariance) + np.trace(b.covariance) - 2 * trace_of_root
+    return max(float(distance), 0.0)
