@@ -304,8 +304,8 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate neighbouring channel pairs of x (B, N, heads, head width) by the angles of `rotary_tables`."""
-    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return x * cos + swapped * sin
+    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return x * cos + torch.stack((second, first), dim=-1).flatten(-2) * sin
 
 
 def rotary_tables(head_width: int, side: int) -> tuple[Tensor, Tensor]:
