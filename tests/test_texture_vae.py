@@ -112,9 +112,11 @@ def test_a_diffusers_autoencoder_is_imported_under_its_old_and_new_names(old_nam
     torch.testing.assert_close(F.pixel_unshuffle(mean, 2), vae.encode(images)[0])
 
 
-def test_another_kind_of_diffusers_autoencoder_is_refused() -> None:
+def test_another_kind_of_diffusers_autoencoder_or_half_a_description_is_refused() -> None:
     with pytest.raises(UserError, match="AutoencoderTiny"):
         texture_vae_from_diffusers({"_class_name": "AutoencoderTiny"}, {})
+    with pytest.raises(UserError, match="no 'down_block_types'"):
+        texture_vae_from_diffusers({"_class_name": "AutoencoderKL"}, {})
 
 
 def test_impossible_architectures_are_refused() -> None:

@@ -80,16 +80,18 @@ def texture_vae_from_diffusers(
     """
     if description.get("_class_name") != "AutoencoderKL":
         raise UserError(f"only diffusers' AutoencoderKL can be imported, not {description.get('_class_name')}")
-    config = _config(
-        channels=description["latent_channels"],
-        block_channels=tuple(description["block_out_channels"]),
-        layers_per_block=description.get("layers_per_block", 1),
-        attention_levels=tuple(
-            level for level, kind in enumerate(description["down_block_types"]) if kind.startswith("Attn")
-        ),
-        mid_attention=description.get("mid_block_add_attention", True),
-        norm_groups=description.get("norm_num_groups", 32),
-    )
+    try:
+        kinds = description["down_block_types"]
+        config = _config(
+            channels=description["latent_channels"],
+            block_channels=tuple(description["block_out_channels"]),
+            layers_per_block=description.get("layers_per_block", 1),
+            attention_levels=tuple(level for level, kind in enumerate(kinds) if kind.startswith("Attn")),
+            mid_attention=description.get("mid_block_add_attention", True),
+            norm_groups=description.get("norm_num_groups", 32),
+        )
+    except KeyError as error:
+        raise UserError(f"config.json of the diffusers autoencoder has no {error}; copy the folder again") from None
     return config, _fitted(config, dict(weights))
 
 
