@@ -154,6 +154,11 @@ def timm_name(name: str) -> str:
         registers = "_reg4" if found.group(2) else ""
         return f"vit_{DINOV2_SIZES[found.group(1)]}_patch14{registers}_dinov2"
     if timm.is_model(name):
+        try:
+            timm.get_pretrained_cfg(name)
+        except RuntimeError as error:
+            tags = ", ".join(timm.list_models(f"{name.split('.')[0]}.*", pretrained=True))
+            raise UserError(f"encoder.name: {name!r}: {error} Known: {tags}") from None
         return name
     close = difflib.get_close_matches(name, [*timm.list_models("vit_*"), *_DINOV2_NAMES], n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""

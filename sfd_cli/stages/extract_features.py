@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from sfd_cli.config import Settings
 from sfd_cli.data.images import ImageManifest, ImageReader, evenly_spaced
 from sfd_cli.data.store import Field, Store, StoreWriter
+from sfd_cli.errors import UserError
 from sfd_cli.networks.visual_encoder import VisualEncoder
 from sfd_cli.stages.device import choose_device
 from sfd_cli.stages.output import StageOutput, say, upstream_fingerprint
@@ -47,7 +49,7 @@ def run(settings: Settings) -> dict[str, Any]:
     # than float16 resolves, so that a run short of memory may resume with another.
     inert = {"weights": encoder.weights, "batch_size": settings.features.batch_size}
     with StageOutput(paths.features, STAGE, chosen, inputs, paths.metrics, inert) as output:
-        if output.complete:
+        if output.complete and _is_whole(output.folder):
             say(f"{output.folder} is up to date")
         else:
             _write_store(settings, output.fingerprint, manifest, indices)
@@ -59,6 +61,16 @@ def run(settings: Settings) -> dict[str, Any]:
         "encoder": f"{encoder.name}, {encoder.weights} weights, {encoder.image_size} px",
         "folder": str(paths.features),
     }
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a store that was finished is still all there; a damaged shard is written again, the others kept."""
+    try:
+        Store(folder)
+    except UserError as damage:
+        say(str(damage))
+        return False
+    return True
 
 
 def _write_store(settings: Settings, fingerprint: str, manifest: ImageManifest, indices: list[int]) -> None:

@@ -59,7 +59,7 @@ def fetch_weights(weights: Weights) -> Path:
 
 def by_hand(weights: Weights) -> str:
     """What a person on a machine without network can do."""
-    return f"Or put {Path(weights.file).name} from {weights.source} at {cache_folder() / weights.file}"
+    return f"Or get it from {weights.source} by hand and save it as {cache_folder() / weights.file}"
 
 
 def digest(path: Path) -> str:

