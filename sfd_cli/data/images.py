@@ -206,7 +206,7 @@ def list_image_folder(root: Path) -> list[str]:
     classes = [name for name in entries if (root / name).is_dir()]
     if not classes:
         loose = sum(_is_image(name) for name in entries)
-        found = f"{loose} images but no class folders" if loose else "no class folders and no images"
+        found = f"loose images ({loose}) but no class folders" if loose else "no class folders and no images"
         raise UserError(
             f"images.folder: {root} holds {found}; put images into {root}/CLASS/ (one class: one such folder)"
         )

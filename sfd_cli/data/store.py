@@ -159,12 +159,12 @@ class StoreWriter:
         missing = sorted(set(range(self.shard_count)) - self.finished_shards())
         if missing:
             raise StageFailure(f"{self.folder}: shards {missing} are missing; run the same command again")
-        with atomic_path(self.folder / INDEX) as temporary, h5py.File(temporary, "w", libver="latest") as index:
+        with atomic_path(self.folder / INDEX) as temporary, h5py.File(temporary, "w") as index:
             index.attrs["fingerprint"] = self.fingerprint
             index.attrs["shard_size"] = self.shard_size
             index.attrs["attributes"] = json.dumps(self.attributes, sort_keys=True)
             for name, field in self.fields.items():
-                index.create_virtual_dataset(name, self._layout(name, field))
+                self._create_virtual(index, name, field)
             index["labels"] = np.asarray(labels, np.int64)
             index["indices"] = np.asarray(indices, np.int64)
             _write_texts(index, "files", files)
@@ -172,13 +172,23 @@ class StoreWriter:
             for name, values in (statistics or {}).items():
                 index[f"statistics/{name}"] = values
 
-    def _layout(self, name: str, field: Field) -> h5py.VirtualLayout:
-        layout = h5py.VirtualLayout((self.count, *field.shape), field.dtype)
+    def _create_virtual(self, index: h5py.File, name: str, field: Field) -> None:
+        """A data set of `index` that presents `name` of all shards, found beside the index, as one.
+
+        Through HDF5's own calls, because h5py's would put the time of day into the file.
+        """
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_layout(h5py.h5d.VIRTUAL)
+        properties.set_obj_track_times(False)
+        whole = h5py.h5s.create_simple((self.count, *field.shape))
         for shard in range(self.shard_count):
             rows = self.rows(shard)
-            source = h5py.VirtualSource(shard_name(shard), name, (len(rows), *field.shape), field.dtype)
-            layout[rows.start : rows.stop] = source
-        return layout
+            shape = (len(rows), *field.shape)
+            part = whole.copy()
+            part.select_hyperslab((rows.start, *(0 for _ in field.shape)), shape)
+            properties.set_virtual(part, shard_name(shard).encode(), name.encode(), h5py.h5s.create_simple(shape))
+        kind = h5py.h5t.py_create(np.dtype(field.dtype), logical=True)
+        h5py.h5d.create(index.id, name.encode(), kind, whole, properties)
 
     def _is_finished(self, shard: int) -> bool:
         try:

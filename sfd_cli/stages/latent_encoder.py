@@ -1,0 +1,177 @@
+"""The three frozen networks that turn images into composite latents, and the check that they fit together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfd_cli.config import Settings
+from sfd_cli.data.images import ImageManifest, ImageReader
+from sfd_cli.data.store import INDEX, Field, Store
+from sfd_cli.errors import StageFailure, UserError
+from sfd_cli.files import read_json
+from sfd_cli.networks.visual_encoder import VisualEncoder
+from sfd_cli.stages.device import choose_device
+from sfd_cli.stages.extract_features import encode_flips
+from sfd_cli.stages.output import SETTINGS, say, upstream_fingerprint
+from sfd_cli.weights.encoders import load_visual_encoder
+from sfd_cli.weights.model_files import load_semantic_vae, load_texture_vae
+
+
+class LatentEncoder:
+    """Images of the manifest to composite latents and patch tokens.
+
+    Args:
+        settings: all settings; the sections `images`, `encoder`, `latents`, `paths` and `runtime` are read.
+        manifest: the images.
+        inputs: fingerprints of the images and the encoder, which stored features must share.
+
+    Raises:
+        UserError: a model is missing, or models and settings do not fit together.
+    """
+
+    def __init__(self, settings: Settings, manifest: ImageManifest, inputs: dict[str, str]) -> None:
+        self._settings = settings
+        self._manifest = manifest
+        self._device = choose_device(settings.runtime.device)
+        texture_vae, _ = load_texture_vae(settings.paths.texture_vae)
+        semantic_vae, _ = load_semantic_vae(settings.paths.semvae)
+        self._texture_vae, self._semantic_vae = texture_vae.to(self._device), semantic_vae.to(self._device)
+        self.grid = settings.encoder.grid
+        self._require_one_grid()
+        self._features = open_features(settings, inputs)
+        self._rows = np.full(len(manifest), -1)
+        if self._features is not None:
+            self._rows[self._features.indices] = np.arange(len(self._features))
+            self._require_width(self._features.fields["tokens"].shape[-1])
+
+    @property
+    def fields(self) -> dict[str, Field]:
+        """What is stored of every image; axis 0 is (as is, flipped)."""
+        channels = {"texture": self._texture_vae.latent_channels, "semantic": self._semantic_vae.config.channels}
+        fields = {name: Field((2, count, self.grid, self.grid)) for name, count in channels.items()}
+        if self._settings.latents.store_features:
+            fields["features"] = Field((2, self.grid**2, self._semantic_vae.config.feature_width))
+        return fields
+
+    def encode_all(self, batches: Sequence[Sequence[int]]) -> Iterator[dict[str, np.ndarray]]:
+        """`encode` for every batch of manifest indices, images being decoded ahead in threads."""
+        reader = ImageReader(self._manifest, self._settings.images.size, self._settings.runtime.workers)
+        for batch, images in zip(batches, reader.iterate(batches), strict=True):
+            yield self.encode(batch, images)
+
+    @torch.inference_mode()
+    def encode(self, indices: Sequence[int], images: Tensor) -> dict[str, np.ndarray]:
+        """Arrays for `fields` of uint8 images (n, 3, S, S): posterior samples, float16, (n, *field shape).
+
+        Raises:
+            StageFailure: a value is not finite in float16; names the image.
+        """
+        images = images.to(self._device)
+        tokens = self._tokens(np.asarray(indices), images)
+        pixels = torch.stack([images, images.flip(-1)], dim=1).flatten(0, 1).float() / 127.5 - 1
+        means, deviations = {}, {}
+        for name, (mean, logvar) in {
+            "texture": self._texture_vae.encode(pixels),
+            "semantic": self._semantic_vae.encode(torch.from_numpy(tokens).to(self._device).float().flatten(0, 1)),
+        }.items():
+            means[name], deviations[name] = mean, (0.5 * logvar).exp()
+        noise = posterior_noise(self._settings.latents.seed, indices, [self.fields[name].shape[1:] for name in means])
+        arrays = {}
+        for name, draws in zip(means, noise, strict=True):
+            mean, deviation = (self._as_grid(part) for part in (means[name], deviations[name]))
+            sample = mean + deviation * draws.to(self._device).flatten(0, 1)
+            arrays[name] = sample.unflatten(0, (-1, 2)).half().cpu().numpy()
+        if "features" in self.fields:
+            arrays["features"] = tokens
+        self._require_finite(indices, arrays)
+        return arrays
+
+    def _as_grid(self, values: Tensor) -> Tensor:
+        """Tokens (B, N, C), row-major, as an image (B, C, h, w); images pass unchanged."""
+        return values.transpose(1, 2).unflatten(2, (self.grid, self.grid)) if values.ndim == 3 else values
+
+    def _tokens(self, indices: np.ndarray, images: Tensor) -> np.ndarray:
+        """Patch tokens (n, 2, N, D) float16: stored ones where there are any, the encoder's for the rest."""
+        tokens = np.empty((len(indices), 2, self.grid**2, self._semantic_vae.config.feature_width), np.float16)
+        rows = self._rows[indices]
+        held = rows >= 0
+        if self._features is not None and held.any():
+            tokens[held] = self._features.read("tokens", rows[held])
+        if not held.all():
+            tokens[~held] = encode_flips(self._encoder, images[torch.from_numpy(~held).to(images.device)])
+        return tokens
+
+    @cached_property
+    def _encoder(self) -> VisualEncoder:
+        """Loaded only where an image has no stored features."""
+        encoder = load_visual_encoder(self._settings.encoder)
+        self._require_width(encoder.feature_width)
+        return encoder.to(self._device)
+
+    def _require_one_grid(self) -> None:
+        size, factor = self._settings.images.size, self._texture_vae.downsampling
+        if size != self.grid * factor:
+            raise UserError(
+                f"{self._settings.paths.texture_vae} makes a {size / factor:g} x {size / factor:g} latent of"
+                f" {size} px images, but the encoder gives {self.grid} x {self.grid} tokens;"
+                " run `sfd train-texture-vae` again, or change images.size or encoder.image_size"
+            )
+
+    def _require_width(self, width: int) -> None:
+        expected = self._semantic_vae.config.feature_width
+        if width != expected:
+            raise UserError(
+                f"{self._settings.paths.semvae} was trained on tokens {expected} wide, but"
+                f" {self._settings.encoder.name} gives {width}; run `sfd train-semvae` again"
+            )
+
+    def _require_finite(self, indices: Sequence[int], arrays: dict[str, np.ndarray]) -> None:
+        for name, array in arrays.items():
+            whole = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+            if not whole.all():
+                file = self._manifest.path(indices[int(np.argmin(whole))])
+                raise StageFailure(
+                    f"the {name} of {file} are not finite in float16; is the network that makes them damaged?"
+                )
+
+
+def posterior_noise(seed: int, indices: Iterable[int], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Standard normal float32 noise (n, 2, *shape) for each shape; an image's depends on the seed and its index alone.
+
+    One generator for every (seed, image, flip), because batches, shards and processes may be cut differently.
+    """
+    drawn: list[list[Tensor]] = [[] for _ in shapes]
+    for index in indices:
+        for flip in (0, 1):
+            key = hashlib.sha256(f"{seed} {int(index)} {flip}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=True))
+            for draws, shape in zip(drawn, shapes, strict=True):
+                draws.append(torch.randn(shape, generator=generator))
+    return [torch.stack(draws).unflatten(0, (-1, 2)) for draws in drawn]
+
+
+def open_features(settings: Settings, inputs: dict[str, str]) -> Store | None:
+    """The feature store, or None where there is none and the encoder must run on every image.
+
+    Raises:
+        UserError: the store is unfinished, damaged, or of other images or another encoder.
+    """
+    folder = Path(settings.paths.features)
+    if not (folder / INDEX).exists():
+        say(f"{folder} holds no features; the encoder runs on every image")
+        return None
+    upstream_fingerprint(folder, "sfd extract-features")
+    made_of = read_json(folder / SETTINGS)
+    same_size = made_of["settings"].get("image_size") == settings.images.size
+    if not same_size or any(made_of["inputs"].get(name) != value for name, value in inputs.items()):
+        raise UserError(
+            f"{folder} was made of other images or by another encoder; run `sfd extract-features` again or remove it"
+        )
+    return Store(folder)
