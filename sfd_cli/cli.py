@@ -318,6 +318,11 @@ def report() -> None:
     """Write one self-contained HTML page: settings, losses, samples, phases, scores, timings."""
 
 
+@add_stage("show", IMAGES, Stage("show", {}, ("metrics", "reports")))
+def show() -> None:
+    """Print where the sample grid, the report and the scores are, and the scores."""
+
+
 def _version(value: bool) -> None:
     if value:
         typer.echo(f"sfd {__version__}")

@@ -143,6 +143,7 @@ class TextureVAE(VAETraining):
     )
     layers_per_block: int = Field(1, gt=0, description="residual blocks per level")
     attention_levels: list[int] = Field([], description="levels that have attention, 0 being the finest")
+    norm_groups: int = Field(32, gt=0, description="groups of the group norms; must divide every block's channels")
     space_to_depth: int = Field(
         1, gt=0, description="fold k x k latent pixels into channels, to meet the encoder's grid"
     )
@@ -150,6 +151,16 @@ class TextureVAE(VAETraining):
     edge_weight: float = Field(
         1.0, ge=0, description="weight of the L1 between image gradients, which keeps edges sharp"
     )
+
+    @model_validator(mode="after")
+    def _levels_fit(self) -> Self:
+        for channels in self.block_channels:
+            if channels % self.norm_groups:
+                raise ValueError(f"norm_groups: {self.norm_groups} does not divide {channels} of block_channels")
+        for level in self.attention_levels:
+            if not 0 <= level < len(self.block_channels):
+                raise ValueError(f"attention_levels: {level} is not one of the {len(self.block_channels)} levels")
+        return self
 
     @property
     def downsampling(self) -> int:

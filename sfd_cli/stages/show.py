@@ -1,0 +1,31 @@
+"""`sfd show`: where the pictures and the scores are, and the scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sfd_cli.config import Settings
+from sfd_cli.errors import UserError
+from sfd_cli.files import read_json
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """The places of the sample grid, the report and the scores, and the Fréchet distances.
+
+    Raises:
+        UserError: nothing was scored yet.
+    """
+    scores = settings.paths.metrics / "fid.json"
+    if not scores.exists():
+        raise UserError(f"{scores} does not exist; run `dvc repro`, or `sfd fid` after `sfd sample`")
+    found = read_json(scores)
+    return {
+        "sample grid": str(settings.paths.reports / "samples.png"),
+        "report": str(settings.paths.reports / "index.html"),
+        "scores": str(scores),
+        "fd_dinov2": {
+            "samples": found["fd_dinov2"],
+            "untrained model (ceiling)": found.get("fd_dinov2_untrained"),
+            "two halves of the data (floor)": found.get("fd_dinov2_halves"),
+        },
+    }

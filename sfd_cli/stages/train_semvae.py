@@ -1,0 +1,154 @@
+"""`sfd train-semvae`: the Semantic VAE, trained on stored patch tokens and scored on held-out images."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sfd_cli.config import SemVAE, Settings
+from sfd_cli.data.holdout import split_holdout
+from sfd_cli.data.sampler import EpochSampler
+from sfd_cli.data.store import Store
+from sfd_cli.engine.loop import LoopSettings, train
+from sfd_cli.files import write_json
+from sfd_cli.networks.gaussian import draw, kl_divergence
+from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
+from sfd_cli.stages.device import choose_device
+from sfd_cli.stages.output import StageOutput, say, upstream_fingerprint
+from sfd_cli.weights.model_files import save_model
+
+STAGE = "train-semvae"
+INERT = {"checkpoint_every", "log_every"}
+
+
+class SemanticVAETask:
+    """Reconstruct patch tokens: MSE + (1 - cosine) + `kl_weight` x KL (arXiv 2512.04926, Semantic VAE).
+
+    Args:
+        store: the feature store; its field `tokens` is (2, N, D) float16.
+        channels: semantic channels C_s.
+        kl_weight: weight of the KL, which is summed over the tokens and channels of an image.
+    """
+
+    def __init__(self, store: Store, channels: int, kl_weight: float) -> None:
+        self.store = store
+        self.channels = channels
+        self.kl_weight = kl_weight
+
+    def fetch(self, indices: np.ndarray, flips: np.ndarray) -> dict[str, Tensor]:
+        """Patch tokens (B, N, D) float32."""
+        return {"tokens": torch.from_numpy(self.store.read("tokens", indices, flips)).float()}
+
+    def draw(self, generator: torch.Generator, count: int) -> dict[str, Tensor]:
+        """The posterior's noise (count, N, C_s)."""
+        tokens = self.store.fields["tokens"].shape[1]
+        shape = (count, tokens, self.channels)
+        return {"noise": torch.randn(shape, generator=generator, device=generator.device)}
+
+    def losses(self, model: nn.Module, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The objective and its terms, means over the batch."""
+        reconstruction, mean, logvar = model(batch["tokens"], draws["noise"])
+        mse, cosine = reconstruction_errors(reconstruction, batch["tokens"])
+        kl = kl_divergence(mean, logvar).mean()
+        return {"loss": mse + cosine + self.kl_weight * kl, "mse": mse, "cosine": cosine, "kl": kl}
+
+
+def reconstruction_errors(reconstruction: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean squared error and mean of 1 - cosine over the width, between two (B, N, D)."""
+    cosine = F.cosine_similarity(reconstruction.float(), tokens, dim=-1)
+    return F.mse_loss(reconstruction.float(), tokens), (1 - cosine).mean()
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Train the Semantic VAE into `models/semvae/` and its scores into `metrics/semvae.json`.
+
+    Returns:
+        The scores on held-out images: MSE, cosine similarity, KL in nats per image.
+
+    Raises:
+        UserError: there are no features.
+    """
+    paths, section = settings.paths, settings.semvae
+    inputs = {"features": upstream_fingerprint(paths.features, "sfd extract-features")}
+    inert = section.model_dump(include=INERT)
+    with StageOutput(paths.semvae, STAGE, section.model_dump(exclude=INERT), inputs, paths.metrics, inert) as output:
+        if output.complete:
+            say(f"{output.folder} is up to date")
+        else:
+            output.finish(**_train(settings, output))
+            shutil.rmtree(output.folder / "checkpoints", ignore_errors=True)
+        write_json(paths.metrics / "semvae.json", output.facts)
+    return output.facts | {"folder": str(paths.semvae)}
+
+
+def _train(settings: Settings, output: StageOutput) -> dict[str, Any]:
+    section, device = settings.semvae, choose_device(settings.runtime.device)
+    store = Store(settings.paths.features)
+    training, held_out = split_holdout(len(store), section.holdout)
+    torch.manual_seed(section.seed)
+    width = store.fields["tokens"].shape[-1]
+    model = SemanticVAE(SemanticVAEConfig(width, section.channels, section.width, section.depth, section.heads))
+    result = train(
+        SemanticVAETask(store, section.channels, section.kl_weight),
+        model,
+        EpochSampler(len(store), section.batch_size, section.seed, training),
+        vae_loop(section),
+        output.folder / "checkpoints",
+        settings.paths.metrics / "semvae",
+        device,
+        "Semantic VAE",
+    )
+    trained = result.model
+    scores = evaluate(trained, store, held_out, section.batch_size, device)
+    save_model(output.folder, "SemanticVAE", trained.config, {"model": trained.state_dict()}, {"held_out": scores})
+    return scores
+
+
+def vae_loop(section: Any) -> LoopSettings:
+    """Loop settings of a VAE trainer: cosine decay after a warmup, gradients clipped to norm 1."""
+    return LoopSettings(
+        steps=section.steps,
+        batch_size=section.batch_size,
+        learning_rate=section.learning_rate,
+        warmup_steps=section.warmup_steps,
+        decay="cosine",
+        clip_norm=1.0,
+        checkpoint_every=section.checkpoint_every,
+        log_every=section.log_every,
+        seed=section.seed,
+    )
+
+
+@torch.no_grad()
+def evaluate(
+    model: SemanticVAE, store: Store, rows: np.ndarray, batch_size: int, device: torch.device
+) -> dict[str, Any]:
+    """Reconstruction of the posterior means and latent statistics of held-out images, unflipped.
+
+    Returns:
+        mse, cosine (similarity, 1 is perfect), kl (nats per image), images, and per-channel latent mean and std.
+    """
+    model.eval()
+    totals = dict.fromkeys(("mse", "cosine", "kl"), 0.0)
+    latents = []
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        tokens = torch.from_numpy(store.read("tokens", batch, np.zeros(len(batch), np.int64))).float().to(device)
+        mean, logvar = model.encode(tokens)
+        mse, distance = reconstruction_errors(model.decode(mean), tokens)
+        totals["mse"] += mse.item() * len(batch)
+        totals["cosine"] += (1 - distance.item()) * len(batch)
+        totals["kl"] += kl_divergence(mean, logvar).sum().item()
+        latents.append(mean.flatten(0, 1).double().cpu())
+    stacked = torch.cat(latents)
+    return {
+        "images": len(rows),
+        **{name: total / len(rows) for name, total in totals.items()},
+        "latent_mean": stacked.mean(0).tolist(),
+        "latent_std": stacked.std(0).tolist(),
+    }

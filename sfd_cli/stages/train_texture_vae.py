@@ -1,0 +1,246 @@
+"""`sfd train-texture-vae`: a small KL autoencoder trained on the images, or published weights imported."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from sfd_cli.config import Settings
+from sfd_cli.data.holdout import split_holdout
+from sfd_cli.data.images import ImageManifest, ImageReader
+from sfd_cli.data.sampler import EpochSampler
+from sfd_cli.engine.loop import train
+from sfd_cli.errors import UserError
+from sfd_cli.files import atomic_path, sha256_file, write_json
+from sfd_cli.networks.gaussian import kl_divergence
+from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
+from sfd_cli.stages.device import choose_device
+from sfd_cli.stages.output import StageOutput, say, upstream_fingerprint
+from sfd_cli.stages.train_semvae import vae_loop
+from sfd_cli.weights.convert import texture_vae_from_ldm
+from sfd_cli.weights.model_files import load_texture_vae, read_weights_file, save_model
+
+STAGE = "train-texture-vae"
+INERT = {"checkpoint_every", "log_every"}
+PICTURED = 12
+
+
+class TextureVAETask:
+    """Reconstruct images: L1 + `edge_weight` x L1 of the image gradients + `kl_weight` x KL.
+
+    The gradient term stands in for the perceptual and adversarial losses of large VAEs, which need
+    networks of their own: it keeps edges sharp where plain L1 blurs them.
+
+    Args:
+        reader: the images.
+        latent_shape: (C_z, h, w) of one image's latent.
+        kl_weight: weight of the KL, which is summed over an image's latent.
+        edge_weight: weight of the gradient term.
+    """
+
+    def __init__(
+        self, reader: ImageReader, latent_shape: tuple[int, int, int], kl_weight: float, edge_weight: float
+    ) -> None:
+        self.reader = reader
+        self.latent_shape = latent_shape
+        self.kl_weight = kl_weight
+        self.edge_weight = edge_weight
+
+    def fetch(self, indices: np.ndarray, flips: np.ndarray) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) float32 in [-1, 1], mirrored where `flips` is 1."""
+        images = to_signed(self.reader.read(indices.tolist()))
+        mirrored = torch.from_numpy(flips).bool()[:, None, None, None]
+        return {"images": torch.where(mirrored, images.flip(-1), images)}
+
+    def draw(self, generator: torch.Generator, count: int) -> dict[str, Tensor]:
+        """The posterior's noise (count, C_z, h, w)."""
+        return {"noise": torch.randn((count, *self.latent_shape), generator=generator, device=generator.device)}
+
+    def losses(self, model: nn.Module, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The objective and its terms, means over the batch."""
+        images = batch["images"]
+        reconstruction, mean, logvar = model(images, draws["noise"])
+        error = reconstruction.float() - images
+        l1 = error.abs().mean()
+        edge = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        kl = kl_divergence(mean, logvar).mean()
+        loss = l1 + self.edge_weight * edge + self.kl_weight * kl
+        return {"loss": loss, "l1": l1, "edge": edge, "kl": kl}
+
+
+def to_signed(images: Tensor) -> Tensor:
+    """uint8 images to float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1.0
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Make `models/texture_vae/`, a picture of reconstructions and `metrics/texture_vae.json`.
+
+    Returns:
+        Held-out scores: PSNR in dB, KL in nats per image; and where things are.
+
+    Raises:
+        UserError: there are no images, or the weights to import do not fit the settings.
+    """
+    paths, section = settings.paths, settings.texture_vae
+    upstream_fingerprint(paths.images, "sfd prepare-data")
+    manifest = ImageManifest.load(paths.images)
+    inputs = {"images": manifest.fingerprint}
+    if section.weights is not None:
+        inputs["weights"] = _weights_fingerprint(section.weights)
+    chosen = section.model_dump(exclude=INERT | {"weights"}, mode="json") | {"image_size": settings.images.size}
+    inert = section.model_dump(include=INERT | {"weights"}, mode="json")
+    reader = ImageReader(manifest, settings.images.size, settings.runtime.workers)
+    pictures = paths.metrics / "texture_vae"
+    with StageOutput(paths.texture_vae, STAGE, chosen, inputs, paths.metrics, inert) as output:
+        if output.complete:
+            say(f"{output.folder} is up to date")
+        else:
+            output.finish(**_make(settings, reader, output, pictures))
+            shutil.rmtree(output.folder / "checkpoints", ignore_errors=True)
+        write_json(paths.metrics / "texture_vae.json", output.facts)
+    return output.facts | {"folder": str(paths.texture_vae), "picture": str(pictures / "reconstructions.png")}
+
+
+def _make(settings: Settings, reader: ImageReader, output: StageOutput, pictures: Path) -> dict[str, Any]:
+    section, device = settings.texture_vae, choose_device(settings.runtime.device)
+    training, held_out = split_holdout(len(reader.manifest), section.holdout)
+    if section.weights is not None:
+        config, state_dict = import_weights(section.weights)
+        _require_layout(config, settings)
+        model = TextureVAE(replace(config, space_to_depth=section.space_to_depth))
+        model.load_state_dict(state_dict)
+    else:
+        model = _trained(settings, reader, training, output, device)
+    model.to(device).eval()
+    scores = evaluate(model, reader, held_out, section.batch_size, device)
+    save_model(output.folder, "TextureVAE", model.config, {"model": model.state_dict()}, {"held_out": scores})
+    shown = held_out[:: max(len(held_out) // PICTURED, 1)][:PICTURED]
+    save_reconstructions(model, reader, shown, device, pictures / "reconstructions.png")
+    return scores
+
+
+def _trained(
+    settings: Settings, reader: ImageReader, training: np.ndarray, output: StageOutput, device: torch.device
+) -> TextureVAE:
+    section = settings.texture_vae
+    torch.manual_seed(section.seed)
+    model = TextureVAE(
+        TextureVAEConfig(
+            channels=section.channels,
+            block_channels=tuple(section.block_channels),
+            layers_per_block=section.layers_per_block,
+            attention_levels=tuple(section.attention_levels),
+            norm_groups=section.norm_groups,
+            space_to_depth=section.space_to_depth,
+        )
+    )
+    side = settings.images.size // model.downsampling
+    task = TextureVAETask(reader, (model.latent_channels, side, side), section.kl_weight, section.edge_weight)
+    result = train(
+        task,
+        model,
+        EpochSampler(len(reader.manifest), section.batch_size, section.seed, training),
+        vae_loop(section),
+        output.folder / "checkpoints",
+        settings.paths.metrics / "texture_vae",
+        device,
+        "texture VAE",
+    )
+    return result.model
+
+
+@torch.no_grad()
+def evaluate(
+    model: TextureVAE, reader: ImageReader, rows: np.ndarray, batch_size: int, device: torch.device
+) -> dict[str, Any]:
+    """Mean PSNR (dB, of 8-bit images) of decoded posterior means and KL (nats per image) of the images at `rows`."""
+    psnr, kl = [], []
+    batches = [rows[start : start + batch_size].tolist() for start in range(0, len(rows), batch_size)]
+    for pixels in reader.iterate(batches):
+        mean, logvar = model.encode(to_signed(pixels).to(device))
+        decoded = to_pixels(model.decode(mean))
+        error = (decoded.double() - pixels.double()).square().mean((1, 2, 3))
+        psnr.append(10 * torch.log10(255.0**2 / error.clamp_min(1e-4)))
+        kl.append(kl_divergence(mean, logvar).cpu())
+    return {"images": len(rows), "psnr": torch.cat(psnr).mean().item(), "kl": torch.cat(kl).mean().item()}
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Images around [-1, 1] to uint8 on the CPU, rounded to the nearest level."""
+    return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+@torch.no_grad()
+def save_reconstructions(
+    model: TextureVAE, reader: ImageReader, rows: np.ndarray, device: torch.device, path: Path
+) -> None:
+    """A PNG with the images at `rows` above their reconstructions, enlarged to be looked at."""
+    pixels = reader.read(rows.tolist())
+    mean, _ = model.encode(to_signed(pixels).to(device))
+    both = torch.stack([pixels, to_pixels(model.decode(mean))])  # (2, n, 3, H, W)
+    sheet = both.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy()  # (2 H, n W, 3)
+    zoom = max(128 // reader.size, 1)
+    picture = Image.fromarray(sheet)
+    picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+    with atomic_path(path) as temporary:
+        picture.save(temporary, "PNG")
+
+
+def import_weights(source: Path) -> tuple[TextureVAEConfig, dict[str, Tensor]]:
+    """A published texture VAE: an LDM checkpoint file, one of our model folders, or a diffusers folder.
+
+    Raises:
+        UserError: it is none of these, or its tensors do not fit.
+    """
+    if not source.exists():
+        raise UserError(f"texture_vae.weights: {source} does not exist")
+    if source.is_file():
+        return texture_vae_from_ldm(read_weights_file(source))
+    if (source / "diffusion_pytorch_model.safetensors").exists():
+        return _from_diffusers(source)
+    model, _ = load_texture_vae(source)
+    return model.config, model.state_dict()
+
+
+def _from_diffusers(folder: Path) -> tuple[TextureVAEConfig, dict[str, Tensor]]:
+    try:
+        found = json.loads((folder / "config.json").read_text())
+        config = TextureVAEConfig(
+            channels=found["latent_channels"],
+            block_channels=tuple(found["block_out_channels"]),
+            layers_per_block=found["layers_per_block"],
+            attention_levels=tuple(n for n, kind in enumerate(found["down_block_types"]) if kind.startswith("Attn")),
+            mid_attention=found.get("mid_block_add_attention", True),
+            norm_groups=found["norm_num_groups"],
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}/config.json does not describe an AutoencoderKL ({error})") from None
+    weights = read_weights_file(folder / "diffusion_pytorch_model.safetensors")
+    return config, {f"autoencoder.{name}": tensor for name, tensor in weights.items()}
+
+
+def _require_layout(config: TextureVAEConfig, settings: Settings) -> None:
+    """The imported network must give the latent that the settings promise to the other stages."""
+    section = settings.texture_vae
+    if config.channels != section.channels or config.block_channels != tuple(section.block_channels):
+        raise UserError(
+            f"texture_vae.weights: {section.weights} has channels {config.channels} and block_channels"
+            f" {list(config.block_channels)}; set texture_vae.channels and texture_vae.block_channels to these"
+        )
+
+
+def _weights_fingerprint(source: Path) -> str:
+    if not source.exists():
+        raise UserError(f"texture_vae.weights: {source} does not exist")
+    files = [source] if source.is_file() else sorted(source.glob("*.safetensors"))
+    return " ".join(sha256_file(file) for file in files)

@@ -1,0 +1,12 @@
+"""What every test shares: no hub, no DVC around it."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that reaches for a hub fails at once, and stages do not take the test run for a DVC run."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("DVC_STAGE", raising=False)

@@ -1,0 +1,126 @@
+"""The command line: help that explains, flags that override, errors in one sentence with the right exit code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from sfd_cli import __version__
+from sfd_cli.cli import app
+
+REPOSITORY = Path(__file__).parents[1]
+STAGES = (
+    "prepare-data",
+    "extract-features",
+    "train-semvae",
+    "train-texture-vae",
+    "encode-latents",
+    "train",
+    "sample",
+    "fid",
+    "report",
+)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder: built-in defaults, no artifacts."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def invoke(*arguments: str, width: int = 200) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": str(width), "TERMINAL_WIDTH": str(width)})
+    return result.exit_code, result.output
+
+
+def test_help_lists_the_stages_in_groups() -> None:
+    code, text = invoke("--help")
+    assert code == 0
+    for heading in ("1. Data", "2. Models", "3. Images and scores"):
+        assert heading in text
+    for stage in STAGES:
+        assert stage in text
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage_help_says_what_each_flag_means_and_its_default(stage: str) -> None:
+    code, text = invoke(stage, "--help")
+    assert code == 0
+    assert "default:" in text
+    assert "--params" in text
+    assert "--debug" in text
+
+
+def test_help_of_sample_has_the_flags_people_type() -> None:
+    _, text = invoke("sample", "--help")
+    for flag in ("--delta-t", "--steps", "--solver", "--classes", "--num-images", "--seed", "--batch-size", "--grid"):
+        assert flag in text
+
+
+def test_version() -> None:
+    assert invoke("--version") == (0, f"sfd {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["train", "--heads", "7"], "dit.heads: 7 heads do not divide"),
+        (["train", "--model", "guide", "--heads", "7"], "guide.heads: 7 heads do not divide"),
+        (["sample", "--delta-t", "1.5"], "sample.delta_t"),
+        (["train"], "encode-latents"),
+        (["sample"], "models/dit"),
+        (["extract-features", "--encoder-weights", "demo"], "sfd prepare-data"),
+        (["prepare-data", "--source", "folder", "--folder", "nowhere"], "nowhere is not a folder"),
+        (["show"], "metrics/fid.json does not exist"),
+        (["weights", "fetch", "no-such-name"], "no-such-name"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence_and_exit_code_2(elsewhere: Path, arguments: list[str], sentence: str) -> None:
+    code, text = invoke(*arguments)
+    assert code == 2
+    assert sentence in text
+    assert "Traceback" not in text
+    assert len(text.strip().splitlines()) == 1
+
+
+def test_a_users_mistake_leaves_nothing_behind(elsewhere: Path) -> None:
+    invoke("sample", "--delta-t", "1.5")
+    invoke("train")
+    assert [path for path in elsewhere.rglob("*") if path.is_file()] == []
+
+
+def test_debug_shows_the_traceback(elsewhere: Path) -> None:
+    code, text = invoke("train", "--heads", "7", "--debug")
+    assert code == 2
+    assert "Traceback" in text
+
+
+def test_an_unknown_flag_and_a_wrong_list_are_usage_errors(elsewhere: Path) -> None:
+    assert invoke("train", "--no-such-flag")[0] == 2
+    code, text = invoke("sample", "--classes", "1,x")
+    assert code == 2
+    assert "whole numbers" in text
+
+
+def test_every_command_of_the_dag_is_a_command_here() -> None:
+    stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+    for stage in stages.values():
+        program, command, *rest = stage["cmd"].split()
+        assert program == "sfd"
+        assert invoke(command, *rest, "--help")[0] == 0
+
+
+def test_help_is_quick_because_stages_are_imported_when_called() -> None:
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, sfd_cli.cli; print('torch' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert loaded.stdout == "False\n"
