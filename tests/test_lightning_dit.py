@@ -213,6 +213,7 @@ def test_bfloat16_autocast_stays_near_float64() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 2e-2), (torch.float32, 1e-5)])
 def test_a_gpu_stays_near_float64_on_the_cpu(dtype: torch.dtype, bound: float) -> None:
     assert relative_error(torch.device("cuda"), dtype) < bound
