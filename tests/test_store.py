@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfd_cli.data.prefetch import prefetched
+from sfd_cli.data.prefetch import prefetched, threaded_map
 from sfd_cli.data.statistics import ChannelMoments
 from sfd_cli.data.store import Field, Store, StoreWriter, shard_name
 from sfd_cli.errors import StageFailure, UserError
@@ -302,3 +302,19 @@ def test_leaving_a_prefetched_stream_stops_its_source():
     count = len(made)
     time.sleep(0.05)
     assert len(made) == count <= 4
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_threaded_map_keeps_the_order_and_takes_only_what_it_needs(workers):
+    taken = []
+
+    def numbers():
+        for number in range(10_000):
+            taken.append(number)
+            yield number
+
+    squares = threaded_map(lambda number: number**2, numbers(), workers, ahead=8)
+    assert [next(squares) for _ in range(20)] == [number**2 for number in range(20)]
+    squares.close()
+    assert len(taken) <= 30
+    assert list(threaded_map(str, range(100), workers, ahead=8)) == [str(number) for number in range(100)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from sfd_cli.config import Settings
 from sfd_cli.data import openmoji
 from sfd_cli.data.images import DECODE_ERRORS, ImageManifest, decode_image, evenly_spaced, list_image_folder
+from sfd_cli.data.prefetch import threaded_map
 from sfd_cli.errors import UserError
 from sfd_cli.stages.output import StageOutput, say
 
@@ -164,6 +165,6 @@ def _summary(manifest: ImageManifest) -> dict[str, Any]:
 
 
 def _in_threads(work: Callable[[Item], Result], items: Sequence[Item], workers: int, doing: str) -> list[Result]:
-    """`work` of every item, in order, by a pool of threads, with a progress bar on a terminal."""
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
-        return list(tqdm(pool.map(work, items), total=len(items), desc=doing, unit="image", disable=None))
+    """`work` of every item, in order, with a progress bar on a terminal."""
+    with closing(threaded_map(work, items, max(workers, 1))) as results:
+        return list(tqdm(results, total=len(items), desc=doing, unit="image", disable=None))

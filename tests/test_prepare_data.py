@@ -1,0 +1,183 @@
+"""`sfd prepare-data`: the demo set, and the check of a user's own ImageFolder."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sfd_cli.config import Settings
+from sfd_cli.data.images import ImageManifest, ImageReader
+from sfd_cli.errors import UserError
+from sfd_cli.files import read_json
+from sfd_cli.stages import prepare_data
+
+
+def settings_for(**images: Any) -> Settings:
+    return Settings.model_validate({"images": {"size": 64, **images}})
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """A user's folder: 4 cats and 3 dogs of several sizes, one dog cut off, one a text file by another name."""
+    root = tmp_path / "mine"
+    rng = np.random.default_rng(0)
+    for name, count in {"cat": 4, "dog": 3}.items():
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = rng.integers(0, 255, (40 + 30 * index, 90, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    whole = (root / "dog/1.png").read_bytes()
+    (root / "dog/1.png").write_bytes(whole[: len(whole) // 2])
+    (root / "dog/2.png").write_text("not an image")
+    return root
+
+
+def snapshot(root: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(path): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"") for path in root.rglob("*")
+    }
+
+
+def test_the_demo_set_is_an_image_folder_with_a_manifest():
+    result = prepare_data.run(settings_for(limit=90))
+    manifest = ImageManifest.load(Path("data/images"))
+    assert result["images"] == len(manifest) == 90
+    assert result["classes"] == manifest.class_counts()
+    assert len(manifest.classes) == 9
+    assert {path.suffix for path in Path("data/images").glob("*/*")} == {".png"}
+    images = ImageReader(manifest, 64).read(range(90))
+    assert images.shape == (90, 3, 64, 64)
+    assert images[:, :, 0, 0].float().mean() > 250
+
+
+def test_the_demo_set_is_the_same_bytes_each_time(tmp_path):
+    prepare_data.run(settings_for(limit=20))
+    Path("data/images").rename(tmp_path / "first")
+    prepare_data.run(settings_for(limit=20))
+    files = sorted(path for path in (tmp_path / "first").rglob("*") if path.is_file())
+    assert len(files) == 22
+    for path in files:
+        assert path.read_bytes() == (Path("data/images") / path.relative_to(tmp_path / "first")).read_bytes()
+
+
+def test_a_finished_demo_set_is_left_alone(capsys):
+    first = prepare_data.run(settings_for(limit=10))
+    before = snapshot(Path("data/images"))
+    assert prepare_data.run(settings_for(limit=10)) == first
+    assert "up to date" in capsys.readouterr().err
+    assert snapshot(Path("data/images")) == before
+
+
+def test_an_interrupted_demo_set_is_completed(monkeypatch):
+    def interrupt(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageManifest, "save", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_data.run(settings_for(limit=10))
+    assert not read_json(Path("data/images/settings.json"))["complete"]
+    prepare_data.run(settings_for(limit=10))
+    assert read_json(Path("data/images/settings.json"))["complete"]
+
+
+def test_a_users_folder_is_checked_and_never_written_to(mine, capsys):
+    before = snapshot(mine)
+    result = prepare_data.run(settings_for(source="folder", folder=mine))
+    assert snapshot(mine) == before
+    assert result["classes"] == {"cat": 4, "dog": 1}
+    assert (result["images"], result["corrupt files"], result["enlarged"]) == (5, 2, 2)
+    assert (result["smallest"], result["largest"]) == ("90 x 40", "90 x 130")
+    told = capsys.readouterr().err
+    assert f"corrupt, left out: {mine}/dog/1.png" in told
+    assert f"{mine}/dog/2.png" in told
+    record = read_json(Path("data/images/settings.json"))
+    assert set(record["facts"]["corrupt"]) == {"dog/1.png", "dog/2.png"}
+    manifest = ImageManifest.load(Path("data/images"))
+    assert manifest.files == ["cat/0.png", "cat/1.png", "cat/2.png", "cat/3.png", "dog/0.png"]
+    assert ImageReader(manifest, 32).read(range(5)).shape == (5, 3, 32, 32)
+
+
+def test_with_strict_a_corrupt_image_is_fatal(mine):
+    with pytest.raises(UserError, match=r"2 corrupt images, the first .*dog/1\.png"):
+        prepare_data.run(settings_for(source="folder", folder=mine, strict=True))
+    assert not Path("data/images/manifest.json").exists()
+
+
+def test_a_relative_folder_stays_relative_so_that_the_project_can_move(mine, project, tmp_path, monkeypatch):
+    prepare_data.run(settings_for(source="folder", folder=Path("../mine")))
+    assert read_json(Path("data/images/manifest.json"))["root"] == "../../../mine"
+    monkeypatch.chdir("/")
+    (tmp_path / "elsewhere").mkdir()
+    mine.rename(tmp_path / "elsewhere" / "mine")
+    project.rename(tmp_path / "elsewhere" / "project")
+    manifest = ImageManifest.load(tmp_path / "elsewhere/project/data/images")
+    assert len(ImageReader(manifest, 8).read([0])) == 1
+
+
+def test_the_fingerprint_follows_the_contents_of_the_folder(mine, tmp_path):
+    def fingerprint(folder: Path) -> str:
+        prepare_data.run(settings_for(source="folder", folder=folder))
+        return read_json(Path("data/images/settings.json"))["fingerprint"]
+
+    first = fingerprint(mine)
+    moved = mine.rename(tmp_path / "moved")
+    assert fingerprint(moved) == first
+    image = moved / "cat/0.png"
+    other = Image.open(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    before = image.stat()
+    other.save(image)
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert fingerprint(moved) != first
+
+
+def test_a_limit_is_spread_over_the_classes(mine):
+    result = prepare_data.run(settings_for(source="folder", folder=mine, limit=3))
+    assert result["classes"] == {"cat": 2, "dog": 1}
+    assert ImageManifest.load(Path("data/images")).files == ["cat/0.png", "cat/2.png", "dog/0.png"]
+
+
+def test_a_class_without_a_whole_image_is_left_out_and_named(mine, capsys):
+    (mine / "dog/0.png").unlink()
+    assert prepare_data.run(settings_for(source="folder", folder=mine))["classes"] == {"cat": 4}
+    assert "left out, no whole image: class folders dog" in capsys.readouterr().err
+
+
+def test_a_folder_of_nothing_but_corrupt_images_is_refused(tmp_path):
+    (tmp_path / "bad/cat").mkdir(parents=True)
+    (tmp_path / "bad/cat/1.jpg").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(UserError, match="none of the 1 images"):
+        prepare_data.run(settings_for(source="folder", folder=tmp_path / "bad"))
+
+
+@pytest.mark.parametrize("place", ["data/images", "data/images/mine", "data"])
+def test_a_folder_where_this_stage_writes_is_refused_untouched(place, mine, project):
+    target = project / place
+    target.parent.mkdir(parents=True, exist_ok=True)
+    mine.rename(target)
+    before = snapshot(target)
+    with pytest.raises(UserError, match="overlaps data/images"):
+        prepare_data.run(settings_for(source="folder", folder=Path(place)))
+    assert snapshot(target) == before
+
+
+def test_many_classes_are_summed_up_in_one_line(tmp_path):
+    for index in range(25):
+        folder = tmp_path / f"many/{index:02d}"
+        folder.mkdir(parents=True)
+        for number in range(1 + index % 3):
+            Image.new("RGB", (64, 64), (index, number, 0)).save(folder / f"{number}.png")
+    result = prepare_data.run(settings_for(source="folder", folder=tmp_path / "many"))
+    assert result["classes"] == "25, 1 to 3 images each"
+    assert result["enlarged"] == 0
