@@ -41,9 +41,7 @@ def per_channel(values: Streams[Tensor], channels: int, semantic_channels: int) 
     return torch.cat((texture, semantic), dim=1)[:, :, None, None]
 
 
-def interpolate(
-    data: Tensor, noise: Tensor, t_texture: Tensor, t_semantic: Tensor, semantic_channels: int
-) -> Tensor:
+def interpolate(data: Tensor, noise: Tensor, t_texture: Tensor, t_semantic: Tensor, semantic_channels: int) -> Tensor:
     """The noisy latent `t x_1 + (1 - t) eps` (B, C, h, w), each stream at its own time (B,)."""
     t = per_channel(Streams(t_texture, t_semantic), data.shape[1], semantic_channels)
     return t * data + (1 - t) * noise

@@ -22,12 +22,29 @@ class Streams(NamedTuple, Generic[T]):
 
 
 class Phase(NamedTuple):
-    """A stretch of progress on which both streams have constant rates, dt/dT."""
+    """A stretch of progress on which each stream's time is linear: t = rate * T + intercept."""
 
     start: float
     end: float
     texture_rate: float
     semantic_rate: float
+    texture_intercept: float
+    semantic_intercept: float
+
+    @property
+    def rates(self) -> Streams[float]:
+        """dt/dT of both streams."""
+        return Streams(self.texture_rate, self.semantic_rate)
+
+    def times(self, progress: float) -> Streams[float]:
+        """Both streams' times at `progress`, by this phase's law, which goes on smoothly past both its ends.
+
+        An adaptive solver looks past the end of what it integrates, and must not meet the next phase there.
+        """
+        return Streams(
+            self.texture_rate * progress + self.texture_intercept,
+            self.semantic_rate * progress + self.semantic_intercept,
+        )
 
 
 @dataclass(frozen=True)
@@ -57,11 +74,15 @@ class AsynchronousSchedule:
     def phases(self) -> tuple[Phase, ...]:
         """Semantics only, both, textures only: those of the three that are not empty, in order."""
         three = (
-            Phase(0.0, self.delta_t, texture_rate=0.0, semantic_rate=1.0),
-            Phase(self.delta_t, 1.0, texture_rate=1.0, semantic_rate=1.0),
-            Phase(1.0, self.end, texture_rate=1.0, semantic_rate=0.0),
+            Phase(0.0, self.delta_t, 0.0, 1.0, 0.0, 0.0),
+            Phase(self.delta_t, 1.0, 1.0, 1.0, -self.delta_t, 0.0),
+            Phase(1.0, self.end, 1.0, 0.0, -self.delta_t, 1.0),
         )
         return tuple(phase for phase in three if phase.end > phase.start)
+
+    def phase_at(self, progress: float) -> Phase:
+        """The phase that holds `progress`, the later one at a breakpoint, the last one from its start on."""
+        return [phase for phase in self.phases if phase.start <= max(progress, 0.0)][-1]
 
     @overload
     def times(self, progress: float) -> Streams[float]: ...
@@ -80,8 +101,11 @@ class AsynchronousSchedule:
     def rates(self, progress: float | Tensor) -> Streams[float] | Streams[Tensor]:
         """dt/dT of both streams, 0 or 1: textures move from T = delta_t on, semantics up to T = 1.
 
-        At a breakpoint, where the phases on either side disagree, a stream that moves on one side moves.
+        At a breakpoint, where the phases on either side disagree, a stream that moves on one side moves. Past the
+        end, where an adaptive solver may look, the rates are those of the end.
         """
         if isinstance(progress, Tensor):
+            progress = progress.clamp(max=self.end)
             return Streams((progress >= self.delta_t).to(progress.dtype), (progress <= 1).to(progress.dtype))
+        progress = min(progress, self.end)
         return Streams(float(progress >= self.delta_t), float(progress <= 1))
