@@ -1,0 +1,119 @@
+"""The objective against the reference, and its defining properties."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusion_reference import load
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sfd_cli.diffusion import objective
+from sfd_cli.diffusion.schedule import AsynchronousSchedule, Streams
+
+SHAPE = (3, 6, 4, 4)
+SEMANTIC = 2
+
+
+def _latents(seed: int) -> Tensor:
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", ["sfd", "sync", "plain"])
+def test_every_loss_term_is_the_references(name: str) -> None:
+    reference = load(name)
+    given_, schedule, semantic = reference.loss, reference.schedule, reference.semantic_channels
+    times = schedule.times(given_["t"] * schedule.end)
+    noisy = objective.interpolate(given_["data"], given_["noise"], *times, semantic)
+    target = objective.velocity_target(given_["data"], given_["noise"])
+    velocity = reference.model(noisy, *times, given_["y"])
+    terms = {
+        "velocity_mse": objective.velocity_mse(velocity, target, semantic, 2.0),
+        "velocity_cosine": objective.velocity_cosine(velocity, target),
+    }
+    if "repa_features" in given_:
+        _, projection = reference.model.forward_with_projection(noisy, *times, given_["y"])
+        tokens = given_["repa_features"].flatten(2).transpose(1, 2)
+        for mode in ("cos", "mse", "cos_mse"):
+            terms[f"repa_{mode}"] = objective.repa(projection, tokens, mode)
+    assert set(terms) == {key for key in given_ if key.startswith(("velocity_", "repa_")) and key != "repa_features"}
+    for key, value in terms.items():
+        torch.testing.assert_close(value, given_[key], atol=1e-5, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_each_stream_is_interpolated_at_its_own_time(t_texture: float, t_semantic: float) -> None:
+    data, noise = _latents(0), _latents(1)
+    times = torch.full((3,), t_texture), torch.full((3,), t_semantic)
+    mixed = objective.split_streams(objective.interpolate(data, noise, *times, SEMANTIC), SEMANTIC)
+    for stream, t, x, eps in zip(
+        mixed,
+        (t_texture, t_semantic),
+        objective.split_streams(data, SEMANTIC),
+        objective.split_streams(noise, SEMANTIC),
+        strict=True,
+    ):
+        torch.testing.assert_close(stream, t * x + (1 - t) * eps)
+
+
+def test_the_velocity_target_is_the_interpolants_derivative() -> None:
+    data, noise = _latents(0).double(), _latents(1).double()
+    low, high = (objective.interpolate(data, noise, *(torch.full((3,), t).double(),) * 2, SEMANTIC) for t in (0.4, 0.6))
+    torch.testing.assert_close((high - low) / 0.2, objective.velocity_target(data, noise))
+
+
+def test_a_perfect_prediction_costs_nothing() -> None:
+    target = _latents(0)
+    assert objective.velocity_mse(target, target, SEMANTIC, 2.0).tolist() == [0, 0, 0]
+    assert objective.velocity_cosine(target, target).abs().max() < 1e-6
+
+
+def test_the_semantic_weight_weighs_semantic_channels_only() -> None:
+    target = torch.zeros(SHAPE)
+    texture, semantic = torch.zeros(SHAPE), torch.zeros(SHAPE)
+    texture[:, :-SEMANTIC], semantic[:, -SEMANTIC:] = 1, 1
+    share = SEMANTIC / SHAPE[1]
+    mse = objective.velocity_mse
+    assert mse(texture, target, SEMANTIC, 5.0).tolist() == pytest.approx([1 - share] * 3)
+    assert mse(semantic, target, SEMANTIC, 5.0).tolist() == pytest.approx([5 * share] * 3)
+    assert mse(semantic, target, 0, 5.0).tolist() == pytest.approx([share] * 3)
+
+
+def test_one_images_loss_does_not_depend_on_the_others() -> None:
+    prediction, target = _latents(0), _latents(1)
+    alone = objective.velocity_mse(prediction[:1], target[:1], SEMANTIC, 2.0)
+    torch.testing.assert_close(objective.velocity_mse(prediction, target, SEMANTIC, 2.0)[:1], alone)
+    alone = objective.velocity_cosine(prediction[:1], target[:1])
+    torch.testing.assert_close(objective.velocity_cosine(prediction, target)[:1], alone)
+
+
+def test_the_cosine_sees_direction_and_not_length() -> None:
+    target = _latents(0)
+    assert objective.velocity_cosine(3 * target, target).abs().max() < 1e-6
+    torch.testing.assert_close(objective.velocity_cosine(-target, target), torch.full((3,), 2.0))
+
+
+@pytest.mark.parametrize("delta_t", [0.0, 0.3, 1.0])
+def test_progress_is_logit_normal_over_the_whole_schedule(delta_t: float) -> None:
+    schedule = AsynchronousSchedule(delta_t)
+    progress = objective.draw_progress(20_000, schedule, torch.Generator().manual_seed(0))
+    assert progress.dtype == torch.float32
+    assert progress.min() > 0
+    assert progress.max() < schedule.end
+    logits = (progress / schedule.end).logit()
+    assert abs(logits.mean()) < 0.03
+    assert abs(logits.std() - 1) < 0.03
+
+
+def test_equal_generators_draw_equal_progress() -> None:
+    schedule = AsynchronousSchedule(0.3)
+    one, same, other = (objective.draw_progress(8, schedule, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_values_of_streams_spread_over_their_channels() -> None:
+    spread = objective.per_channel(Streams(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])), 3, 1)
+    assert spread.shape == (2, 3, 1, 1)
+    assert spread.flatten(1).tolist() == [[1, 1, 3], [2, 2, 4]]
