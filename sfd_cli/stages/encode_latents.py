@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from sfd_cli.config import Settings
@@ -18,8 +14,10 @@ from sfd_cli.data.images import ImageManifest
 from sfd_cli.data.prefetch import prefetched
 from sfd_cli.data.statistics import ChannelMoments
 from sfd_cli.data.store import Store, StoreWriter
+from sfd_cli.engine.distributed import Processes
 from sfd_cli.errors import UserError
 from sfd_cli.files import fingerprint, sha256_file
+from sfd_cli.stages.device import choose_device
 from sfd_cli.stages.latent_encoder import LatentEncoder
 from sfd_cli.stages.output import SETTINGS, StageOutput, say, upstream_fingerprint
 from sfd_cli.weights.encoders import encoder_fingerprint
@@ -50,13 +48,14 @@ def run(settings: Settings) -> dict[str, Any]:
     manifest = ImageManifest.load(paths.images)
     sources = {"images": manifest.fingerprint, "encoder": encoder_fingerprint(settings.encoder)}
     output = _output(settings, sources)
-    processes = _Processes.join()
+    processes = Processes.join()
     with output if processes.first else nullcontext():
         if processes.hear_first(output.complete and _is_readable(paths.latents)):
             if processes.first:
                 say(f"{output.folder} is up to date")
         else:
-            encoder = LatentEncoder(settings, manifest, sources)
+            device = processes.device(choose_device(settings.runtime.device))
+            encoder = LatentEncoder(settings, manifest, sources, device)
             writer = _writer(settings, encoder, len(manifest), output.fingerprint)
             if processes.first:
                 writer.remove_leftovers()
@@ -113,7 +112,7 @@ def _writer(settings: Settings, encoder: LatentEncoder, count: int, output_finge
     return StoreWriter(settings.paths.latents, encoder.fields, count, shard_size, output_fingerprint, facts)
 
 
-def _write_shards(writer: StoreWriter, encoder: LatentEncoder, batch_size: int, processes: _Processes) -> None:
+def _write_shards(writer: StoreWriter, encoder: LatentEncoder, batch_size: int, processes: Processes) -> None:
     """Encode this process's share of the shards that are not there yet."""
     share = range(processes.rank, writer.shard_count, processes.count)
     finished = writer.finished_shards().intersection(share)
@@ -174,35 +173,3 @@ def _summary(settings: Settings) -> dict[str, Any]:
         "std of channels": f"{std.min():.3g} to {std.max():.3g}",
         "folder": str(settings.paths.latents),
     }
-
-
-@dataclass(frozen=True)
-class _Processes:
-    """The processes of a torchrun, or this one alone."""
-
-    rank: int
-    count: int
-
-    @classmethod
-    def join(cls) -> _Processes:
-        rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        if count > 1 and not torch.distributed.is_initialized():
-            # A share of ImageNet takes hours, during which a process that is done waits for the others.
-            torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
-        return cls(rank, count)
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
-
-    def wait(self) -> None:
-        """Until every process is here."""
-        if self.count > 1:
-            torch.distributed.barrier()
-
-    def hear_first(self, value: bool) -> bool:
-        """What the first process says; the others' values do not count."""
-        box = [value]
-        if self.count > 1:
-            torch.distributed.broadcast_object_list(box, src=0)
-        return box[0]

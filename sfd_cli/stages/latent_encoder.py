@@ -16,8 +16,8 @@ from sfd_cli.data.images import ImageManifest, ImageReader
 from sfd_cli.data.store import INDEX, Field, Store
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.files import read_json
+from sfd_cli.networks.gaussian import draw
 from sfd_cli.networks.visual_encoder import VisualEncoder
-from sfd_cli.stages.device import choose_device
 from sfd_cli.stages.extract_features import encode_flips
 from sfd_cli.stages.output import SETTINGS, say, upstream_fingerprint
 from sfd_cli.weights.encoders import load_visual_encoder
@@ -28,18 +28,22 @@ class LatentEncoder:
     """Images of the manifest to composite latents and patch tokens.
 
     Args:
-        settings: all settings; the sections `images`, `encoder`, `latents`, `paths` and `runtime` are read.
+        settings: all settings; the sections `images`, `encoder`, `latents`,
+            `paths` and `runtime` are read.
         manifest: the images.
         inputs: fingerprints of the images and the encoder, which stored features must share.
+        device: where the networks run.
 
     Raises:
         UserError: a model is missing, or models and settings do not fit together.
     """
 
-    def __init__(self, settings: Settings, manifest: ImageManifest, inputs: dict[str, str]) -> None:
+    def __init__(
+        self, settings: Settings, manifest: ImageManifest, inputs: dict[str, str], device: torch.device
+    ) -> None:
         self._settings = settings
         self._manifest = manifest
-        self._device = choose_device(settings.runtime.device)
+        self._device = device
         texture_vae, _ = load_texture_vae(settings.paths.texture_vae)
         semantic_vae, _ = load_semantic_vae(settings.paths.semvae)
         self._texture_vae, self._semantic_vae = texture_vae.to(self._device), semantic_vae.to(self._device)
@@ -76,17 +80,16 @@ class LatentEncoder:
         images = images.to(self._device)
         tokens = self._tokens(np.asarray(indices), images)
         pixels = torch.stack([images, images.flip(-1)], dim=1).flatten(0, 1).float() / 127.5 - 1
-        means, deviations = {}, {}
-        for name, (mean, logvar) in {
+        features = torch.from_numpy(tokens).to(self._device).flatten(0, 1).float()
+        posteriors = {
             "texture": self._texture_vae.encode(pixels),
-            "semantic": self._semantic_vae.encode(torch.from_numpy(tokens).to(self._device).float().flatten(0, 1)),
-        }.items():
-            means[name], deviations[name] = mean, (0.5 * logvar).exp()
-        noise = posterior_noise(self._settings.latents.seed, indices, [self.fields[name].shape[1:] for name in means])
+            "semantic": tuple(self._as_grid(part) for part in self._semantic_vae.encode(features)),
+        }
+        shapes = [mean.shape[1:] for mean, _ in posteriors.values()]
+        noise = posterior_noise(self._settings.latents.seed, indices, shapes)
         arrays = {}
-        for name, draws in zip(means, noise, strict=True):
-            mean, deviation = (self._as_grid(part) for part in (means[name], deviations[name]))
-            sample = mean + deviation * draws.to(self._device).flatten(0, 1)
+        for (name, (mean, logvar)), draws in zip(posteriors.items(), noise, strict=True):
+            sample = draw(mean, logvar, draws.to(self._device).flatten(0, 1))
             arrays[name] = sample.unflatten(0, (-1, 2)).half().cpu().numpy()
         if "features" in self.fields:
             arrays["features"] = tokens
@@ -94,8 +97,8 @@ class LatentEncoder:
         return arrays
 
     def _as_grid(self, values: Tensor) -> Tensor:
-        """Tokens (B, N, C), row-major, as an image (B, C, h, w); images pass unchanged."""
-        return values.transpose(1, 2).unflatten(2, (self.grid, self.grid)) if values.ndim == 3 else values
+        """Tokens (B, N, C), row-major, as an image (B, C, h, w)."""
+        return values.transpose(1, 2).unflatten(2, (self.grid, self.grid))
 
     def _tokens(self, indices: np.ndarray, images: Tensor) -> np.ndarray:
         """Patch tokens (n, 2, N, D) float16: stored ones where there are any, the encoder's for the rest."""
