@@ -73,12 +73,13 @@ class Checkpoints:
         _save_weights(state.model, temporary / "model.safetensors")
         if state.ema is not None:
             _save_weights(state.ema, temporary / "ema.safetensors")
-        torch.save({"step": state.step, "optimizer": state.optimizer}, temporary / "state.pt")
+        rest = {"step": state.step, "averaged": state.ema is not None, "optimizer": state.optimizer}
+        torch.save(rest, temporary / "state.pt")
         for path in temporary.iterdir():
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
         fsync_folder(temporary)
-        # A checkpoint of this step can only be one that did not load, or its own equal.
+        # A checkpoint of this step can only be one that did not load.
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
         fsync_folder(self.folder)
@@ -98,9 +99,8 @@ class Checkpoints:
         folder = self.path(step)
         try:
             state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-            averaged = folder / "ema.safetensors"
             model = load_file(folder / "model.safetensors")
-            ema = load_file(averaged) if averaged.exists() else None
+            ema = load_file(folder / "ema.safetensors") if state["averaged"] else None
             return TrainingState(int(state["step"]), model, ema, state["optimizer"])
         except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
             raise ValueError(f"{folder}: {' '.join(str(error).split())[:200]}") from None
@@ -112,7 +112,6 @@ class Checkpoints:
                 return self.load(step)
             except ValueError as error:
                 print(f"sfd: passing over a damaged checkpoint ({error})", file=sys.stderr, flush=True)
-                shutil.rmtree(self.path(step))
         return None
 
 

@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
-# One process may sample a grid, write a checkpoint or compile while the others wait for it.
-TIMEOUT = timedelta(hours=2)
+# A process may be hours behind the others, with a larger share of the images to encode or a checkpoint to write.
+TIMEOUT = timedelta(days=1)
 
 
 @dataclass(frozen=True)
