@@ -1,0 +1,182 @@
+"""`sfd train`: a LightningDiT trained with the asynchronous objective, and the weaker one that guides it."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from sfd_cli.config import DiT, Settings
+from sfd_cli.data.sampler import EpochSampler
+from sfd_cli.data.store import Store
+from sfd_cli.engine.checkpoint import Checkpoints
+from sfd_cli.engine.distributed import Processes
+from sfd_cli.engine.flops import training_flops
+from sfd_cli.engine.loop import LoopSettings, train
+from sfd_cli.engine.precision import choose_precision
+from sfd_cli.errors import UserError
+from sfd_cli.files import read_json, sha256_file
+from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
+from sfd_cli.networks.semantic_vae import SemanticVAE
+from sfd_cli.stages.device import choose_device
+from sfd_cli.stages.output import SETTINGS, StageOutput, say, upstream_fingerprint
+from sfd_cli.stages.sample_grids import SampleGrids
+from sfd_cli.stages.velocity_task import VelocityTask
+from sfd_cli.weights.model_files import load_semantic_vae, save_model
+
+Which = Literal["dit", "guide"]
+
+STAGES: dict[Which, str] = {"dit": "train", "guide": "train-guide"}
+# How far a run goes and how it is carried out: none of it moves a result by more than rounding.
+INERT = {"steps", "accumulate", "compile", "checkpoint_activations", "checkpoint_every", "log_every", "sample_every"}
+
+
+def run(settings: Settings, which: Which = "dit") -> dict[str, Any]:
+    """Train into `models/<which>/`, with curves and sample grids under `metrics/<which>/`.
+
+    Goes on from the last checkpoint; more steps continue a finished run. Under torchrun the processes share every
+    batch.
+
+    Args:
+        settings: the section named `which`, `paths` and `runtime` are read.
+        which: the diffusion transformer, or the weaker guide of AutoGuidance.
+
+    Returns:
+        The summary to print; empty in all processes but the first.
+
+    Raises:
+        UserError: an input is missing or does not fit, or more steps are done already than asked for.
+        StageFailure: the loss was not finite for several steps in a row.
+    """
+    section: DiT = getattr(settings, which)
+    folder: Path = getattr(settings.paths, which)
+    output = _output(settings, section, folder, STAGES[which])
+    processes = Processes.join()
+    with output if processes.first else nullcontext():
+        if processes.hear_first(output.complete and output.facts.get("steps") == section.steps):
+            if processes.first:
+                say(f"{folder} is up to date")
+        else:
+            facts = _train(settings, section, folder, settings.paths.metrics / which, processes)
+            if processes.first:
+                output.finish(**facts)
+    return _summary(output, settings.paths.metrics / which) if processes.first else {}
+
+
+def _output(settings: Settings, section: DiT, folder: Path, stage: str) -> StageOutput:
+    paths = settings.paths
+    inputs = {"latents": upstream_fingerprint(paths.latents, "sfd encode-latents")}
+    if section.repa == "decoded":
+        inputs["semvae"] = _weights_fingerprint(paths.semvae)
+    inert = section.model_dump(include=INERT)
+    return StageOutput(folder, stage, section.model_dump(exclude=INERT), inputs, paths.metrics, inert)
+
+
+def _weights_fingerprint(folder: Path) -> str:
+    path = folder / "model.safetensors"
+    if not path.exists():
+        raise UserError(f"{folder} holds no whole model; run `sfd train-semvae` first, or use repa: 'stored'")
+    return sha256_file(path)
+
+
+def _train(settings: Settings, section: DiT, folder: Path, log: Path, processes: Processes) -> dict[str, Any]:
+    device = processes.device(choose_device(settings.runtime.device))
+    store = Store(settings.paths.latents)
+    decoder = _decoder(settings, device) if section.repa == "decoded" else None
+    task = VelocityTask(store, section, decoder, device)
+    config = network_config(section, task, len(store.classes))
+    torch.manual_seed(section.seed)
+    model = LightningDiT(config)
+    model.checkpoint_activations = section.checkpoint_activations
+    checkpoints = Checkpoints(folder / "checkpoints")
+    grids = None
+    if section.sample_every and processes.first:
+        grids = SampleGrids(settings, section, task, config, store.classes, device, log / "samples")
+        grids.forget_after(max(checkpoints.steps(), default=0))
+    result = train(
+        task,
+        model,
+        EpochSampler(len(store), section.batch_size, section.seed),
+        loop_settings(section, device),
+        checkpoints.folder,
+        log,
+        device,
+        folder.name,
+        on_step=grids,
+        flops_per_image=_flops(config) if device.type == "cuda" else None,
+    )
+    if processes.first:
+        assert result.ema is not None
+        weights = {"model": result.model.state_dict(), "ema": result.ema.state_dict()}
+        save_model(folder, "LightningDiT", config, weights, _description(settings, section, store, task))
+        # Which other checkpoints there are tells how often the run was interrupted; equal settings, equal artifacts.
+        checkpoints.keep(1)
+    return {"steps": result.step, "parameters": sum(parameter.numel() for parameter in model.parameters())}
+
+
+def network_config(section: DiT, task: VelocityTask, num_classes: int) -> LightningDiTConfig:
+    """The architecture that the settings and the latents ask for.
+
+    Raises:
+        UserError: they do not fit together.
+    """
+    try:
+        return LightningDiTConfig(
+            **_shared(LightningDiTConfig, section)
+            | {
+                "grid": task.shape[-1],
+                "in_channels": task.shape[0],
+                "num_classes": num_classes,
+                "semantic_channels": task.semantic_channels,
+                "repa_depth": 0 if section.repa == "off" else section.repa_depth,
+                "feature_width": task.feature_width,
+            }
+        )
+    except ValueError as error:
+        raise UserError(f"the latents and the network's settings do not fit together: {error}") from None
+
+
+def loop_settings(section: DiT, device: torch.device) -> LoopSettings:
+    """The part of the section that is about optimising."""
+    return LoopSettings(**_shared(LoopSettings, section) | {"precision": choose_precision(section.precision, device)})
+
+
+def _shared(kind: type[LightningDiTConfig] | type[LoopSettings], section: DiT) -> dict[str, Any]:
+    """The settings that a dataclass has under the same names."""
+    return {field.name: getattr(section, field.name) for field in fields(kind) if field.name in DiT.model_fields}
+
+
+def _decoder(settings: Settings, device: torch.device) -> SemanticVAE:
+    model, _ = load_semantic_vae(settings.paths.semvae)
+    return model.to(device)
+
+
+def _flops(config: LightningDiTConfig) -> int:
+    def forward(model: nn.Module) -> None:
+        x = torch.empty(1, config.in_channels, config.grid, config.grid)
+        model(x, torch.empty(1), torch.empty(1), torch.empty(1, dtype=torch.int64), bool(config.repa_depth))
+
+    return training_flops(forward, lambda: LightningDiT(config))
+
+
+def _description(settings: Settings, section: DiT, store: Store, task: VelocityTask) -> dict[str, Any]:
+    """What sampling needs to know beside the architecture."""
+    made_of = read_json(settings.paths.latents / SETTINGS)["inputs"]
+    return {
+        "statistics": task.statistics,
+        "delta_t": section.delta_t,
+        "classes": store.classes,
+        "image_size": store.attributes["image_size"],
+        "texture_vae": made_of["texture_vae"],
+    }
+
+
+def _summary(output: StageOutput, log: Path) -> dict[str, Any]:
+    metrics = log / "metrics.json"
+    latest = read_json(metrics) if metrics.exists() else {}
+    terms = {name: latest[name] for name in ("loss", "mse", "cosine", "repa", "images_per_second") if name in latest}
+    return output.facts | terms | {"folder": str(output.folder), "log": str(log)}
