@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sfd_cli.data.images import DECODE_ERRORS, EXTENSIONS, center_crop, decode_image
+from sfd_cli.data.prefetch import threaded_map
 from sfd_cli.errors import UserError
 from sfd_cli.evaluation.frechet import Gaussian
 
@@ -23,7 +24,10 @@ READ_AHEAD = 4
 class ImageSource(Protocol):
     """Images that can be counted before, and streamed in order."""
 
-    count: int
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        ...
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """Batches of uint8 (n, 3, H, W), n = `size` but for the last; together exactly `count` images."""
@@ -49,17 +53,14 @@ class ImageFiles:
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """See `ImageSource`. Raises UserError, naming the file, for one that does not open or fit."""
-        groups = [self.files[start : start + size] for start in range(0, len(self.files), size)]
-        with ThreadPoolExecutor(max(1, self.workers)) as pool:
-            waiting = [[pool.submit(self._read, path) for path in group] for group in groups[:READ_AHEAD]]
-            for number, group in enumerate(groups):
-                images = [future.result() for future in waiting.pop(0)]
-                if number + READ_AHEAD < len(groups):
-                    waiting.append([pool.submit(self._read, path) for path in groups[number + READ_AHEAD]])
-                for path, image in zip(group, images, strict=True):
-                    if image.shape != images[0].shape:
-                        raise UserError(f"{path} is {_pixels(image)} but {group[0]} is {_pixels(images[0])}")
-                yield torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+        images = threaded_map(self._read, self.files, max(self.workers, 1), ahead=READ_AHEAD * size)
+        for start in range(0, self.count, size):
+            paths = self.files[start : start + size]
+            batch = list(itertools.islice(images, len(paths)))
+            for path, image in zip(paths, batch, strict=True):
+                if image.shape != batch[0].shape:
+                    raise UserError(f"{path} is {_pixels(image)} but {paths[0]} is {_pixels(batch[0])}")
+            yield torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).contiguous()
 
     def _read(self, path: Path) -> np.ndarray:
         try:

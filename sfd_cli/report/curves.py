@@ -1,0 +1,109 @@
+"""Training logs as inline SVG: lines that take the page's own text colour, in light and in dark."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sfd_cli.errors import UserError
+
+# Matplotlib needs a colour; the page needs "whatever the text is". This one is replaced after drawing.
+TEXT = "#010203"
+NOT_LOSSES = {"learning_rate", "images_per_second", "mfu", "gradient_norm"}
+COLOURS = ("#3b82c4", "#d9822b", "#3f9d63", "#b65fc0", "#c9504d", "#8a7a3d", "#4aa6a8")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One logged quantity: `steps` and `values`, equally long."""
+
+    name: str
+    steps: np.ndarray
+    values: np.ndarray
+
+
+def read_curves(folder: Path) -> list[Curve]:
+    """The losses that dvclive logged under `folder`: what is minimised first, then its terms by name.
+
+    dvclive keeps one TSV per quantity under `plots/metrics`, with the columns `step`, `timestamp` (sometimes)
+    and the quantity.
+
+    Raises:
+        UserError: a file is not such a table; names it.
+    """
+    root = Path(folder) / "plots" / "metrics"
+    curves = []
+    found = [path for path in root.rglob("*.tsv") if path.stem not in NOT_LOSSES]
+    for path in sorted(found, key=lambda path: (path.stem != "loss", path)):
+        try:
+            with open(path, newline="") as file:
+                rows = list(csv.DictReader(file, delimiter="\t"))
+            value = next(key for key in (rows[0] if rows else {}) if key not in ("step", "timestamp"))
+            steps = np.array([int(float(row["step"])) for row in rows])
+            values = np.array([float(row[value]) for row in rows])
+        except (StopIteration, KeyError, ValueError, TypeError):
+            raise UserError(f"{path} is not a log of dvclive; delete it or train again") from None
+        curves.append(Curve(path.stem.replace("_", " "), steps, values))
+    return curves
+
+
+def draw_curves(title: str, curves: list[Curve], identity: str) -> str:
+    """Loss curves over steps, each also smoothed, on a logarithmic axis where all are positive.
+
+    Args:
+        title: said above the axes.
+        curves: the lines, at least one.
+        identity: tells this picture's element ids from those of others on the page.
+
+    Returns:
+        An SVG element.
+    """
+    import matplotlib
+
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": identity, "font.size": 9, "font.family": "sans-serif"}
+    with matplotlib.rc_context(settings):
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+        figure = Figure(figsize=(5.2, 2.9), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.subplots()
+        for curve, colour in zip(curves, COLOURS * (len(curves) // len(COLOURS) + 1), strict=False):
+            axes.plot(curve.steps, curve.values, color=colour, alpha=0.28, linewidth=0.8)
+            axes.plot(curve.steps, smooth(curve.values), color=colour, linewidth=1.6, label=curve.name)
+        if all((curve.values > 0).all() for curve in curves):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_title(title, color=TEXT, fontsize=10, loc="left")
+        axes.set_xlabel("step", color=TEXT)
+        axes.tick_params(colors=TEXT, which="both", labelsize=8)
+        axes.grid(color="#888888", alpha=0.25, linewidth=0.5)
+        for side, spine in axes.spines.items():
+            spine.set_visible(side in ("left", "bottom"))
+            spine.set_color("#888888")
+        axes.legend(frameon=False, labelcolor=TEXT, fontsize=8)
+        return _inline(figure)
+
+
+def smooth(values: np.ndarray, window: int = 15) -> np.ndarray:
+    """Centred running mean over up to `window` points, shorter at the ends."""
+    reach = min(window, max(len(values) // 4, 1)) // 2
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    low, high = np.maximum(index - reach, 0), np.minimum(index + reach + 1, len(values))
+    return (total[high] - total[low]) / (high - low)
+
+
+def _inline(figure: Any) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :].replace(TEXT, "currentColor")

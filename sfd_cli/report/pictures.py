@@ -1,0 +1,163 @@
+"""Pictures of samples: the grid by class, and the three phases of asynchronous sampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sfd_cli.diffusion.schedule import AsynchronousSchedule
+from sfd_cli.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TEXTURE, SEMANTIC, BOTH = "#d9822b", "#3b82c4", "#7a6f9b"
+DPI = 150
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Samples on their way from noise, at several points of the schedule.
+
+    Attributes:
+        progress: T of each point, ascending, from 0 to the schedule's end.
+        textures: decoded images (points, samples, H, W, 3), uint8.
+        semantics: semantic latents (points, samples, C_s, h, w).
+        captions: class of each sample.
+    """
+
+    progress: list[float]
+    textures: np.ndarray
+    semantics: np.ndarray
+    captions: list[str]
+
+
+def pick_progress(schedule: AsynchronousSchedule) -> list[float]:
+    """Points worth showing: the ends of each phase, and two inside it."""
+    points = [0.0]
+    for phase in schedule.phases:
+        length = phase.end - phase.start
+        points += [phase.start + length / 3, phase.start + 2 * length / 3, phase.end]
+    return points
+
+
+def principal_colours(latents: np.ndarray) -> np.ndarray:
+    """Semantic latents as colours: their first three principal components.
+
+    The components and their ranges (2nd to 98th percentile) come from the last point, the finished
+    semantics, so that a colour means the same direction at every point.
+
+    Args:
+        latents: (points, samples, C_s, h, w).
+
+    Returns:
+        float32 (points, samples, h, w, 3) in [0, 1]; with fewer than three channels the rest stays 0.5.
+    """
+    channels = latents.shape[2]
+    tokens = np.moveaxis(latents, 2, -1).astype(np.float64)
+    final = tokens[-1].reshape(-1, channels)
+    mean = final.mean(axis=0)
+    _, vectors = np.linalg.eigh(np.cov(final, rowvar=False).reshape(channels, channels))
+    directions = vectors[:, ::-1][:, :3]
+    # An eigenvector's sign is arbitrary and differs between libraries: fix it, so that equal runs look equal.
+    strongest = directions[np.abs(directions).argmax(axis=0), np.arange(directions.shape[1])]
+    directions = directions * np.where(strongest < 0, -1.0, 1.0)
+    projected = (tokens - mean) @ directions
+    low, high = np.percentile(projected[-1].reshape(-1, projected.shape[-1]), [2, 98], axis=0)
+    scaled = ((projected - low) / np.maximum(high - low, 1e-12)).clip(0, 1)
+    colours = np.full((*scaled.shape[:-1], 3), 0.5, dtype=np.float32)
+    colours[..., : scaled.shape[-1]] = scaled
+    return colours
+
+
+def draw_samples(path: Path, images: list[np.ndarray], captions: list[str]) -> None:
+    """Write a near-square grid of images (H, W, 3) uint8 with their classes underneath, as PNG."""
+    from matplotlib.figure import Figure
+
+    columns = max(1, round(len(images) ** 0.5))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(1.15 * columns, 1.32 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for number, axes in enumerate(grid.flat):
+        if number < len(images):
+            _show(axes, images[number])
+            axes.set_xlabel(shorten(captions[number]), fontsize=6.5, labelpad=2, color="#333333")
+        else:
+            axes.axis("off")
+    _write(figure, path)
+
+
+def draw_trajectory(path: Path, trajectory: Trajectory, schedule: AsynchronousSchedule) -> None:
+    """Write the three phases as PNG: the schedule on top, below it each sample's texture and semantics."""
+    from matplotlib.figure import Figure
+
+    points, samples = trajectory.textures.shape[:2]
+    colours = principal_colours(trajectory.semantics) if trajectory.semantics.shape[2] else None
+    streams = 1 if colours is None else 2
+    figure = Figure(figsize=(1.05 * points + 0.9, 1.9 + 1.08 * streams * samples), layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=[1.9, 1.08 * streams * samples])
+    top, bottom = parts
+    _draw_schedule(top.subplots(), schedule, trajectory.progress)
+    grid = bottom.subplots(streams * samples, points, squeeze=False)
+    for sample in range(samples):
+        for point in range(points):
+            _show(grid[streams * sample, point], trajectory.textures[point, sample])
+            if colours is not None:
+                _show(grid[streams * sample + 1, point], colours[point, sample])
+        _name_row(grid[streams * sample, 0], f"{shorten(trajectory.captions[sample])}\ntexture", TEXTURE)
+        if colours is not None:
+            _name_row(grid[streams * sample + 1, 0], "semantics", SEMANTIC)
+    for axes, progress in zip(grid[0], trajectory.progress, strict=True):
+        axes.set_title(f"T = {progress:.2f}", fontsize=8)
+    _write(figure, path)
+
+
+def shorten(caption: str, length: int = 18) -> str:
+    """A class name that fits under a tile: the first of ImageNet's comma-separated synonyms, cut if need be."""
+    text = caption.split(",")[0].replace("_", " ")
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _draw_schedule(axes: Axes, schedule: AsynchronousSchedule, shown: list[float]) -> None:
+    line = np.linspace(0, schedule.end, 400)
+    times = [schedule.times(float(progress)) for progress in line]
+    axes.plot(line, [float(time.semantic) for time in times], color=SEMANTIC, label="semantic time", linewidth=2)
+    axes.plot(line, [float(time.texture) for time in times], color=TEXTURE, label="texture time", linewidth=2)
+    for progress in shown:
+        axes.axvline(progress, color="#999999", linewidth=0.6, linestyle=":")
+    for phase in schedule.phases:
+        colour = BOTH if phase.texture_rate and phase.semantic_rate else TEXTURE if phase.texture_rate else SEMANTIC
+        name = {BOTH: "both streams", TEXTURE: "textures only", SEMANTIC: "semantics only"}[colour]
+        axes.axvspan(phase.start, phase.end, color=colour, alpha=0.10, linewidth=0)
+        axes.text((phase.start + phase.end) / 2, 1.06, name, ha="center", va="bottom", fontsize=8, color=colour)
+    axes.set_xlim(0, schedule.end)
+    axes.set_ylim(-0.02, 1.04)
+    axes.set_xlabel("progress T", fontsize=8)
+    axes.tick_params(labelsize=7)
+    axes.legend(frameon=False, fontsize=7, loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _show(axes: Axes, image: np.ndarray) -> None:
+    axes.imshow(image, interpolation="nearest", vmin=0, vmax=1)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color("#cccccc")
+        spine.set_linewidth(0.5)
+
+
+def _name_row(axes: Axes, text: str, colour: str) -> None:
+    axes.set_ylabel(text, fontsize=7, color=colour)
+
+
+def _write(figure: Figure, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
