@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusion_reference import load
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -42,6 +42,7 @@ def test_every_loss_term_is_the_references(name: str) -> None:
         torch.testing.assert_close(value, given_[key], atol=1e-5, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_each_stream_is_interpolated_at_its_own_time(t_texture: float, t_semantic: float) -> None:
     data, noise = _latents(0), _latents(1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfd_cli.diffusion.schedule import AsynchronousSchedule
@@ -13,6 +15,7 @@ offsets = st.floats(0, 1)
 fractions = st.floats(0, 1)
 
 
+@settings(deadline=None)
 @given(offsets)
 def test_both_streams_start_as_noise_and_end_as_data(delta_t: float) -> None:
     schedule = AsynchronousSchedule(delta_t)
@@ -20,6 +23,7 @@ def test_both_streams_start_as_noise_and_end_as_data(delta_t: float) -> None:
     assert schedule.times(schedule.end) == pytest.approx((1.0, 1.0), abs=1e-12)
 
 
+@settings(deadline=None)
 @given(offsets, fractions)
 def test_semantics_are_never_behind_textures_and_lead_by_no_more_than_the_offset(delta_t: float, u: float) -> None:
     schedule = AsynchronousSchedule(delta_t)
@@ -28,6 +32,7 @@ def test_semantics_are_never_behind_textures_and_lead_by_no_more_than_the_offset
     assert times.semantic - times.texture <= delta_t + 1e-12
 
 
+@settings(deadline=None)
 @given(offsets, fractions, fractions)
 def test_times_never_go_back(delta_t: float, u: float, v: float) -> None:
     schedule = AsynchronousSchedule(delta_t)
@@ -36,6 +41,7 @@ def test_times_never_go_back(delta_t: float, u: float, v: float) -> None:
     assert early.semantic <= late.semantic
 
 
+@settings(deadline=None)
 @given(offsets, st.lists(fractions, min_size=1, max_size=8))
 def test_a_tensor_of_progress_gives_what_single_numbers_give(delta_t: float, parts: list[float]) -> None:
     schedule = AsynchronousSchedule(delta_t)
@@ -46,6 +52,7 @@ def test_a_tensor_of_progress_gives_what_single_numbers_give(delta_t: float, par
         assert (rates.texture[index].item(), rates.semantic[index].item()) == schedule.rates(value)
 
 
+@settings(deadline=None)
 @given(offsets)
 def test_phases_tile_the_whole_schedule_without_an_empty_one(delta_t: float) -> None:
     schedule = AsynchronousSchedule(delta_t)
@@ -53,10 +60,11 @@ def test_phases_tile_the_whole_schedule_without_an_empty_one(delta_t: float) -> 
     assert phases[0].start == 0
     assert phases[-1].end == schedule.end
     assert all(phase.start < phase.end for phase in phases)
-    assert all(before.end == after.start for before, after in zip(phases, phases[1:], strict=False))
+    assert all(before.end == after.start for before, after in pairwise(phases))
     assert schedule.breakpoints == tuple(phase.start for phase in phases[1:])
 
 
+@settings(deadline=None)
 @given(offsets, fractions)
 def test_a_phase_says_what_the_schedule_says_inside_it(delta_t: float, u: float) -> None:
     schedule = AsynchronousSchedule(delta_t)

@@ -53,7 +53,7 @@ def integrate(
     atol: float = 1e-6,
     on_point: OnPoint | None = None,
 ) -> Tensor:
-    """Integrate from noise to data. A stream that is frozen keeps its values bit for bit.
+    """Integrate from noise to data. By phases, a stream that is frozen keeps its values bit for bit.
 
     Network calls: `steps` by euler, twice that by heun, `steps` and one more per phase by ab2; dopri5 decides.
 
@@ -83,7 +83,8 @@ def integrate(
     for points, phase in _spans(schedule, steps, grid, shift):
         slope = _slope(velocity, labels, schedule, semantic_channels, phase)
         if solver == "dopri5":
-            x = _dopri5(slope, x, points[0], points[-1], rtol, atol)
+            end = _dopri5(slope, x, points[0], points[-1], rtol, atol)
+            x = _keep_frozen(x, end, phase, semantic_channels) if phase else end
             tell(points[-1], x)
         else:
             x = FIXED_STEP_SOLVERS[solver](slope, x, points, tell)
@@ -196,3 +197,9 @@ def _dopri5(slope: Slope, x: Tensor, start: float, end: float, rtol: float, atol
 
     ends = torch.tensor([start, end], dtype=torch.float64)
     return odeint(lambda t, y: slope(float(t), y), x, ends, rtol=rtol, atol=atol, method="dopri5")[-1]
+
+
+def _keep_frozen(before: Tensor, after: Tensor, phase: Phase, semantic_channels: int) -> Tensor:
+    """`after` with the frozen stream of `before`, which the adaptive solver's interpolation moves by rounding."""
+    streams = zip(split_streams(before, semantic_channels), split_streams(after, semantic_channels), strict=True)
+    return torch.cat([new if rate else old for (old, new), rate in zip(streams, phase.rates, strict=True)], dim=1)

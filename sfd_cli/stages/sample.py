@@ -88,7 +88,7 @@ def run(settings: Settings, grid: Path | None = None) -> dict[str, Any]:
                 output.finish(images=sample.num_images, class_names=sampler.class_names)
     if not processes.first:
         return {}
-    return _summary(folder, grid)
+    return _summary(folder, output.facts["class_names"], grid)
 
 
 def effective_settings(sample: Sample) -> dict[str, Any]:
@@ -179,16 +179,16 @@ def _wait_for(futures: list[Future[None]]) -> None:
         future.result()
 
 
-def _summary(folder: Path, grid: Path | None) -> dict[str, Any]:
+def _summary(folder: Path, class_names: list[str], grid: Path | None) -> dict[str, Any]:
     from sfd_cli.report.pictures import draw_samples
 
-    names, labels = read_json(folder / SETTINGS)["class_names"], read_json(folder / LABELS)
+    labels = read_json(folder / LABELS)
     summary = {"images": len(labels), "classes": len(set(labels)), "folder": str(folder), "npz": str(folder / NPZ)}
     if grid is not None:
         images = []
         for index in range(min(GRID_IMAGES, len(labels))):
             with Image.open(image_path(folder, index)) as image:
                 images.append(np.asarray(image))
-        draw_samples(grid, images, [names[label] for label in labels[: len(images)]])
+        draw_samples(grid, images, [class_names[label] for label in labels[: len(images)]])
         summary["grid"] = str(grid)
     return summary
