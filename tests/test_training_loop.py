@@ -102,7 +102,7 @@ def test_n_steps_in_one_go_and_in_two_halves_give_the_same_weights(tmp_path: Pat
     assert_same(whole.model, halves.model)
     assert_same(whole.ema, halves.ema)
     states = [Checkpoints(tmp_path / run / "checkpoints").load(12).optimizer for run in ("whole", "halves")]
-    assert str(states[0]) == str(states[1])
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_training_lowers_the_loss_and_the_average_lags_behind_the_weights(tmp_path: Path) -> None:
@@ -150,7 +150,8 @@ def test_a_step_with_a_loss_that_is_not_finite_is_skipped(tmp_path: Path, capsys
     before = store.load(2)
     for name, tensor in before.model.items():
         assert torch.equal(spoiled.model.state_dict()[name], tensor)
-    assert str(before.optimizer["state"]) == str(store.load(3).optimizer["state"])
+    after = store.load(3).optimizer
+    assert all(torch.equal(before.optimizer[name], after[name]) for name in after)
     assert "skipped 1 of the steps before 3" in capsys.readouterr().err
 
 
@@ -249,12 +250,12 @@ fit(folder, settings, on_step=lambda step, model: (print(step, flush=True), time
 """
 
 
-def start(folder: Path, steps: int, pause: float, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+def start(folder: Path, steps: int, pause: float) -> subprocess.Popen[str]:
     script = folder.parent / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
     root = Path(__file__).parents[1]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, str(script), str(folder), str(steps), str(pause)]
+    command = [sys.executable, str(script), str(folder), str(steps), str(pause)]
     return subprocess.Popen(
         command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -294,24 +295,3 @@ def test_a_signal_writes_a_checkpoint_and_ends_the_run(
     assert signal.getsignal(number) is before
     assert Checkpoints(tmp_path / "stopped" / "checkpoints").steps() == [5, 7]
     assert_same(fit(tmp_path / "whole").ema, fit(tmp_path / "stopped").ema)
-
-
-def test_two_processes_give_the_weights_of_one(tmp_path: Path) -> None:
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    process = start(tmp_path / "two", 6, 0, launcher)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert output.split() == [str(step) for step in range(1, 7)]
-    settings = replace(SETTINGS, checkpoint_every=2, log_every=5)
-    one = fit(tmp_path / "one", replace(settings, steps=6))
-    two = fit(tmp_path / "two", replace(settings, steps=6))
-    assert_same(one.model, two.model, 1e-5)
-    assert_same(one.ema, two.ema, 1e-5)
-    for a, b in zip(curve(tmp_path / "one", "error"), curve(tmp_path / "two", "error"), strict=True):
-        assert a == pytest.approx(b, rel=1e-4)
-    # And the two processes' checkpoint goes on in one.
-    assert_same(
-        fit(tmp_path / "one", replace(settings, steps=9)).model,
-        fit(tmp_path / "two", replace(settings, steps=9)).model,
-        1e-5,
-    )

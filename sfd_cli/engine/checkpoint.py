@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import re
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from sfd_cli.errors import StageFailure
 from sfd_cli.files import fsync_folder
 
 KEPT = 2
+MODEL, EMA, OPTIMIZER = (f"{name}.safetensors" for name in ("model", "ema", "optimizer"))
 _NAME = re.compile(r"step-(\d{7,})")
 
 
@@ -31,17 +31,36 @@ class TrainingState:
         step: optimiser steps done.
         model: weights by name.
         ema: averaged weights by name, None where none are kept.
-        optimizer: the optimiser's own state dict.
+        optimizer: per-parameter state of the optimiser, `<parameter's number>.<name>`; its settings are the run's.
     """
 
     step: int
     model: dict[str, Tensor]
     ema: dict[str, Tensor] | None
-    optimizer: dict[str, Any]
+    optimizer: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, step: int, model: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer) -> TrainingState:
+        """The state of objects that have trained `step` steps; its tensors are theirs, not copies."""
+        averaged = None if ema is None else ema.state_dict()
+        state = optimizer.state_dict()["state"]
+        flat = {f"{number}.{name}": tensor for number, part in state.items() for name, tensor in part.items()}
+        return cls(step, model.state_dict(), averaged, flat)
+
+    def restore(self, model: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer) -> None:
+        """Put the state into objects like those it was of."""
+        model.load_state_dict(self.model)
+        if ema is not None and self.ema is not None:
+            ema.load_state_dict(self.ema)
+        parts: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in self.optimizer.items():
+            number, _, name = key.partition(".")
+            parts.setdefault(int(number), {})[name] = tensor
+        optimizer.load_state_dict({"state": parts, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 class Checkpoints:
-    """The checkpoints `step-NNNNNNN` of one run: `model.safetensors`, `ema.safetensors` and `state.pt` in each."""
+    """The checkpoints `step-NNNNNNN` of one run: three sets of tensors in each, and no pickle."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
@@ -70,11 +89,11 @@ class Checkpoints:
         target = self.path(state.step)
         temporary = self.folder / f".{target.name}.tmp"
         temporary.mkdir()
-        _save_weights(state.model, temporary / "model.safetensors")
+        _save(state.model, temporary / MODEL)
         if state.ema is not None:
-            _save_weights(state.ema, temporary / "ema.safetensors")
-        rest = {"step": state.step, "averaged": state.ema is not None, "optimizer": state.optimizer}
-        torch.save(rest, temporary / "state.pt")
+            _save(state.ema, temporary / EMA)
+        facts = {"step": state.step, "averaged": state.ema is not None}
+        _save(state.optimizer, temporary / OPTIMIZER, {"state": json.dumps(facts)})
         for path in temporary.iterdir():
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
@@ -98,11 +117,11 @@ class Checkpoints:
         """
         folder = self.path(step)
         try:
-            state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-            model = load_file(folder / "model.safetensors")
-            ema = load_file(folder / "ema.safetensors") if state["averaged"] else None
-            return TrainingState(int(state["step"]), model, ema, state["optimizer"])
-        except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
+            with safe_open(folder / OPTIMIZER, "pt") as file:
+                facts = json.loads(file.metadata()["state"])
+            ema = load_file(folder / EMA) if facts["averaged"] else None
+            return TrainingState(facts["step"], load_file(folder / MODEL), ema, load_file(folder / OPTIMIZER))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder}: {' '.join(str(error).split())[:200]}") from None
 
     def load_last(self) -> TrainingState | None:
@@ -115,16 +134,8 @@ class Checkpoints:
         return None
 
 
-def restore(state: TrainingState, model: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer) -> None:
-    """Put a state into the objects that train."""
-    model.load_state_dict(state.model)
-    if ema is not None and state.ema is not None:
-        ema.load_state_dict(state.ema)
-    optimizer.load_state_dict(state.optimizer)
-
-
-def _save_weights(weights: dict[str, Tensor], path: Path) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, path)
+def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
 
 
 def _require_finite(weights: list[Tensor], step: int) -> None:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from sfd_cli.data.prefetch import prefetched
 from sfd_cli.data.sampler import EpochSampler
-from sfd_cli.engine.checkpoint import Checkpoints, TrainingState, restore
+from sfd_cli.engine.checkpoint import Checkpoints, TrainingState
 from sfd_cli.engine.distributed import Processes
 from sfd_cli.engine.ema import EMA
 from sfd_cli.engine.flops import Throughput, peak_flops
@@ -149,7 +149,7 @@ def train(
         live = LiveLog(log, run.step) if processes.first else None
         peak = peak_flops(run.device, settings.precision)
         run.go(store, live, Throughput(flops_per_image, peak and peak * processes.count), on_step)
-    return LoopResult(run.step, model, cast(M, run.ema.model) if run.ema else None, time.monotonic() - started)
+    return LoopResult(run.step, model, cast(M | None, run.average), time.monotonic() - started)
 
 
 class _Run:
@@ -178,6 +178,11 @@ class _Run:
         self.share = settings.batch_size // processes.count
         self.micro = self.share // settings.accumulate
 
+    @property
+    def average(self) -> nn.Module | None:
+        """The averaged module, where one is kept."""
+        return self.ema.model if self.ema else None
+
     def resume(self, checkpoints: Checkpoints) -> None:
         """Take up the last good checkpoint, the same one in every process."""
         state = checkpoints.load_last() if self.processes.first else None
@@ -188,12 +193,8 @@ class _Run:
                 f" at least {step} steps, or move {checkpoints.folder.parent} away to start over"
             )
         if step:
-            restore(
-                state or checkpoints.load(step),
-                self.model,
-                self.ema.model if self.ema else None,
-                self.optimisation.optimizer,
-            )
+            state = state or checkpoints.load(step)
+            state.restore(self.model, self.average, self.optimisation.optimizer)
             self.step = step
 
     def go(self, checkpoints: Checkpoints, live: LiveLog | None, speed: Throughput, on_step: OnStep | None) -> None:
@@ -217,9 +218,11 @@ class _Run:
                     read_at = self.step
                 with speed.paused():
                     if due and first:
-                        checkpoints.save(self._state())
+                        checkpoints.save(
+                            TrainingState.of(self.step, self.model, self.average, self.optimisation.optimizer)
+                        )
                     if on_step is not None and first:
-                        on_step(self.step, self.ema.model if self.ema else self.model)
+                        on_step(self.step, self.average or self.model)
                 if stop:
                     self.processes.wait()
                     raise_for(requested() or signal.SIGTERM)
@@ -256,10 +259,6 @@ class _Run:
         if self.ema is not None:
             self.ema.update(self.model)
         self.tally.add(totals | {"gradient_norm": norm}, skipped)
-
-    def _state(self) -> TrainingState:
-        ema = self.ema.model.state_dict() if self.ema else None
-        return TrainingState(self.step, self.model.state_dict(), ema, self.optimisation.optimizer.state_dict())
 
     def _read(self, checkpoints: Checkpoints) -> Reading:
         reading = self.tally.read()

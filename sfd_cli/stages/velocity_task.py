@@ -75,7 +75,7 @@ class VelocityTask:
     def losses(self, model: nn.Module, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> dict[str, Tensor]:
         """The objective and its terms, means over the batch."""
         section, noise = self._section, draws["noise"]
-        data = (torch.cat([batch[name] for name in self._streams], dim=1).float() - self._mean) / self._std
+        data = (torch.cat([batch[name].float() for name in self._streams], dim=1) - self._mean) / self._std
         times = self._schedule.times(draws["progress"])
         labels = torch.where(draws["dropped"], len(self._store.classes), batch["labels"])
         x = interpolate(data, noise, times.texture, times.semantic, self.semantic_channels)
