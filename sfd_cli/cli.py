@@ -119,7 +119,10 @@ def _option(name: str, field: FieldInfo, flag: str, panel: str) -> inspect.Param
         **extra,
     )
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, option],  # type: ignore[operator]
     )
 
 

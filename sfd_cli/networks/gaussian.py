@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LOGVAR_RANGE = (-30.0, 20.0)
+"""Log-variances are clamped to this, as in the LDM autoencoders."""
+
 
 def draw(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
     """A sample of N(mean, exp(logvar)) from standard normal `noise`, all of one shape (reparameterisation)."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LOGVAR_RANGE = (-30.0, 20.0)
+from sfd_cli.networks.gaussian import LOGVAR_RANGE, draw
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,15 @@ class SemanticVAE(nn.Module):
         self.config = config
         self.encoder = Transformer(config.feature_width, config, 2 * config.channels)
         self.decoder = Transformer(config.channels, config, config.feature_width)
+
+    def forward(self, tokens: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What training needs of patch tokens (B, N, D) and posterior noise (B, N, C_s).
+
+        Returns:
+            The reconstruction (B, N, D) of a posterior sample, and the posterior's mean and logvar.
+        """
+        mean, logvar = self.encode(tokens)
+        return self.decode(draw(mean, logvar, noise)), mean, logvar
 
     def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Patch tokens (B, N, D) -> mean and logvar, each (B, N, C_s), logvar clamped to [-30, 20]."""

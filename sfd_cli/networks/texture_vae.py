@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LOGVAR_RANGE = (-30.0, 20.0)
+from sfd_cli.networks.gaussian import LOGVAR_RANGE, draw
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,15 @@ class TextureVAE(nn.Module):
     def downsampling(self) -> int:
         """Image pixels per latent pixel along one side, space-to-depth included."""
         return 2 ** (len(self.config.block_channels) - 1) * self.config.space_to_depth
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What training needs of images (B, 3, H, W) in [-1, 1] and posterior noise (B, C_z, h, w).
+
+        Returns:
+            The reconstruction (B, 3, H, W) of a posterior sample, and the posterior's mean and logvar.
+        """
+        mean, logvar = self.encode(images)
+        return self.decode(draw(mean, logvar, noise)), mean, logvar
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) in [-1, 1] -> mean and logvar, each (B, C_z, h, w), logvar clamped to [-30, 20]."""

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfd_cli.config import SemVAE, Settings
+from sfd_cli.config import Settings
 from sfd_cli.data.holdout import split_holdout
 from sfd_cli.data.sampler import EpochSampler
 from sfd_cli.data.store import Store
 from sfd_cli.engine.loop import LoopSettings, train
 from sfd_cli.files import write_json
-from sfd_cli.networks.gaussian import draw, kl_divergence
+from sfd_cli.networks.gaussian import kl_divergence
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.stages.device import choose_device
 from sfd_cli.stages.output import StageOutput, say, upstream_fingerprint

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -20,13 +18,13 @@ from sfd_cli.data.images import ImageManifest, ImageReader
 from sfd_cli.data.sampler import EpochSampler
 from sfd_cli.engine.loop import train
 from sfd_cli.errors import UserError
-from sfd_cli.files import atomic_path, sha256_file, write_json
+from sfd_cli.files import atomic_path, read_json, sha256_file, write_json
 from sfd_cli.networks.gaussian import kl_divergence
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
 from sfd_cli.stages.device import choose_device
 from sfd_cli.stages.output import StageOutput, say, upstream_fingerprint
 from sfd_cli.stages.train_semvae import vae_loop
-from sfd_cli.weights.convert import texture_vae_from_ldm
+from sfd_cli.weights.convert import texture_vae_from_diffusers, texture_vae_from_ldm
 from sfd_cli.weights.model_files import load_texture_vae, read_weights_file, save_model
 
 STAGE = "train-texture-vae"
@@ -213,20 +211,8 @@ def import_weights(source: Path) -> tuple[TextureVAEConfig, dict[str, Tensor]]:
 
 
 def _from_diffusers(folder: Path) -> tuple[TextureVAEConfig, dict[str, Tensor]]:
-    try:
-        found = json.loads((folder / "config.json").read_text())
-        config = TextureVAEConfig(
-            channels=found["latent_channels"],
-            block_channels=tuple(found["block_out_channels"]),
-            layers_per_block=found["layers_per_block"],
-            attention_levels=tuple(n for n, kind in enumerate(found["down_block_types"]) if kind.startswith("Attn")),
-            mid_attention=found.get("mid_block_add_attention", True),
-            norm_groups=found["norm_num_groups"],
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}/config.json does not describe an AutoencoderKL ({error})") from None
     weights = read_weights_file(folder / "diffusion_pytorch_model.safetensors")
-    return config, {f"autoencoder.{name}": tensor for name, tensor in weights.items()}
+    return texture_vae_from_diffusers(read_json(folder / "config.json"), weights)
 
 
 def _require_layout(config: TextureVAEConfig, settings: Settings) -> None:
