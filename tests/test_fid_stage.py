@@ -273,6 +273,29 @@ def test_more_images_than_rows_are_kept_still_count_in_the_distance(monkeypatch:
     np.testing.assert_allclose(capped.gaussian().covariance, everything.gaussian().covariance)
 
 
+def test_inception_weights_that_hold_more_than_tensors_are_not_unpickled(tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "executed",))
+
+    torch.save({"weights": Payload()}, tmp_path / "inception.pth")
+    with pytest.raises(UserError, match="pickled objects besides tensors"):
+        features_module.inception_extractor(tmp_path / "inception.pth", torch.device("cpu"))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_inception_gives_2048_features_of_images_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    # The architecture is torch-fidelity's; only its weights are not to be had here, so random ones do.
+    monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+    torch.save({}, tmp_path / "inception.pth")
+    extractor = features_module.inception_extractor(tmp_path / "inception.pth", torch.device("cpu"))
+    found = extractor(torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8))
+    assert found.shape == (2, extractor.width) == (2, 2048)
+    assert torch.isfinite(found).all()
+
+
 def test_the_real_encoder_gives_its_class_token() -> None:
     config = tiny_settings(Path()).fid.encoder
     extractor = features_module.class_token_extractor(config, torch.device("cpu"))

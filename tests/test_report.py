@@ -118,6 +118,19 @@ def test_settings_on_the_page_are_those_that_made_the_artifact(finished: Setting
     assert "<code>77</code>" not in text
 
 
+def test_scores_of_other_samples_are_not_passed_off_as_of_these(finished: Settings) -> None:
+    warning = "These scores are of other samples"
+    report.run(finished)
+    page = finished.paths.reports / "index.html"
+    assert warning not in page.read_text(encoding="utf-8")
+    path = finished.paths.metrics / "fid.json"
+    scores = read_json(path)
+    write_json(path, scores | {"used": scores["used"] | {"samples": "elsewhere 0123"}})
+    report.run(finished)
+    assert warning in page.read_text(encoding="utf-8")
+    write_json(path, scores)
+
+
 def test_the_pictures_are_written_beside_the_page_and_repeat_byte_for_byte(finished: Settings) -> None:
     names = ("samples.png", "trajectory.png")
     first = [(finished.paths.reports / name).read_bytes() for name in names]

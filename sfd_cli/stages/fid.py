@@ -21,7 +21,6 @@ from sfd_cli.evaluation.scores import METRICS, Reference, Scores, baselines, nam
 from sfd_cli.evaluation.sources import ImageFiles, ImageSource, image_files, open_npz
 from sfd_cli.files import write_json
 from sfd_cli.stages.device import choose_device
-from sfd_cli.stages.output import say
 from sfd_cli.stages.sampled import Sampled
 from sfd_cli.stages.untrained import untrained_images
 from sfd_cli.weights.encoders import encoder_fingerprint
@@ -82,13 +81,12 @@ def run(settings: Settings) -> dict[str, Any]:
         scores |= _scores(extractor.name, reference, compared, settings)
         counts |= _counts(extractor.name, reference, compared)
     for name, reason in reasons.items():
-        scores |= _renamed(name, unavailable(METRICS, reason))
+        scores |= _renamed(name, unavailable(METRICS[:1], reason))
+        scores |= _renamed(name, unavailable(METRICS[1:], f"see {name_of(name, 'fd')}_reason"))
     used |= {f"{name_of(name, 'fd')}_reference": found.description for name, found in sources.items()}
     used |= {"samples": samples.description, "neighbours": settings.fid.neighbours, "seed": settings.fid.seed}
     used["torch_fidelity"] = version("torch-fidelity")
     result = scores | {"counts": counts, "notes": _notes(extractors, compared), "used": used}
-    for note in result["notes"]:
-        say(note)
     write_json(settings.paths.metrics / "fid.json", result)
     seconds = round(time.monotonic() - started, 2)
     write_json(settings.paths.metrics / "timings" / "fid.json", [{"seconds": seconds, "resumed": False}])
@@ -118,8 +116,6 @@ def _extractors(settings: Settings) -> tuple[list[Extractor], dict[str, str], di
             reasons[INCEPTION] = str(error)
     if not found:
         raise UserError("nothing can be scored; " + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
-    for name, reason in reasons.items():
-        say(f"no {name} scores: {reason}")
     return found, reasons, used
 
 
@@ -213,7 +209,7 @@ def _notes(extractors: list[Extractor], compared: Compared) -> list[str]:
         if count <= extractor.width:
             notes.append(
                 f"{count} samples are few for {extractor.width} {extractor.name} features: their Fréchet distance is"
-                " far above that of a large sample, and compares only with others from as many images"
+                " far above that of a large sample, and compares only with others from as many images."
             )
     return notes
 

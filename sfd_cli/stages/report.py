@@ -39,7 +39,7 @@ def run(settings: Settings) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     samples = _samples(settings, folder / "samples.png")
     phases = _phases(settings, folder / "trajectory.png")
-    scores = _scores(settings.paths.metrics / "fid.json")
+    scores = _scores(settings)
     write_json(
         settings.paths.metrics / "timings" / "report.json",
         [{"seconds": round(time.monotonic() - started, 2), "resumed": False}],
@@ -113,10 +113,22 @@ def _phases(settings: Settings, path: Path) -> dict[str, Any]:
     return {"picture": picture_uri(path), "delta_t": schedule.delta_t, "caption": caption, "reason": ""}
 
 
-def _scores(path: Path) -> dict[str, Any]:
+def _scores(settings: Settings) -> dict[str, Any]:
+    path = settings.paths.metrics / "fid.json"
     if not path.exists():
         return {"rows": [], "reason": "There are no scores yet; run `sfd fid`."}
-    return score_tables(read_json(path))
+    scores = read_json(path)
+    tables = score_tables(scores)
+    if scores.get("used", {}).get("samples") != _description(settings):
+        tables["notes"].insert(0, "These scores are of other samples than those shown above; run `sfd fid` again.")
+    return tables
+
+
+def _description(settings: Settings) -> str:
+    try:
+        return Sampled.open(settings.paths.samples).description
+    except UserError:
+        return ""
 
 
 def _losses(metrics: Path) -> list[Markup]:
