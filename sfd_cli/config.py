@@ -134,8 +134,9 @@ class SemVAE(VAETraining):
 class TextureVAE(VAETraining):
     """`train-texture-vae`: a small KL autoencoder trained here, or published weights imported."""
 
-    weights: Path | None = Field(
-        None, description="import this LDM .ckpt, diffusers folder or .safetensors instead of training"
+    weights: str | None = Field(
+        None,
+        description="import instead of training: a name from `sfd weights list`, an LDM .ckpt, a diffusers folder",
     )
     channels: int = Field(4, gt=0, description="latent channels before space-to-depth")
     block_channels: list[int] = Field(

@@ -168,8 +168,8 @@ def test_published_weights_are_imported_and_scored(tmp_path: Path) -> None:
 def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     write_images(settings)
-    absent = settings.texture_vae.model_copy(update={"weights": tmp_path / "absent.ckpt"})
-    with pytest.raises(UserError, match=r"absent\.ckpt does not exist"):
+    absent = settings.texture_vae.model_copy(update={"weights": str(tmp_path / "absent.ckpt")})
+    with pytest.raises(UserError, match=r"absent\.ckpt is no file"):
         train_texture_vae.run(settings.model_copy(update={"texture_vae": absent}))
 
 

@@ -25,7 +25,9 @@ from sfd_cli.stages.device import choose_device
 from sfd_cli.stages.output import StageOutput, say, upstream_fingerprint
 from sfd_cli.stages.train_semvae import vae_loop
 from sfd_cli.weights.convert import texture_vae_from_diffusers, texture_vae_from_ldm
+from sfd_cli.weights.fetch import fetch
 from sfd_cli.weights.model_files import load_texture_vae, read_weights_file, save_model
+from sfd_cli.weights.registry import REGISTRY
 
 STAGE = "train-texture-vae"
 INERT = {"checkpoint_every", "log_every"}
@@ -93,8 +95,9 @@ def run(settings: Settings) -> dict[str, Any]:
     upstream_fingerprint(paths.images, "sfd prepare-data")
     manifest = ImageManifest.load(paths.images)
     inputs = {"images": manifest.fingerprint}
-    if section.weights is not None:
-        inputs["weights"] = _weights_fingerprint(section.weights)
+    source = None if section.weights is None else find_weights_source(section.weights)
+    if source is not None:
+        inputs["weights"] = _weights_fingerprint(source)
     chosen = section.model_dump(exclude=INERT | {"weights"}, mode="json") | {"image_size": settings.images.size}
     inert = section.model_dump(include=INERT | {"weights"}, mode="json")
     reader = ImageReader(manifest, settings.images.size, settings.runtime.workers)
@@ -103,17 +106,19 @@ def run(settings: Settings) -> dict[str, Any]:
         if output.complete:
             say(f"{output.folder} is up to date")
         else:
-            output.finish(**_make(settings, reader, output, pictures))
+            output.finish(**_make(settings, source, reader, output, pictures))
             shutil.rmtree(output.folder / "checkpoints", ignore_errors=True)
         write_json(paths.metrics / "texture_vae.json", output.facts)
     return output.facts | {"folder": str(paths.texture_vae), "picture": str(pictures / "reconstructions.png")}
 
 
-def _make(settings: Settings, reader: ImageReader, output: StageOutput, pictures: Path) -> dict[str, Any]:
+def _make(
+    settings: Settings, source: Path | None, reader: ImageReader, output: StageOutput, pictures: Path
+) -> dict[str, Any]:
     section, device = settings.texture_vae, choose_device(settings.runtime.device)
     training, held_out = split_holdout(len(reader.manifest), section.holdout)
-    if section.weights is not None:
-        config, state_dict = import_weights(section.weights)
+    if source is not None:
+        config, state_dict = import_weights(source)
         _require_layout(config, settings)
         model = TextureVAE(replace(config, space_to_depth=section.space_to_depth))
         model.load_state_dict(state_dict)
@@ -194,14 +199,25 @@ def save_reconstructions(
         picture.save(temporary, "PNG")
 
 
+def find_weights_source(weights: str) -> Path:
+    """Where `texture_vae.weights` is: a path as it stands, or named weights fetched into the cache.
+
+    Raises:
+        UserError: it is neither, or cannot be fetched.
+    """
+    if weights in REGISTRY:
+        return fetch(weights)
+    if not Path(weights).exists():
+        raise UserError(f"texture_vae.weights: {weights} is no file, no folder and no name in `sfd weights list`")
+    return Path(weights)
+
+
 def import_weights(source: Path) -> tuple[TextureVAEConfig, dict[str, Tensor]]:
     """A published texture VAE: an LDM checkpoint file, one of our model folders, or a diffusers folder.
 
     Raises:
         UserError: it is none of these, or its tensors do not fit.
     """
-    if not source.exists():
-        raise UserError(f"texture_vae.weights: {source} does not exist")
     if source.is_file():
         return texture_vae_from_ldm(read_weights_file(source))
     if (source / "diffusion_pytorch_model.safetensors").exists():
@@ -226,7 +242,5 @@ def _require_layout(config: TextureVAEConfig, settings: Settings) -> None:
 
 
 def _weights_fingerprint(source: Path) -> str:
-    if not source.exists():
-        raise UserError(f"texture_vae.weights: {source} does not exist")
     files = [source] if source.is_file() else sorted(source.glob("*.safetensors"))
     return " ".join(sha256_file(file) for file in files)
