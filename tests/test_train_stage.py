@@ -155,6 +155,14 @@ def test_a_finished_run_is_up_to_date_and_more_steps_continue_it(
         train.run(settings_with(steps=7))
 
 
+def test_a_finished_model_that_lost_a_file_is_made_again_from_its_checkpoint(root: Path) -> None:
+    train.run(settings_with())
+    whole = contents(Path("models/dit"))
+    Path("models/dit/ema.safetensors").unlink()
+    train.run(settings_with())
+    assert contents(Path("models/dit")) == whole
+
+
 def test_other_settings_start_afresh(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train.run(settings_with())
     train.run(settings_with(learning_rate=1e-2, steps=2))

@@ -222,7 +222,7 @@ class _Run:
                             TrainingState.of(self.step, self.model, self.average, self.optimisation.optimizer)
                         )
                     if on_step is not None and first:
-                        on_step(self.step, self.average or self.model)
+                        on_step(self.step, self.model if self.average is None else self.average)
                 if stop:
                     self.processes.wait()
                     raise_for(requested() or signal.SIGTERM)

@@ -57,7 +57,8 @@ def run(settings: Settings, which: Which = "dit") -> dict[str, Any]:
     output = _output(settings, section, folder, STAGES[which])
     processes = Processes.join()
     with output if processes.first else nullcontext():
-        if processes.hear_first(output.complete and output.facts.get("steps") == section.steps):
+        done = output.complete and output.facts.get("steps") == section.steps and _is_whole(folder)
+        if processes.hear_first(done):
             if processes.first:
                 say(f"{folder} is up to date")
         else:
@@ -65,6 +66,11 @@ def run(settings: Settings, which: Which = "dit") -> dict[str, Any]:
             if processes.first:
                 output.finish(**facts)
     return _summary(output, settings.paths.metrics / which) if processes.first else {}
+
+
+def _is_whole(folder: Path) -> bool:
+    """A finished folder may have lost a file since; its checkpoint then makes it again."""
+    return all((folder / name).exists() for name in ("config.json", "model.safetensors", "ema.safetensors"))
 
 
 def _output(settings: Settings, section: DiT, folder: Path, stage: str) -> StageOutput:
