@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -124,3 +126,33 @@ def test_help_is_quick_because_stages_are_imported_when_called() -> None:
         check=True,
     )
     assert loaded.stdout == "False\n"
+
+
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [
+        line.replace("torchrun --nproc-per-node 8 -m sfd_cli", "sfd")
+        for line in lines
+        if "sfd " in line or "sfd_cli" in line
+    ]
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_the_readmes_commands_and_flags_exist(command: str) -> None:
+    program, *words = shlex.split(command)
+    assert program == "sfd"
+    flags = [word for word in words if word.startswith("--")]
+    names = [word for word in words[: words.index(flags[0]) if flags else None]]
+    code, text = invoke(*names, "--help")
+    assert code == 0
+    assert all(flag in text for flag in flags)
+
+
+def test_the_readme_has_commands_to_check() -> None:
+    assert len(readme_commands()) >= 4
+
+
+def test_the_readmes_table_names_every_stage() -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    assert all(f"`sfd {stage}`" in text for stage in STAGES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from pipeline_project import artifacts, create, environment, run
+from pipeline_project import REPOSITORY, artifacts, create, environment, run
 
 STAGES = re.compile(r"Running stage '([\w-]+)'")
 
@@ -107,3 +108,22 @@ def _kill_repro_when(folder: Path, path: Path) -> None:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def test_the_readmes_python_example_runs(project: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "project"
+    shutil.copytree(project, copy, symlinks=True)
+    (example,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    (copy / "example.py").write_text(example + "print(tuple(composite.shape))\n")
+    said = run(copy, "python", "example.py")
+    assert said.endswith("(4, 8, 4, 4)\n")
+    assert len(list((copy / "data" / "eight").glob("*.png"))) == 8
+
+
+def test_the_readmes_sampling_command_works(project: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "project"
+    shutil.copytree(project, copy, symlinks=True)
+    run(copy, *shlex.split("sfd sample --delta-t 0.3 --num-images 64 --grid out.png --samples data/try"))
+    assert len(list((copy / "data" / "try").glob("*.png"))) == 64
+    with Image.open(copy / "out.png") as grid:
+        assert min(grid.size) > 100
