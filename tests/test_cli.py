@@ -143,7 +143,7 @@ def test_the_readmes_commands_and_flags_exist(command: str) -> None:
     program, *words = shlex.split(command)
     assert program == "sfd"
     flags = [word for word in words if word.startswith("--")]
-    names = [word for word in words[: words.index(flags[0]) if flags else None]]
+    names = words[: words.index(flags[0])] if flags else words
     code, text = invoke(*names, "--help")
     assert code == 0
     assert all(flag in text for flag in flags)
