@@ -262,7 +262,7 @@ class Sample(Section):
     delta_t: float = Field(0.3, ge=0, le=1, description="offset by which semantics lead textures")
     steps: int = Field(50, gt=0, description="solver steps over the whole schedule (unused by dopri5)")
     solver: Literal["euler", "heun", "ab2", "dopri5"] = Field("heun", description="ODE solver")
-    grid: Literal["phases", "one-span"] = Field(
+    time_grid: Literal["phases", "one-span"] = Field(
         "phases", description="phases: each ends on a breakpoint; one-span: the reference code's equal steps"
     )
     shift: float = Field(1.0, gt=0, description="time shift k: u -> k u / (1 + (k - 1) u); 1 is none")

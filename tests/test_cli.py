@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import subprocess
@@ -63,6 +64,17 @@ def test_help_of_sample_has_the_flags_people_type() -> None:
     _, text = invoke("sample", "--help")
     for flag in ("--delta-t", "--steps", "--solver", "--classes", "--num-images", "--seed", "--batch-size", "--grid"):
         assert flag in text
+
+
+def test_no_two_flags_of_a_command_share_a_name() -> None:
+    for command in app.registered_commands:
+        assert command.callback is not None
+        names = [
+            declaration
+            for parameter in inspect.signature(command.callback).parameters.values()
+            for declaration in parameter.annotation.__metadata__[0].param_decls or [f"--{parameter.name}"]
+        ]
+        assert len(names) == len(set(names)), command.name
 
 
 def test_version() -> None:

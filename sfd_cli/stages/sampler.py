@@ -129,7 +129,7 @@ def sample_latents(
         dit.config.semantic_channels,
         solver=sample.solver,
         steps=sample.steps,
-        grid=sample.grid,
+        grid=sample.time_grid,
         shift=sample.shift,
         rtol=sample.rtol,
         atol=sample.atol,
