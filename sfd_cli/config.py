@@ -149,8 +149,11 @@ class TextureVAE(VAETraining):
         1, gt=0, description="fold k x k latent pixels into channels, to meet the encoder's grid"
     )
     kl_weight: float = Field(1e-6, ge=0, description="weight of the KL summed over an image's latent")
+    l2_weight: float = Field(
+        4.0, ge=0, description="weight of the squared error beside the L1: it teaches the colours first"
+    )
     edge_weight: float = Field(
-        1.0, ge=0, description="weight of the L1 between image gradients, which keeps edges sharp"
+        0.2, ge=0, description="weight of the L1 between image gradients, which keeps edges sharp"
     )
 
     @model_validator(mode="after")

@@ -63,7 +63,9 @@ def test_a_second_repro_does_nothing(project: Path) -> None:
 def test_metrics_and_plots_are_shown(project: Path) -> None:
     assert "fd_dinov2" in run(project, "dvc", "metrics", "show")
     run(project, "dvc", "plots", "show", "--out", "plots_page")
-    assert "loss" in (project / "plots_page" / "index.html").read_text()
+    page = (project / "plots_page" / "index.html").read_text()
+    assert "Transformer and guide, loss" in page
+    assert "metrics/dit/plots/metrics/loss.tsv" in page
 
 
 def test_show_ends_with_the_score(project: Path) -> None:

@@ -79,7 +79,7 @@ def test_the_semantic_vae_folder_is_self_contained(tmp_path: Path) -> None:
 
 
 def test_the_texture_vae_learns_and_shows_it(tmp_path: Path) -> None:
-    short, long = settings_for(tmp_path / "short", steps=1), settings_for(tmp_path / "long", steps=160)
+    short, long = settings_for(tmp_path / "short", steps=1), settings_for(tmp_path / "long", steps=120)
     for settings in (short, long):
         write_images(settings)
     before, after = train_texture_vae.run(short), train_texture_vae.run(long)

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sfd_cli.config import Settings
+from sfd_cli.config import TextureVAE as TextureVAESettings
 from sfd_cli.data.holdout import split_holdout
 from sfd_cli.data.images import ImageManifest, ImageReader
 from sfd_cli.data.sampler import EpochSampler
@@ -35,25 +36,21 @@ PICTURED = 12
 
 
 class TextureVAETask:
-    """Reconstruct images: L1 + `edge_weight` x L1 of the image gradients + `kl_weight` x KL.
+    """Reconstruct images: L1 + `l2_weight` x MSE + `edge_weight` x L1 of the image gradients + `kl_weight` x KL.
 
-    The gradient term stands in for the perceptual and adversarial losses of large VAEs, which need
-    networks of their own: it keeps edges sharp where plain L1 blurs them.
+    Large VAEs add perceptual and adversarial losses, which need networks of their own. At this size the squared
+    error, which punishes a wrong colour most, and the gradient term, which punishes a blurred edge, do their part.
 
     Args:
         reader: the images.
         latent_shape: (C_z, h, w) of one image's latent.
-        kl_weight: weight of the KL, which is summed over an image's latent.
-        edge_weight: weight of the gradient term.
+        section: the weights of the terms; the KL is summed over an image's latent.
     """
 
-    def __init__(
-        self, reader: ImageReader, latent_shape: tuple[int, int, int], kl_weight: float, edge_weight: float
-    ) -> None:
+    def __init__(self, reader: ImageReader, latent_shape: tuple[int, int, int], section: TextureVAESettings) -> None:
         self.reader = reader
         self.latent_shape = latent_shape
-        self.kl_weight = kl_weight
-        self.edge_weight = edge_weight
+        self.section = section
 
     def fetch(self, indices: np.ndarray, flips: np.ndarray) -> dict[str, Tensor]:
         """Images (B, 3, H, W) float32 in [-1, 1], mirrored where `flips` is 1."""
@@ -73,8 +70,10 @@ class TextureVAETask:
         l1 = error.abs().mean()
         edge = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         kl = kl_divergence(mean, logvar).mean()
-        loss = l1 + self.edge_weight * edge + self.kl_weight * kl
-        return {"loss": loss, "l1": l1, "edge": edge, "kl": kl}
+        mse = error.square().mean()
+        weights = self.section
+        loss = l1 + weights.l2_weight * mse + weights.edge_weight * edge + weights.kl_weight * kl
+        return {"loss": loss, "l1": l1, "mse": mse, "edge": edge, "kl": kl}
 
 
 def to_signed(images: Tensor) -> Tensor:
@@ -118,9 +117,9 @@ def _make(
     section, device = settings.texture_vae, choose_device(settings.runtime.device)
     training, held_out = split_holdout(len(reader.manifest), section.holdout)
     if source is not None:
-        config, state_dict = import_weights(source)
-        _require_layout(config, settings)
-        model = TextureVAE(replace(config, space_to_depth=section.space_to_depth))
+        imported, state_dict = import_weights(source)
+        _require_layout(imported, settings)
+        model = TextureVAE(replace(imported, space_to_depth=section.space_to_depth))
         model.load_state_dict(state_dict)
     else:
         model = _trained(settings, reader, training, output, device)
@@ -148,7 +147,7 @@ def _trained(
         )
     )
     side = settings.images.size // model.downsampling
-    task = TextureVAETask(reader, (model.latent_channels, side, side), section.kl_weight, section.edge_weight)
+    task = TextureVAETask(reader, (model.latent_channels, side, side), section)
     result = train(
         task,
         model,
@@ -231,13 +230,13 @@ def _from_diffusers(folder: Path) -> tuple[TextureVAEConfig, dict[str, Tensor]]:
     return texture_vae_from_diffusers(read_json(folder / "config.json"), weights)
 
 
-def _require_layout(config: TextureVAEConfig, settings: Settings) -> None:
+def _require_layout(imported: TextureVAEConfig, settings: Settings) -> None:
     """The imported network must give the latent that the settings promise to the other stages."""
     section = settings.texture_vae
-    if config.channels != section.channels or config.block_channels != tuple(section.block_channels):
+    if imported.channels != section.channels or imported.block_channels != tuple(section.block_channels):
         raise UserError(
-            f"texture_vae.weights: {section.weights} has channels {config.channels} and block_channels"
-            f" {list(config.block_channels)}; set texture_vae.channels and texture_vae.block_channels to these"
+            f"texture_vae.weights: {section.weights} has channels {imported.channels} and block_channels"
+            f" {list(imported.block_channels)}; set texture_vae.channels and texture_vae.block_channels to these"
         )
 
 
