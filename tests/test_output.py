@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from sfd_cli.errors import UserError
-from sfd_cli.stages.output import StageOutput, upstream_fingerprint
+from sfd_cli.stages.output import StageOutput
+from sfd_cli.stages.upstream import upstream_fingerprint
 
 
 def output(tmp_path: Path, **settings: Any) -> StageOutput:

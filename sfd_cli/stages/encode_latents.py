@@ -16,12 +16,11 @@ from sfd_cli.data.statistics import ChannelMoments
 from sfd_cli.data.store import Store, StoreWriter
 from sfd_cli.engine.distributed import Processes
 from sfd_cli.errors import UserError
-from sfd_cli.files import fingerprint, sha256_file
 from sfd_cli.stages.device import choose_device
 from sfd_cli.stages.latent_encoder import LatentEncoder
-from sfd_cli.stages.output import SETTINGS, StageOutput, say, upstream_fingerprint
+from sfd_cli.stages.output import StageOutput, say
+from sfd_cli.stages.upstream import model_fingerprint, upstream_fingerprint
 from sfd_cli.weights.encoders import encoder_fingerprint
-from sfd_cli.weights.model_files import load_config
 
 STAGE = "encode-latents"
 # Batches encoded in advance, so that the device goes on while a finished shard is forced to the disk.
@@ -72,22 +71,13 @@ def _output(settings: Settings, sources: dict[str, str]) -> StageOutput:
     paths = settings.paths
     latents = settings.latents.model_dump(include={"seed", "shard_size", "store_features"})
     models = {
-        "semvae": _model_fingerprint(paths.semvae, "sfd train-semvae"),
-        "texture_vae": _model_fingerprint(paths.texture_vae, "sfd train-texture-vae"),
+        "semvae": model_fingerprint(paths.semvae, "sfd train-semvae"),
+        "texture_vae": model_fingerprint(paths.texture_vae, "sfd train-texture-vae"),
     }
     # A batch size moves a latent by rounding only, so that a run short of memory may go on with a smaller one.
     inert = {"batch_size": settings.latents.batch_size}
     chosen = {"image_size": settings.images.size, **latents}
     return StageOutput(paths.latents, STAGE, chosen, sources | models, paths.metrics, inert)
-
-
-def _model_fingerprint(folder: Path, made_by: str) -> str:
-    """Of a model's own bytes: more training changes them while its settings stay the same."""
-    if (Path(folder) / SETTINGS).exists():
-        upstream_fingerprint(folder, made_by)
-    description = load_config(folder)
-    weights = {path.name: sha256_file(path) for path in sorted(Path(folder).glob("*.safetensors"))}
-    return fingerprint({"description": description, "weights": weights})
 
 
 def _is_readable(folder: Path) -> bool:

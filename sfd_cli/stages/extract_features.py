@@ -16,7 +16,8 @@ from sfd_cli.data.store import Field, Store, StoreWriter
 from sfd_cli.errors import UserError
 from sfd_cli.networks.visual_encoder import VisualEncoder
 from sfd_cli.stages.device import choose_device
-from sfd_cli.stages.output import StageOutput, say, upstream_fingerprint
+from sfd_cli.stages.output import StageOutput, say
+from sfd_cli.stages.upstream import upstream_fingerprint
 from sfd_cli.weights.encoders import encoder_fingerprint, load_visual_encoder
 
 STAGE = "extract-features"

@@ -19,7 +19,8 @@ from sfd_cli.files import read_json
 from sfd_cli.networks.gaussian import draw
 from sfd_cli.networks.visual_encoder import VisualEncoder
 from sfd_cli.stages.extract_features import encode_flips
-from sfd_cli.stages.output import SETTINGS, say, upstream_fingerprint
+from sfd_cli.stages.output import SETTINGS, say
+from sfd_cli.stages.upstream import upstream_fingerprint
 from sfd_cli.weights.encoders import load_visual_encoder
 from sfd_cli.weights.model_files import load_semantic_vae, load_texture_vae
 

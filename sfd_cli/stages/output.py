@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from sfd_cli import __version__
-from sfd_cli.errors import UserError
 from sfd_cli.files import fingerprint, read_json, write_json
 
 SETTINGS = "settings.json"
@@ -159,18 +158,3 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 24 else f"{text[:8]}..."
-
-
-def upstream_fingerprint(folder: Path, made_by: str) -> str:
-    """Fingerprint of a complete artifact that another stage wrote.
-
-    Raises:
-        UserError: it is not there or not complete; names the command that makes it.
-    """
-    record = Path(folder) / SETTINGS
-    if not record.exists():
-        raise UserError(f"{folder} does not hold the output of `{made_by}`; run that first")
-    found = read_json(record)
-    if not found.get("complete"):
-        raise UserError(f"{folder} is unfinished; run `{made_by}` again to complete it")
-    return str(found["fingerprint"])

@@ -16,10 +16,9 @@ from tqdm import tqdm
 
 from sfd_cli.config import Sample, Settings
 from sfd_cli.engine.distributed import Processes
-from sfd_cli.errors import UserError
-from sfd_cli.files import fingerprint, read_json, sha256_file
+from sfd_cli.files import read_json
 from sfd_cli.stages.device import choose_device
-from sfd_cli.stages.output import SETTINGS, StageOutput, say, upstream_fingerprint
+from sfd_cli.stages.output import StageOutput, say
 from sfd_cli.stages.sample_files import (
     LABELS,
     NPZ,
@@ -38,7 +37,7 @@ from sfd_cli.stages.sampler import (
     initial_noise,
     sample_latents,
 )
-from sfd_cli.weights.model_files import load_config
+from sfd_cli.stages.upstream import model_fingerprint
 
 __all__ = ["balanced_labels", "decode_textures", "initial_noise", "run", "sample_latents"]
 
@@ -109,23 +108,13 @@ def effective_settings(sample: Sample) -> dict[str, Any]:
 def _output(settings: Settings) -> StageOutput:
     sample, paths = settings.sample, settings.paths
     inputs = {
-        "dit": _model_fingerprint(paths.dit, sample.weights, "sfd train"),
-        "texture_vae": _model_fingerprint(paths.texture_vae, "model", "sfd train-texture-vae"),
+        "dit": model_fingerprint(paths.dit, "sfd train", sample.weights),
+        "texture_vae": model_fingerprint(paths.texture_vae, "sfd train-texture-vae"),
     }
     if sample.guidance == "autoguidance":
-        inputs["guide"] = _model_fingerprint(paths.guide, sample.weights, "sfd train --model guide")
+        inputs["guide"] = model_fingerprint(paths.guide, "sfd train --model guide", sample.weights)
     inert = {"batch_size": sample.batch_size}
     return StageOutput(paths.samples, STAGE, effective_settings(sample), inputs, paths.metrics, inert)
-
-
-def _model_fingerprint(folder: Path, weights: str, made_by: str) -> str:
-    """Of a model's own bytes: more training changes them while its settings stay the same."""
-    if (folder / SETTINGS).exists():
-        upstream_fingerprint(folder, made_by)
-    description, path = load_config(folder), folder / f"{weights}.safetensors"
-    if not path.exists():
-        raise UserError(f"{path} does not exist; run `{made_by}` to make it")
-    return fingerprint({"description": description, "weights": sha256_file(path)})
 
 
 def _warn_of_offset(sampler: Sampler) -> None:

@@ -13,8 +13,9 @@ from sfd_cli.data.images import DECODE_ERRORS
 from sfd_cli.errors import UserError
 from sfd_cli.evaluation.sources import image_files
 from sfd_cli.files import read_json
-from sfd_cli.stages.output import SETTINGS, upstream_fingerprint
+from sfd_cli.stages.output import SETTINGS
 from sfd_cli.stages.sample_files import LABELS, image_path
+from sfd_cli.stages.upstream import upstream_fingerprint
 
 
 @dataclass(frozen=True)

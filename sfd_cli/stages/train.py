@@ -19,12 +19,13 @@ from sfd_cli.engine.flops import training_flops
 from sfd_cli.engine.loop import LoopSettings, train
 from sfd_cli.engine.precision import choose_precision
 from sfd_cli.errors import UserError
-from sfd_cli.files import read_json, sha256_file
+from sfd_cli.files import read_json
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.networks.semantic_vae import SemanticVAE
 from sfd_cli.stages.device import choose_device
-from sfd_cli.stages.output import SETTINGS, StageOutput, say, upstream_fingerprint
+from sfd_cli.stages.output import SETTINGS, StageOutput, say
 from sfd_cli.stages.sample_grids import SampleGrids
+from sfd_cli.stages.upstream import model_fingerprint, upstream_fingerprint
 from sfd_cli.stages.velocity_task import VelocityTask
 from sfd_cli.weights.model_files import load_semantic_vae, save_model
 
@@ -77,16 +78,9 @@ def _output(settings: Settings, section: DiT, folder: Path, stage: str) -> Stage
     paths = settings.paths
     inputs = {"latents": upstream_fingerprint(paths.latents, "sfd encode-latents")}
     if section.repa == "decoded":
-        inputs["semvae"] = _weights_fingerprint(paths.semvae)
+        inputs["semvae"] = model_fingerprint(paths.semvae, "sfd train-semvae")
     inert = section.model_dump(include=INERT)
     return StageOutput(folder, stage, section.model_dump(exclude=INERT), inputs, paths.metrics, inert)
-
-
-def _weights_fingerprint(folder: Path) -> str:
-    path = folder / "model.safetensors"
-    if not path.exists():
-        raise UserError(f"{folder} holds no whole model; run `sfd train-semvae` first, or use repa: 'stored'")
-    return sha256_file(path)
 
 
 def _train(settings: Settings, section: DiT, folder: Path, log: Path, processes: Processes) -> dict[str, Any]:

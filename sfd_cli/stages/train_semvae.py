@@ -19,7 +19,8 @@ from sfd_cli.files import write_json
 from sfd_cli.networks.gaussian import kl_divergence
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.stages.device import choose_device
-from sfd_cli.stages.output import StageOutput, say, upstream_fingerprint
+from sfd_cli.stages.output import StageOutput, say
+from sfd_cli.stages.upstream import upstream_fingerprint
 from sfd_cli.weights.model_files import save_model
 
 STAGE = "train-semvae"

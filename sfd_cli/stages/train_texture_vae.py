@@ -23,8 +23,9 @@ from sfd_cli.files import atomic_path, read_json, sha256_file, write_json
 from sfd_cli.networks.gaussian import kl_divergence
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
 from sfd_cli.stages.device import choose_device
-from sfd_cli.stages.output import StageOutput, say, upstream_fingerprint
+from sfd_cli.stages.output import StageOutput, say
 from sfd_cli.stages.train_semvae import vae_loop
+from sfd_cli.stages.upstream import upstream_fingerprint
 from sfd_cli.weights.convert import texture_vae_from_diffusers, texture_vae_from_ldm
 from sfd_cli.weights.fetch import fetch
 from sfd_cli.weights.model_files import load_texture_vae, read_weights_file, save_model
