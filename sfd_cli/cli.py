@@ -81,9 +81,7 @@ def friendly_errors(command: Callable[..., Any]) -> Callable[..., Any]:
                 _fail(str(error), 1)
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 _fail(f"the disk is full ({error}); free some space and run the same command to go on", 1)
-            _fail(
-                f"{type(error).__name__}: {' '.join(str(error).split())} (run again with --debug for the traceback)", 1
-            )
+            _fail(f"{type(error).__name__}: {' '.join(str(error).split())} (SFD_DEBUG=1 shows the traceback)", 1)
 
     return wrapped
 
@@ -143,11 +141,14 @@ def _section_options(section: type[BaseModel], key: str, prefix: str, panel: str
     return options
 
 
+DEFAULT_PARAMS = Path("params.yaml")
 _PARAMS = Annotated[Path, typer.Option("--params", help="the settings file", rich_help_panel="Other")]
 _DEBUG = Annotated[bool, typer.Option("--debug", help="show tracebacks (also SFD_DEBUG=1)", rich_help_panel="Other")]
 
 
 def _settings_from_flags(params: Path, flags: dict[str, Any]) -> Settings:
+    if params != DEFAULT_PARAMS and not params.exists():
+        raise UserError(f"--params: {params} does not exist")
     overrides: dict[str, dict[str, Any]] = {}
     for name, value in flags.items():
         if value is not None:
@@ -191,7 +192,7 @@ def add_stage(command: str, panel: str, stage: Stage) -> Callable[[Callable[...,
             options.append(option)
         options += _section_options(Runtime, "runtime", "", "Other")
 
-        def call(params: Path = Path("params.yaml"), **flags: Any) -> None:
+        def call(params: Path = DEFAULT_PARAMS, **flags: Any) -> None:
             extra = function(**{parameter.name: flags.pop(parameter.name) for parameter in own}) or {}
             for old, new in extra.pop("sections", {}).items():
                 flags = {name.replace(f"{old}__", f"{new}__", 1): value for name, value in flags.items()}
@@ -200,7 +201,7 @@ def add_stage(command: str, panel: str, stage: Stage) -> Callable[[Callable[...,
 
         keyword = inspect.Parameter.KEYWORD_ONLY
         common = [
-            inspect.Parameter("params", keyword, default=Path("params.yaml"), annotation=_PARAMS),
+            inspect.Parameter("params", keyword, default=DEFAULT_PARAMS, annotation=_PARAMS),
             inspect.Parameter("debug", keyword, default=False, annotation=_DEBUG),
         ]
         parameters = [parameter.replace(kind=keyword) for parameter in own] + options + common
@@ -241,7 +242,11 @@ def extract_features() -> None:
 @add_stage(
     "encode-latents",
     DATA,
-    Stage("encode_latents", {"latents": ""}, ("images", "features", "semvae", "texture_vae", "latents")),
+    Stage(
+        "encode_latents",
+        {"latents": "", "encoder": "encoder-"},
+        ("images", "features", "semvae", "texture_vae", "latents"),
+    ),
 )
 def encode_latents() -> None:
     """Encode every image, both flips, as a composite latent in HDF5.
@@ -347,11 +352,12 @@ app.add_typer(weights_app, name="weights", rich_help_panel="4. Weights")
 @weights_app.command("list")
 @friendly_errors
 def weights_list() -> None:
-    """List the named weights: size, licence, what for."""
+    """List the named weights: licence, size where it is known, what for."""
     from sfd_cli.weights.registry import REGISTRY
 
     for entry in REGISTRY.values():
-        typer.echo(f"{entry.name:<28} {entry.licence:<14} {entry.purpose}")
+        size = f"{entry.size / 1e6:,.0f} MB" if entry.size else ""
+        typer.echo(f"{entry.name:<28} {entry.licence:<14} {size:>8}  {entry.purpose}")
 
 
 @weights_app.command("fetch")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from sfd_cli.errors import UserError
 
@@ -16,6 +16,15 @@ class Section(BaseModel):
     """A block of `params.yaml`. Unknown keys are errors; values do not change once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_not_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads yes, no, on and off as booleans, and pydantic would take them for 1 and 0."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+            raise ValueError(f"{info.field_name}: expected another kind of value than {str(value).lower()}")
+        return value
 
 
 class Runtime(Section):
@@ -171,11 +180,6 @@ class TextureVAE(VAETraining):
         """Image pixels per latent pixel along one side, space-to-depth included."""
         return 2 ** (len(self.block_channels) - 1) * self.space_to_depth
 
-    @property
-    def latent_channels(self) -> int:
-        """Texture channels C_z after space-to-depth."""
-        return self.channels * self.space_to_depth**2
-
 
 class Latents(Section):
     """`encode-latents`: every image, both flips, as a composite latent in HDF5."""
@@ -207,7 +211,7 @@ class DiT(Section):
     delta_t: float = Field(0.3, ge=0, le=1, description="offset by which semantics lead textures")
     semantic_weight: float = Field(2.0, ge=0, description="beta: weight of the squared error on semantic channels")
     cosine_weight: float = Field(1.0, ge=0, description="weight of 1 - cos(v, u) over channels")
-    repa: Literal["stored", "decoded", "off"] = Field(
+    repa: Literal["stored", "decoded", "none"] = Field(
         "stored", description="REPA target: stored patch tokens, tokens decoded from the semantic latent, or none"
     )
     repa_mode: Literal["cos", "mse", "cos_mse"] = Field("cos", description="REPA distance")
@@ -242,11 +246,11 @@ class DiT(Section):
             )
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate: {self.accumulate} does not divide batch_size {self.batch_size}")
-        if self.repa != "off" and self.repa_depth > self.depth:
+        if self.repa != "none" and self.repa_depth > self.depth:
             raise ValueError(f"repa_depth: {self.repa_depth} is past the last of {self.depth} blocks (depth)")
-        if self.repa != "off" and self.patch_size != 1:
+        if self.repa != "none" and self.patch_size != 1:
             raise ValueError(
-                f"repa: needs one token per latent pixel, but patch_size is {self.patch_size}; use repa: 'off'"
+                f"repa: needs one token per latent pixel, but patch_size is {self.patch_size}; use repa: none"
             )
         if self.repa == "decoded" and not self.semantics:
             raise ValueError("repa: 'decoded' needs the semantic latent, but semantics is false")
@@ -299,7 +303,7 @@ class Fid(Section):
         None, description="npz of images or of mu/sigma, or an image folder; unset: the training images"
     )
     num_images: int | None = Field(None, gt=0, description="score exactly this many samples; unset: all there are")
-    inception: Literal["auto", "off"] = Field("auto", description="auto: where its weights are present or fetchable")
+    inception: Literal["auto", "none"] = Field("auto", description="auto: where its weights are present or fetchable")
     encoder: Encoder = Field(Encoder(weights="demo", image_size=112), description="encoder of fd_dinov2 (class token)")
     batch_size: int = Field(64, gt=0, description="images per forward pass")
     neighbours: int = Field(3, gt=0, description="k of precision and recall")
@@ -345,6 +349,10 @@ class Settings(Section):
                 f" {texture}x{texture} (images.size {self.images.size} / factor {side});"
                 f" {texture * self.encoder.patch_size} would match"
             )
+        try:
+            _ = self.fid.encoder.grid
+        except ValueError as error:
+            raise ValueError(f"fid.{error}") from None
         for key in ("dit", "guide"):
             section: DiT = getattr(self, key)
             if texture % section.patch_size:
@@ -352,11 +360,6 @@ class Settings(Section):
             if section.repa == "stored" and not self.latents.store_features:
                 raise ValueError(f"{key}.repa: 'stored' needs latents.store_features: true (or use repa: 'decoded')")
         return self
-
-    @property
-    def grid(self) -> int:
-        """Side of the latent grid shared by the encoder and both latents."""
-        return self.encoder.grid
 
 
 def load_settings(path: Path = Path("params.yaml"), overrides: dict[str, dict[str, Any]] | None = None) -> Settings:
@@ -395,8 +398,9 @@ def describe(error: ValidationError) -> str:
         sentence = f"{key}: no such setting{_did_you_mean(first['loc'])}"
     elif first["type"] == "value_error":
         text = str(first["ctx"]["error"])
-        prefix = f"{key}." if key and not text.startswith(f"{key}.") else ""
-        sentence = f"{prefix}{text}"
+        # A section's own check names its key; a field's check has the field in its place already.
+        section = key.removesuffix(text.split(":")[0]).rstrip(".")
+        sentence = text if not section or text.startswith(f"{section}.") else f"{section}.{text}"
     else:
         message = first["msg"][0].lower() + first["msg"][1:]
         sentence = f"{key}: {message}, found {first['input']!r}"

@@ -43,14 +43,14 @@ TINY: dict[str, dict[str, Any]] = {
         "width": 16,
         "depth": 1,
         "heads": 1,
-        "repa": "off",
+        "repa": "none",
         "steps": 4,
         "batch_size": 8,
         "log_every": 2,
         "sample_every": 0,
     },
-    "sample": {"steps": 4, "num_images": 12, "batch_size": 6, "guidance": "autoguidance"},
-    "fid": {"inception": "off", "encoder": {"name": "dinov2_vits14", "weights": "random", "image_size": 56}},
+    "sample": {"delta_t": 0.3, "steps": 4, "num_images": 12, "batch_size": 6, "guidance": "autoguidance"},
+    "fid": {"inception": "none", "encoder": {"name": "dinov2_vits14", "weights": "random", "image_size": 56}},
     "report": {"grid_images": 9, "trajectory_images": 2},
 }
 

@@ -91,6 +91,7 @@ def test_version() -> None:
         (["sample"], "models/dit"),
         (["extract-features", "--encoder-weights", "demo"], "sfd prepare-data"),
         (["prepare-data", "--source", "folder", "--folder", "nowhere"], "nowhere is not a folder"),
+        (["train", "--params", "typo.yaml"], "typo.yaml does not exist"),
         (["show"], "metrics/fid.json does not exist"),
         (["weights", "fetch", "no-such-name"], "no-such-name"),
     ],

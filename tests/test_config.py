@@ -21,14 +21,14 @@ def settings_from(tmp_path: Path, text: str) -> Settings:
 
 def test_the_committed_params_are_valid_and_their_grids_match() -> None:
     settings = load_settings(REPOSITORY / "params.yaml")
-    assert settings.images.size // settings.texture_vae.downsampling == settings.encoder.grid == settings.grid
+    assert settings.images.size // settings.texture_vae.downsampling == settings.encoder.grid
 
 
 @pytest.mark.parametrize(
     "preset", sorted((REPOSITORY / "sfd_cli" / "presets").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_presets_are_valid(preset: Path) -> None:
-    assert load_settings(preset).grid == 16
+    assert load_settings(preset).encoder.grid == 16
 
 
 def test_a_missing_or_empty_file_means_the_defaults(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_flags_override_their_section_and_leave_the_rest(tmp_path: Path) -> None
         ("encoder: {image_size: 57}", ["encoder.image_size", "multiple of the patch size 14"]),
         ("encoder: {name: resnet50}", ["encoder.name", "patch size"]),
         ("images: {size: 60}", ["images.size", "multiple", "8"]),
-        ("dit: {patch_size: 3, repa: 'off'}", ["dit.patch_size", "does not divide the 8x8 grid"]),
+        ("dit: {patch_size: 3, repa: none}", ["dit.patch_size", "does not divide the 8x8 grid"]),
         ("dit: {patch_size: 2}", ["dit.repa", "patch_size is 2"]),
         ("dit: {repa_depth: 40}", ["dit.repa_depth", "past the last of 28 blocks"]),
         ("latents: {store_features: false}", ["dit.repa", "store_features"]),
@@ -70,6 +70,9 @@ def test_flags_override_their_section_and_leave_the_rest(tmp_path: Path) -> None
         ("sample: {interval_start: 0.8, interval_end: 0.2}", ["sample.interval_start", "after interval_end"]),
         ("images: {source: folder}", ["images.folder"]),
         ("fid: {encoder: {wieghts: demo}}", ["fid.encoder.wieghts", "did you mean 'weights'"]),
+        ("sample: {delta_t: true}", ["sample.delta_t", "than true"]),
+        ("dit: {repa: off}", ["dit.repa", "than false"]),
+        ("fid: {encoder: {image_size: 85}}", ["fid.encoder.image_size", "multiple of the patch size 14"]),
         ("- a\n- b", ["sections", "list"]),
         ("dit: [unclosed", ["not valid YAML"]),
     ],

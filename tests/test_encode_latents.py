@@ -204,7 +204,7 @@ def test_stored_features_spare_the_encoder(monkeypatch):
 
 
 def test_features_are_left_out_on_request():
-    encode_latents.run(settings_with(latents={"store_features": False}, dit={"repa": "off"}, guide={"repa": "off"}))
+    encode_latents.run(settings_with(latents={"store_features": False}, dit={"repa": "none"}, guide={"repa": "none"}))
     assert set(Store(Path("data/latents")).fields) == {"texture", "semantic"}
 
 

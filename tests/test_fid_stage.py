@@ -102,7 +102,7 @@ def test_scoring_twice_gives_the_same_bytes(settings: Settings) -> None:
 def test_a_score_that_cannot_be_computed_is_null_with_the_reason(settings: Settings) -> None:
     result = fid.run(settings)
     assert result["fid"] is None
-    assert "fid.inception: off" in result["fid_reason"]
+    assert "fid.inception: none" in result["fid_reason"]
     shutil.rmtree(settings.paths.dit)
     result = fid.run(settings)
     assert result["fd_dinov2"] > 0

@@ -55,11 +55,38 @@ def test_an_output_of_other_settings_is_put_aside_and_named(tmp_path: Path, caps
 def test_under_dvc_a_finished_output_makes_room_because_the_cache_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path, "old", finish=True, seed=0)
     monkeypatch.setenv("DVC_STAGE", "demo-stage")
+    write(tmp_path, "old", finish=True, seed=0)
     write(tmp_path, "new", finish=True, seed=1)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("artifact.")] == []
     assert not (tmp_path / "artifact" / "old").exists()
+
+
+def test_under_dvc_what_was_finished_by_hand_is_kept_because_no_cache_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "old", finish=True, seed=0)
+    monkeypatch.setenv("DVC_STAGE", "demo-stage")
+    write(tmp_path, "new", finish=True, seed=1)
+    assert [(path / "old").exists() for path in tmp_path.glob("artifact.*")] == [True]
+
+
+@pytest.mark.parametrize("damage", ["remove", "truncate"])
+def test_an_output_that_lost_a_file_is_not_called_finished(tmp_path: Path, damage: str) -> None:
+    write(tmp_path, "file", finish=True, seed=0)
+    path = tmp_path / "artifact" / "file"
+    path.unlink() if damage == "remove" else path.write_text("")
+    with output(tmp_path, seed=0) as held:
+        assert held.resumed
+        assert not held.complete
+
+
+def test_what_a_killed_writer_left_under_a_temporary_name_is_removed(tmp_path: Path) -> None:
+    write(tmp_path, "half", finish=False, seed=0)
+    leftover = tmp_path / "artifact" / ".model.safetensors.123.tmp"
+    leftover.write_text("half")
+    with output(tmp_path, seed=0):
+        assert not leftover.exists()
 
 
 def test_files_of_unknown_origin_are_put_aside_not_mixed_in(tmp_path: Path) -> None:

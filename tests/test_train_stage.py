@@ -48,7 +48,7 @@ PARAMS: dict[str, Any] = {
     "encoder": {"name": "dinov2_vits14", "weights": "random", "image_size": 28},
     "texture_vae": {"channels": TEXTURE, "block_channels": [32, 32, 32, 32]},
     "dit": NETWORK,
-    "guide": NETWORK | {"width": 8, "depth": 1, "repa": "off", "steps": 3},
+    "guide": NETWORK | {"width": 8, "depth": 1, "repa": "none", "steps": 3},
 }
 
 
@@ -151,8 +151,17 @@ def test_a_finished_run_is_up_to_date_and_more_steps_continue_it(
     train.run(settings_with(steps=8))
     assert len(fetched) == 2
     assert read_json(Path("models/dit/settings.json"))["facts"]["steps"] == 8
-    with pytest.raises(UserError, match="at step 8 already"):
-        train.run(settings_with(steps=7))
+
+
+def test_fewer_steps_than_done_start_afresh_and_keep_the_longer_run(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.run(settings_with(steps=8))
+    longer = Path("models/dit/model.safetensors").read_bytes()
+    assert train.run(settings_with(steps=6))["steps"] == 6
+    assert "at step 8 already, past the 6 asked for" in capsys.readouterr().err
+    (aside,) = Path("models").glob("dit.*")
+    assert (aside / "model.safetensors").read_bytes() == longer
 
 
 def test_a_finished_model_that_lost_a_file_is_made_again_from_its_checkpoint(root: Path) -> None:
@@ -190,7 +199,7 @@ def test_sample_grids_are_drawn_on_the_way_and_at_the_end(root: Path) -> None:
     ("change", "terms"),
     [
         ({"repa": "decoded", "repa_mode": "cos_mse"}, {"mse", "cosine", "repa"}),
-        ({"repa": "off", "patch_size": 2}, {"mse", "cosine"}),
+        ({"repa": "none", "patch_size": 2}, {"mse", "cosine"}),
         ({"semantics": False, "time_embedding": "single", "delta_t": 0.0}, {"mse", "cosine", "repa"}),
         ({"rope": False, "qk_norm": False, "swiglu": False, "rms_norm": False}, {"mse", "cosine", "repa"}),
         ({"precision": "bf16", "checkpoint_activations": True, "accumulate": 2}, {"mse", "cosine", "repa"}),
@@ -233,7 +242,7 @@ class Recorder(nn.Module):
 
 def test_the_network_sees_normalised_latents_between_noise_and_data_and_the_null_class(root: Path) -> None:
     store = Store(Path("data/latents"))
-    section = DiT(**NETWORK | {"repa": "off", "label_dropout": 0.5})
+    section = DiT(**NETWORK | {"repa": "none", "label_dropout": 0.5})
     task, network = VelocityTask(store, section, None, torch.device("cpu")), Recorder()
     indices, flips = np.arange(COUNT), np.arange(COUNT) % 2
     batch, draws = task.fetch(indices, flips), task.draw(torch.Generator().manual_seed(0), COUNT)

@@ -31,7 +31,7 @@ def tiny_settings(root: Path, **sections: dict[str, Any]) -> Settings:
         "images": {"size": SIDE},
         "encoder": encoder,
         "texture_vae": {"channels": TEXTURE, "block_channels": [32, 32, 32, 32]},
-        "fid": {"encoder": encoder, "inception": "off"},
+        "fid": {"encoder": encoder, "inception": "none"},
         "sample": {"num_images": 12, "steps": 4, "solver": "euler", "batch_size": 8},
         "report": {"grid_images": 9, "trajectory_images": 2},
     }

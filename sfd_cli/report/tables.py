@@ -73,15 +73,19 @@ def _rows(scores: dict[str, Any], fd: str, features: str) -> list[dict[str, Any]
     reference = counts.get(f"{fd}_reference")
     against = f"against {reference:,} reference images" if reference else "against published statistics"
     samples = f"{counts['samples']:,} samples"
+
+    def images_compared(key: str) -> str:
+        return "{:,} samples against {:,} images".format(*counts.get(key, (0, 0)))
+
     halves = "{:,} against {:,} images".format(*counts.get(f"{fd}_halves", (0, 0)))
     untrained = f"{counts.get('untrained', 0):,} images"
     described = [
         (fd, f"Fréchet distance, {features}", f"{samples} {against}"),
         (f"{fd}_untrained", "Fréchet distance of an untrained model", f"{untrained} {against}"),
         (f"{fd}_halves", "Fréchet distance between two halves of the data", halves),
-        (f"kid{suffix}", f"Kernel distance (KID), {features}", f"{samples} {against}"),
-        (f"precision{suffix}", f"Precision, {features}", f"{samples} {against}"),
-        (f"recall{suffix}", f"Recall, {features}", f"{samples} {against}"),
+        (f"kid{suffix}", f"Kernel distance (KID), {features}", images_compared(f"kid{suffix}")),
+        (f"precision{suffix}", f"Precision, {features}", images_compared(f"precision{suffix}")),
+        (f"recall{suffix}", f"Recall, {features}", images_compared(f"recall{suffix}")),
     ]
     return [
         {"name": name, "value": _shown(key, scores), "source": source, "main": key == fd}
@@ -130,11 +134,18 @@ def timing_rows(folder: Path) -> tuple[list[dict[str, Any]], str]:
             "stage": stage,
             "seconds": f"{seconds[stage]:,.1f}",
             "share": round(100 * seconds[stage] / max(max(seconds.values()), 1e-9), 1),
-            "runs": "in one go" if len(segments[stage]) == 1 else f"in {len(segments[stage])} runs",
+            "runs": _runs(segments[stage]),
         }
         for stage in order
     ]
     return rows, f"{total:,.1f}"
+
+
+def _runs(segments: list[dict[str, Any]]) -> str:
+    """A killed run records no time, so only the first segment of a stage can tell that it was the whole of it."""
+    if segments[0]["resumed"]:
+        return "resumed: an interrupted run before it is not counted"
+    return "in one go" if len(segments) == 1 else f"in {len(segments)} runs"
 
 
 def setting_tables(settings: Settings) -> list[dict[str, Any]]:

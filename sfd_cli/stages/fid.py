@@ -79,12 +79,12 @@ def run(settings: Settings) -> dict[str, Any]:
     for extractor in extractors:
         reference = Reference(compared.reference.get(extractor.name), sources[extractor.name].statistics_for(extractor))
         scores |= _scores(extractor.name, reference, compared, settings)
-        counts |= _counts(extractor.name, reference, compared)
+        counts |= _counts(extractor.name, reference, compared, settings.fid.baselines)
     for name, reason in reasons.items():
         scores |= _renamed(name, unavailable(METRICS[:1], reason))
         scores |= _renamed(name, unavailable(METRICS[1:], f"see {name_of(name, 'fd')}_reason"))
     used |= {f"{name_of(name, 'fd')}_reference": found.description for name, found in sources.items()}
-    used |= {"samples": samples.description, "neighbours": settings.fid.neighbours, "seed": settings.fid.seed}
+    used |= {"samples": samples.description, "settings": settings.fid.model_dump(mode="json")}
     used["torch_fidelity"] = version("torch-fidelity")
     result = scores | {"counts": counts, "notes": _notes(extractors, compared), "used": used}
     write_json(settings.paths.metrics / "fid.json", result)
@@ -105,8 +105,8 @@ def _extractors(settings: Settings) -> tuple[list[Extractor], dict[str, str], di
         used["encoder"] = encoder.model_dump() | {"token": "class", "fingerprint": encoder_fingerprint(encoder)}
     except UserError as error:
         reasons[DINOV2] = str(error)
-    if settings.fid.inception == "off":
-        reasons[INCEPTION] = "switched off (fid.inception: off)"
+    if settings.fid.inception == "none":
+        reasons[INCEPTION] = "switched off (fid.inception: none)"
     else:
         try:
             weights = inception_weights()
@@ -188,14 +188,15 @@ def _scores(extractor: str, reference: Reference, compared: Compared, settings: 
     return _renamed(extractor, scores)
 
 
-def _counts(extractor: str, reference: Reference, compared: Compared) -> dict[str, Any]:
+def _counts(extractor: str, reference: Reference, compared: Compared, with_halves: bool) -> dict[str, Any]:
     """How many images stand behind one extractor's scores; None where a statistics file does not say."""
     fd, against = name_of(extractor, "fd"), reference.gaussian
     counts: dict[str, Any] = {f"{fd}_reference": against.count if against else 0}
     if reference.images is not None:
         rows = [len(found.rows) for found in (compared.samples[extractor], reference.images)]
         counts |= {name_of(extractor, metric): rows for metric in METRICS[1:]}
-        counts[f"{fd}_halves"] = [reference.images.half(which).count for which in (0, 1)]
+        if with_halves:
+            counts[f"{fd}_halves"] = [reference.images.half(which).count for which in (0, 1)]
     if extractor in compared.untrained:
         counts["untrained"] = compared.untrained[extractor].count
     return counts

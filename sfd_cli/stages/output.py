@@ -15,6 +15,9 @@ from sfd_cli import __version__
 from sfd_cli.files import fingerprint, read_json, write_json
 
 SETTINGS = "settings.json"
+CHECKPOINTS = "checkpoints"
+# DVC sets this for the commands it runs.
+UNDER_DVC = "DVC_STAGE"
 
 
 class StageOutput:
@@ -22,7 +25,8 @@ class StageOutput:
 
     `settings.json` inside it says which stage, which effective settings and which inputs made it, and
     whether it is complete. On entry the folder is locked (a stage orphaned by a killed `dvc repro` may
-    still be writing); a folder made by other settings is put aside, so that two runs never mix.
+    still be writing); a folder made by other settings is put aside, so that two runs never mix; and what a
+    killed run left under a temporary name is removed.
 
     Args:
         folder: where the artifact goes.
@@ -35,7 +39,7 @@ class StageOutput:
             training steps; they are not in the fingerprint and `complete` is the caller's to decide.
 
     Attributes:
-        complete: a finished output of these very settings is there already.
+        complete: a finished output of these very settings is there already, with all its files.
         resumed: an output of these very settings was there, finished or not.
         facts: what `finish` was told, now or by the run that finished it.
     """
@@ -70,6 +74,8 @@ class StageOutput:
             fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._started = time.monotonic()
         self._inspect()
+        for leftover in list(self.folder.rglob(".*.tmp")):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         if not self.complete:
             self._record(complete=False)
         return self
@@ -79,12 +85,19 @@ class StageOutput:
     ) -> None:
         self._lock.close()
 
+    def start_over(self, why: str) -> None:
+        """Put what is there aside and begin with an empty folder; `why` completes "FOLDER ..." for the reader."""
+        self._put_aside(read_json(self.folder / SETTINGS), why)
+        self.complete = self.resumed = False
+        self.facts = {}
+        self._record(complete=False)
+
     def finish(self, **facts: Any) -> None:
         """Mark the output whole; `facts` (JSON-able, deterministic) are kept in `settings.json`."""
         self.facts = facts
         self._record(complete=True)
         self.complete = True
-        segments = read_json(self._timings) if self._timings.exists() and self.resumed else []
+        segments = read_json(self._timings) if self._timings.exists() else []
         segments.append({"seconds": round(time.monotonic() - self._started, 2), "resumed": self.resumed})
         write_json(self._timings, segments)
 
@@ -94,26 +107,43 @@ class StageOutput:
         if record.exists():
             found = read_json(record)
             if found.get("fingerprint") == self.fingerprint:
-                self.complete = bool(found.get("complete"))
+                self.complete = bool(found.get("complete")) and self._has_all(found)
                 self.facts = found.get("facts", {})
                 self.resumed = True
                 return
-            self._put_aside(found)
+            changes = differences(found, {"settings": self.settings, "inputs": self.inputs})
+            self._put_aside(found, f"was made by other settings ({', '.join(changes) or 'of another stage'})")
         elif self.folder.exists() and any(self.folder.iterdir()):
-            self._put_aside({})
+            self._put_aside({}, "was not made by this stage")
+        else:
+            self._timings.unlink(missing_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def _put_aside(self, found: dict[str, Any]) -> None:
-        """Make room for a fresh run without losing what other settings made.
+    def _has_all(self, found: dict[str, Any]) -> bool:
+        if found.get("contents") == self._contents():
+            return True
+        say(f"{self.folder} has lost or changed some of its files; making them again")
+        return False
 
-        A finished output of a DVC run is in DVC's cache, so it can go; anything else is renamed.
+    def _contents(self) -> dict[str, int]:
+        """How many files the finished output has and their bytes, without its record and what resuming needs."""
+        files = [
+            path
+            for path in self.folder.rglob("*")
+            if path.is_file() and path.name != SETTINGS and CHECKPOINTS not in path.relative_to(self.folder).parts
+        ]
+        return {"files": len(files), "bytes": sum(path.stat().st_size for path in files)}
+
+    def _put_aside(self, found: dict[str, Any], why: str) -> None:
+        """Make room for a fresh run without losing what was there.
+
+        What a DVC run finished is in DVC's cache, so it can go; anything else is renamed.
         """
-        changed = (
-            ", ".join(differences(found, {"settings": self.settings, "inputs": self.inputs})) or "unknown settings"
-        )
-        if found.get("complete") and "DVC_STAGE" in os.environ:
+        self._timings.unlink(missing_ok=True)
+        if found.get("complete") and found.get("under_dvc") and UNDER_DVC in os.environ:
             shutil.rmtree(self.folder)
-            say(f"{self.folder} was made by other settings ({changed}); starting afresh (DVC's cache has the old one)")
+            self.folder.mkdir()
+            say(f"{self.folder} {why}; starting afresh (DVC's cache has the old one)")
             return
         tag = str(found.get("fingerprint", "unknown"))[:8]
         aside = self.folder.with_name(f"{self.folder.name}.{tag}")
@@ -122,7 +152,8 @@ class StageOutput:
             number += 1
             aside = self.folder.with_name(f"{self.folder.name}.{tag}-{number}")
         self.folder.rename(aside)
-        say(f"{self.folder} was made by other settings ({changed}); it is now {aside}, starting afresh")
+        self.folder.mkdir()
+        say(f"{self.folder} {why}; it is now {aside}, starting afresh")
 
     def _record(self, complete: bool) -> None:
         write_json(
@@ -132,9 +163,11 @@ class StageOutput:
                 "version": __version__,
                 "fingerprint": self.fingerprint,
                 "complete": complete,
+                "under_dvc": UNDER_DVC in os.environ,
                 "settings": self.settings | self.inert,
                 "inputs": self.inputs,
                 "facts": self.facts,
+                "contents": self._contents() if complete else None,
             },
         )
 

@@ -58,6 +58,7 @@ def run(settings: Settings) -> dict[str, Any]:
         total_seconds=total,
         settings=setting_tables(settings),
     )
+    write_json(folder / "settings.json", settings.report.model_dump(mode="json"))
     with atomic_path(folder / "index.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
     for reason in {part["reason"] for part in (samples, phases, scores)} - {""}:

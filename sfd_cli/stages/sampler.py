@@ -17,6 +17,7 @@ from sfd_cli.diffusion.solver import OnPoint, integrate
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.texture_vae import TextureVAE
+from sfd_cli.stages.upstream import model_fingerprint
 from sfd_cli.weights.model_files import load_dit, load_texture_vae
 
 # Images per call of the VAE decoder, whose activations are far larger than the transformer's.
@@ -54,7 +55,17 @@ class Sampler:
         """
         sample, paths = settings.sample, settings.paths
         dit, extra = load_dit(paths.dit, sample.weights)
-        guide = load_dit(paths.guide, sample.weights)[0] if sample.guidance == "autoguidance" else None
+        guide = None
+        if sample.guidance == "autoguidance":
+            guide, of_guide = load_dit(paths.guide, sample.weights)
+            if of_guide.get("statistics") != extra.get("statistics"):
+                raise UserError(f"{paths.guide} was trained on other latents than {paths.dit}; train it again")
+        made_for = extra.get("texture_vae")
+        if made_for not in (None, model_fingerprint(paths.texture_vae, "sfd train-texture-vae")):
+            raise UserError(
+                f"{paths.dit} was trained on latents of another texture VAE than {paths.texture_vae};"
+                " run `sfd encode-latents` and `sfd train` again"
+            )
         texture_vae, _ = load_texture_vae(paths.texture_vae)
         mean, std = read_statistics(extra, dit, str(paths.dit))
         _require_fit(settings, dit, guide, texture_vae)

@@ -23,6 +23,7 @@ def run(settings: Settings) -> dict[str, Any]:
         "sample grid": str(settings.paths.reports / "samples.png"),
         "report": str(settings.paths.reports / "index.html"),
         "scores": str(scores),
+        "fid": found["fid"] if found.get("fid") is not None else f"none: {found.get('fid_reason')}",
         "fd_dinov2": {
             "samples": found["fd_dinov2"],
             "untrained model (ceiling)": found.get("fd_dinov2_untrained"),

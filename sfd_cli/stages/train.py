@@ -23,7 +23,7 @@ from sfd_cli.files import read_json
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.networks.semantic_vae import SemanticVAE
 from sfd_cli.stages.device import choose_device
-from sfd_cli.stages.output import SETTINGS, StageOutput, say
+from sfd_cli.stages.output import CHECKPOINTS, SETTINGS, StageOutput, say
 from sfd_cli.stages.sample_grids import SampleGrids
 from sfd_cli.stages.upstream import model_fingerprint, upstream_fingerprint
 from sfd_cli.stages.velocity_task import VelocityTask
@@ -50,28 +50,33 @@ def run(settings: Settings, which: Which = "dit") -> dict[str, Any]:
         The summary to print; empty in all processes but the first.
 
     Raises:
-        UserError: an input is missing or does not fit, or more steps are done already than asked for.
+        UserError: an input is missing or does not fit.
         StageFailure: the loss was not finite for several steps in a row.
     """
     section: DiT = getattr(settings, which)
     folder: Path = getattr(settings.paths, which)
     output = _output(settings, section, folder, STAGES[which])
+    log = settings.paths.metrics / which
     processes = Processes.join()
     with output if processes.first else nullcontext():
-        done = output.complete and output.facts.get("steps") == section.steps and _is_whole(folder)
-        if processes.hear_first(done):
+        if processes.first:
+            _start_over_if_past(output, section.steps)
+        log.mkdir(parents=True, exist_ok=True)
+        if processes.hear_first(output.complete and output.facts.get("steps") == section.steps):
             if processes.first:
                 say(f"{folder} is up to date")
         else:
-            facts = _train(settings, section, folder, settings.paths.metrics / which, processes)
+            facts = _train(settings, section, folder, log, processes)
             if processes.first:
                 output.finish(**facts)
-    return _summary(output, settings.paths.metrics / which) if processes.first else {}
+    return _summary(output, log) if processes.first else {}
 
 
-def _is_whole(folder: Path) -> bool:
-    """A finished folder may have lost a file since; its checkpoint then makes it again."""
-    return all((folder / name).exists() for name in ("config.json", "model.safetensors", "ema.safetensors"))
+def _start_over_if_past(output: StageOutput, steps: int) -> None:
+    """A run that went further than now asked for cannot go back; the shorter one starts afresh."""
+    done = max(Checkpoints(output.folder / CHECKPOINTS).steps(), default=0)
+    if done > steps:
+        output.start_over(f"is at step {done} already, past the {steps} asked for")
 
 
 def _output(settings: Settings, section: DiT, folder: Path, stage: str) -> StageOutput:
@@ -79,6 +84,8 @@ def _output(settings: Settings, section: DiT, folder: Path, stage: str) -> Stage
     inputs = {"latents": upstream_fingerprint(paths.latents, "sfd encode-latents")}
     if section.repa == "decoded":
         inputs["semvae"] = model_fingerprint(paths.semvae, "sfd train-semvae")
+        if read_json(paths.latents / SETTINGS).get("inputs", {}).get("semvae", inputs["semvae"]) != inputs["semvae"]:
+            raise UserError(f"{paths.latents} was encoded by another Semantic VAE than {paths.semvae}; encode it again")
     inert = section.model_dump(include=INERT)
     return StageOutput(folder, stage, section.model_dump(exclude=INERT), inputs, paths.metrics, inert)
 
@@ -92,7 +99,7 @@ def _train(settings: Settings, section: DiT, folder: Path, log: Path, processes:
     torch.manual_seed(section.seed)
     model = LightningDiT(config)
     model.checkpoint_activations = section.checkpoint_activations
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = Checkpoints(folder / CHECKPOINTS)
     grids = None
     if section.sample_every and processes.first:
         grids = SampleGrids(settings, section, task, config, store.classes, device, log / "samples")
@@ -132,7 +139,7 @@ def network_config(section: DiT, task: VelocityTask, num_classes: int) -> Lightn
                 "in_channels": task.shape[0],
                 "num_classes": num_classes,
                 "semantic_channels": task.semantic_channels,
-                "repa_depth": 0 if section.repa == "off" else section.repa_depth,
+                "repa_depth": 0 if section.repa == "none" else section.repa_depth,
                 "feature_width": task.feature_width,
             }
         )

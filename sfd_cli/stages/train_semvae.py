@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from sfd_cli.config import Settings
 from sfd_cli.data.holdout import split_holdout
 from sfd_cli.data.sampler import EpochSampler
 from sfd_cli.data.store import Store
+from sfd_cli.engine.distributed import Processes
 from sfd_cli.engine.loop import LoopSettings, train
 from sfd_cli.files import write_json
 from sfd_cli.networks.gaussian import kl_divergence
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.stages.device import choose_device
-from sfd_cli.stages.output import StageOutput, say
+from sfd_cli.stages.output import CHECKPOINTS, StageOutput, say
 from sfd_cli.stages.upstream import upstream_fingerprint
 from sfd_cli.weights.model_files import save_model
 
@@ -77,18 +80,27 @@ def run(settings: Settings) -> dict[str, Any]:
     paths, section = settings.paths, settings.semvae
     inputs = {"features": upstream_fingerprint(paths.features, "sfd extract-features")}
     inert = section.model_dump(include=INERT)
-    with StageOutput(paths.semvae, STAGE, section.model_dump(exclude=INERT), inputs, paths.metrics, inert) as output:
-        if output.complete:
-            say(f"{output.folder} is up to date")
+    output = StageOutput(paths.semvae, STAGE, section.model_dump(exclude=INERT), inputs, paths.metrics, inert)
+    processes = Processes.join()
+    with output if processes.first else nullcontext():
+        if processes.hear_first(output.complete):
+            if processes.first:
+                say(f"{output.folder} is up to date")
         else:
-            output.finish(**_train(settings, output))
-            shutil.rmtree(output.folder / "checkpoints", ignore_errors=True)
-        write_json(paths.metrics / "semvae.json", output.facts)
+            facts = _train(settings, output, processes)
+            if processes.first:
+                output.finish(**facts)
+        if processes.first:
+            (paths.metrics / "semvae").mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(output.folder / CHECKPOINTS, ignore_errors=True)
+            write_json(paths.metrics / "semvae.json", output.facts)
+    if not processes.first:
+        return {}
     return output.facts | {"folder": str(paths.semvae)}
 
 
-def _train(settings: Settings, output: StageOutput) -> dict[str, Any]:
-    section, device = settings.semvae, choose_device(settings.runtime.device)
+def _train(settings: Settings, output: StageOutput, processes: Processes) -> dict[str, Any]:
+    section, device = settings.semvae, processes.device(choose_device(settings.runtime.device))
     store = Store(settings.paths.features)
     training, held_out = split_holdout(len(store), section.holdout)
     torch.manual_seed(section.seed)
@@ -99,11 +111,13 @@ def _train(settings: Settings, output: StageOutput) -> dict[str, Any]:
         model,
         EpochSampler(len(store), section.batch_size, section.seed, training),
         vae_loop(section),
-        output.folder / "checkpoints",
+        output.folder / CHECKPOINTS,
         settings.paths.metrics / "semvae",
         device,
         "Semantic VAE",
     )
+    if not processes.first:
+        return {}
     trained = result.model
     scores = evaluate(trained, store, held_out, section.batch_size, device)
     save_model(output.folder, "SemanticVAE", trained.config, {"model": trained.state_dict()}, {"held_out": scores})
@@ -137,7 +151,7 @@ def evaluate(
     model.eval()
     totals = dict.fromkeys(("mse", "cosine", "kl"), 0.0)
     latents = []
-    for start in range(0, len(rows), batch_size):
+    for start in tqdm(range(0, len(rows), batch_size), "held-out features", unit="batch", disable=None):
         batch = rows[start : start + batch_size]
         tokens = torch.from_numpy(store.read("tokens", batch, np.zeros(len(batch), np.int64))).float().to(device)
         mean, logvar = model.encode(tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,21 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from sfd_cli.config import Settings
 from sfd_cli.config import TextureVAE as TextureVAESettings
 from sfd_cli.data.holdout import split_holdout
 from sfd_cli.data.images import ImageManifest, ImageReader
 from sfd_cli.data.sampler import EpochSampler
+from sfd_cli.engine.distributed import Processes
 from sfd_cli.engine.loop import train
 from sfd_cli.errors import UserError
 from sfd_cli.files import atomic_path, read_json, sha256_file, write_json
 from sfd_cli.networks.gaussian import kl_divergence
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
 from sfd_cli.stages.device import choose_device
-from sfd_cli.stages.output import StageOutput, say
+from sfd_cli.stages.output import CHECKPOINTS, StageOutput, say
 from sfd_cli.stages.train_semvae import vae_loop
 from sfd_cli.stages.upstream import upstream_fingerprint
 from sfd_cli.weights.convert import texture_vae_from_diffusers, texture_vae_from_ldm
@@ -34,6 +37,8 @@ from sfd_cli.weights.registry import REGISTRY
 STAGE = "train-texture-vae"
 INERT = {"checkpoint_every", "log_every"}
 PICTURED = 12
+# A set that takes no more than this once decoded is decoded once, not in every epoch.
+KEPT_BYTES = 1 << 30
 
 
 class TextureVAETask:
@@ -52,10 +57,14 @@ class TextureVAETask:
         self.reader = reader
         self.latent_shape = latent_shape
         self.section = section
+        count = len(reader.manifest)
+        fits = 3 * reader.size**2 * count <= KEPT_BYTES
+        self.kept = reader.read(range(count)) if fits else None
 
     def fetch(self, indices: np.ndarray, flips: np.ndarray) -> dict[str, Tensor]:
         """Images (B, 3, H, W) float32 in [-1, 1], mirrored where `flips` is 1."""
-        images = to_signed(self.reader.read(indices.tolist()))
+        pixels = self.reader.read(indices.tolist()) if self.kept is None else self.kept[torch.from_numpy(indices)]
+        images = to_signed(pixels)
         mirrored = torch.from_numpy(flips).bool()[:, None, None, None]
         return {"images": torch.where(mirrored, images.flip(-1), images)}
 
@@ -102,28 +111,45 @@ def run(settings: Settings) -> dict[str, Any]:
     inert = section.model_dump(include=INERT | {"weights"}, mode="json")
     reader = ImageReader(manifest, settings.images.size, settings.runtime.workers)
     pictures = paths.metrics / "texture_vae"
-    with StageOutput(paths.texture_vae, STAGE, chosen, inputs, paths.metrics, inert) as output:
-        if output.complete:
-            say(f"{output.folder} is up to date")
+    output = StageOutput(paths.texture_vae, STAGE, chosen, inputs, paths.metrics, inert)
+    processes = Processes.join()
+    with output if processes.first else nullcontext():
+        if processes.hear_first(output.complete):
+            if processes.first:
+                say(f"{output.folder} is up to date")
         else:
-            output.finish(**_make(settings, source, reader, output, pictures))
-            shutil.rmtree(output.folder / "checkpoints", ignore_errors=True)
-        write_json(paths.metrics / "texture_vae.json", output.facts)
+            facts = _make(settings, source, reader, output, pictures, processes)
+            if processes.first:
+                output.finish(**facts)
+        if processes.first:
+            pictures.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(output.folder / CHECKPOINTS, ignore_errors=True)
+            write_json(paths.metrics / "texture_vae.json", output.facts)
+    if not processes.first:
+        return {}
     return output.facts | {"folder": str(paths.texture_vae), "picture": str(pictures / "reconstructions.png")}
 
 
 def _make(
-    settings: Settings, source: Path | None, reader: ImageReader, output: StageOutput, pictures: Path
+    settings: Settings,
+    source: Path | None,
+    reader: ImageReader,
+    output: StageOutput,
+    pictures: Path,
+    processes: Processes,
 ) -> dict[str, Any]:
-    section, device = settings.texture_vae, choose_device(settings.runtime.device)
+    section, device = settings.texture_vae, processes.device(choose_device(settings.runtime.device))
     training, held_out = split_holdout(len(reader.manifest), section.holdout)
     if source is not None:
+        shutil.rmtree(pictures / "plots", ignore_errors=True)  # curves of a model that was trained here before
         imported, state_dict = import_weights(source)
         _require_layout(imported, settings)
         model = TextureVAE(replace(imported, space_to_depth=section.space_to_depth))
         model.load_state_dict(state_dict)
     else:
         model = _trained(settings, reader, training, output, device)
+    if not processes.first:
+        return {}
     model.to(device).eval()
     scores = evaluate(model, reader, held_out, section.batch_size, device)
     save_model(output.folder, "TextureVAE", model.config, {"model": model.state_dict()}, {"held_out": scores})
@@ -154,7 +180,7 @@ def _trained(
         model,
         EpochSampler(len(reader.manifest), section.batch_size, section.seed, training),
         vae_loop(section),
-        output.folder / "checkpoints",
+        output.folder / CHECKPOINTS,
         settings.paths.metrics / "texture_vae",
         device,
         "texture VAE",
@@ -169,7 +195,7 @@ def evaluate(
     """Mean PSNR (dB, of 8-bit images) of decoded posterior means and KL (nats per image) of the images at `rows`."""
     psnr, kl = [], []
     batches = [rows[start : start + batch_size].tolist() for start in range(0, len(rows), batch_size)]
-    for pixels in reader.iterate(batches):
+    for pixels in tqdm(reader.iterate(batches), "held-out images", len(batches), unit="batch", disable=None):
         mean, logvar = model.encode(to_signed(pixels).to(device))
         decoded = to_pixels(model.decode(mean))
         error = (decoded.double() - pixels.double()).square().mean((1, 2, 3))

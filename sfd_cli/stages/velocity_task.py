@@ -36,7 +36,7 @@ class VelocityTask:
         if section.repa == "stored" and "features" not in store.fields:
             raise UserError(
                 f"repa: {store.folder} holds no features to compare with; encode again with"
-                " latents.store_features: true, or use repa: 'decoded' or 'off'"
+                " latents.store_features: true, or use repa: 'decoded' or 'none'"
             )
         self._streams = ("texture", "semantic") if section.semantics else ("texture",)
         self._fields = (*self._streams, *(("features",) if section.repa == "stored" else ()))
@@ -79,8 +79,8 @@ class VelocityTask:
         times = self._schedule.times(draws["progress"])
         labels = torch.where(draws["dropped"], len(self._store.classes), batch["labels"])
         x = interpolate(data, noise, times.texture, times.semantic, self.semantic_channels)
-        output = model(x, times.texture, times.semantic, labels, section.repa != "off")
-        velocity, projection = (output, None) if section.repa == "off" else output
+        output = model(x, times.texture, times.semantic, labels, section.repa != "none")
+        velocity, projection = (output, None) if section.repa == "none" else output
         target = velocity_target(data, noise)
         mse = velocity_mse(velocity.float(), target, self.semantic_channels, section.semantic_weight).mean()
         cosine = velocity_cosine(velocity.float(), target).mean()
