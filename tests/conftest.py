@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Sums of floats depend on how many threads share them, and tests compare bits between processes.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shlex
 import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -65,7 +67,7 @@ def test_metrics_and_plots_are_shown(project: Path) -> None:
     run(project, "dvc", "plots", "show", "--out", "plots_page")
     page = (project / "plots_page" / "index.html").read_text()
     assert "Transformer and guide, loss" in page
-    assert "metrics/dit/plots/metrics/loss.tsv" in page
+    assert "dit/plots/metrics/loss.tsv" in page
 
 
 def test_show_ends_with_the_score(project: Path) -> None:
@@ -93,9 +95,32 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_artifacts(project: Path, tm
     assert artifacts(copy) == artifacts(project)
 
 
+@pytest.mark.slow
+def test_killed_at_three_random_moments_it_goes_on_to_the_same_artifacts(project: Path, tmp_path: Path) -> None:
+    copy = create(tmp_path / "project")
+    moments = random.Random(os.environ.get("SFD_KILL_SEED")).sample(range(3, 40), 3)
+    for seconds in moments:
+        process = _start_repro(copy)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        _kill(process)
+    run(copy, "dvc", "repro")
+    assert artifacts(copy) == artifacts(project), f"killed after {moments} seconds"
+
+
 def _kill_repro_when(folder: Path, path: Path) -> None:
     """SIGKILL `dvc repro` and what it started at the moment `path` is there."""
-    process = subprocess.Popen(
+    process = _start_repro(folder)
+    deadline = time.monotonic() + 240
+    while not path.exists():
+        assert process.poll() is None, f"dvc repro ended before {path} was there"
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.01)
+    _kill(process)
+
+
+def _start_repro(folder: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
         ["dvc", "repro"],
         cwd=folder,
         env=environment(),
@@ -103,12 +128,11 @@ def _kill_repro_when(folder: Path, path: Path) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 240
-    while not path.exists():
-        assert process.poll() is None, f"dvc repro ended before {path} was there"
-        assert time.monotonic() < deadline, f"{path} did not come"
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 

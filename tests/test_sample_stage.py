@@ -391,3 +391,18 @@ def test_settings_json_is_all_that_says_how_samples_were_made(tmp_path: Path) ->
     assert record["settings"]["scale_texture"] == 2.0
     assert record["settings"]["scale_semantic"] == 1.5
     assert record["facts"] == {"images": 12, "class_names": CLASSES}
+
+
+def test_models_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    settings = _project(tmp_path, guidance="autoguidance")
+    _write_guide(settings)
+    description = read_json(settings.paths.guide / "config.json")
+    write_json(settings.paths.guide / "config.json", description | {"statistics": {"mean": [0.0], "std": [1.0]}})
+    with pytest.raises(UserError, match="guide was trained on other latents"):
+        stage.run(settings)
+    _write_guide(settings)
+    description = read_json(settings.paths.dit / "config.json")
+    write_json(settings.paths.dit / "config.json", description | {"texture_vae": "of another VAE"})
+    with pytest.raises(UserError, match="latents of another texture VAE"):
+        stage.run(settings)
+    assert not list(settings.paths.samples.glob("*.png"))

@@ -79,7 +79,7 @@ def write_latents(folder: Path, features: bool = True) -> None:
     statistics = {"mean": np.full(channels, 1.0), "std": np.full(channels, 3.0)}
     files = [f"{index}.png" for index in range(COUNT)]
     writer.finish([index % 3 for index in range(COUNT)], files, range(COUNT), CLASSES, statistics)
-    inputs = {"texture_vae": "t", "semvae": "s"}
+    inputs = {"texture_vae": "t"}
     write_json(folder / "settings.json", {"fingerprint": "latents", "complete": True, "settings": {}, "inputs": inputs})
 
 

@@ -58,7 +58,7 @@ class Sampler:
         guide = None
         if sample.guidance == "autoguidance":
             guide, of_guide = load_dit(paths.guide, sample.weights)
-            if of_guide.get("statistics") != extra.get("statistics"):
+            if of_guide.get("statistics", extra.get("statistics")) != extra.get("statistics"):
                 raise UserError(f"{paths.guide} was trained on other latents than {paths.dit}; train it again")
         made_for = extra.get("texture_vae")
         if made_for not in (None, model_fingerprint(paths.texture_vae, "sfd train-texture-vae")):
