@@ -118,3 +118,15 @@ def test_values_of_streams_spread_over_their_channels() -> None:
     spread = objective.per_channel(Streams(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])), 3, 1)
     assert spread.shape == (2, 3, 1, 1)
     assert spread.flatten(1).tolist() == [[1, 1, 3], [2, 2, 4]]
+
+
+@settings(deadline=None)
+@given(st.floats(0, 1))
+def test_without_an_offset_the_objective_is_plain_flow_matching(u: float) -> None:
+    data, noise = _latents(0), _latents(1)
+    times = AsynchronousSchedule(0.0).times(torch.full((3,), u))
+    mixed = objective.interpolate(data, noise, times.texture, times.semantic, SEMANTIC)
+    torch.testing.assert_close(mixed, u * data + (1 - u) * noise)
+    predicted, target = _latents(2), objective.velocity_target(data, noise)
+    plain = (predicted - (data - noise)).square().flatten(1).mean(1)
+    torch.testing.assert_close(objective.velocity_mse(predicted, target, SEMANTIC, 1.0), plain)

@@ -112,3 +112,13 @@ def test_past_the_end_a_phase_goes_on_by_its_own_law() -> None:
 def test_an_impossible_offset_is_refused(delta_t: float) -> None:
     with pytest.raises(ValueError, match="delta_t"):
         AsynchronousSchedule(delta_t)
+
+
+@settings(deadline=None)
+@given(fractions)
+def test_without_an_offset_it_is_ordinary_synchronous_diffusion(u: float) -> None:
+    schedule = AsynchronousSchedule(0.0)
+    assert schedule.end == 1
+    assert schedule.times(u) == (u, u)
+    assert schedule.rates(u) == (1, 1)
+    assert len(schedule.phases) == 1

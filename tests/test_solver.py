@@ -302,3 +302,20 @@ def test_steps_are_allotted_whole_with_one_for_each_phase(total: int, shares: li
 def test_impossible_grids_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="steps"):
         integrate(_decay, torch.zeros(1, 2, 1, 1), torch.zeros(1), AsynchronousSchedule(0.3), 1, **options)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 12))
+def test_without_an_offset_euler_is_the_ordinary_loop_over_all_channels(steps: int) -> None:
+    torch.manual_seed(0)
+    noise, labels = torch.randn(2, 6, 3, 3, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
+
+    def field(x: Tensor, t_texture: Tensor, t_semantic: Tensor, labels: Tensor) -> Tensor:
+        return torch.sin(3 * x) + t_texture[:, None, None, None] - x * t_semantic[:, None, None, None]
+
+    x = noise
+    for step in range(steps):
+        t = torch.full((2,), step / steps, dtype=torch.float64)
+        x = x + field(x, t, t, labels) / steps
+    found = integrate(field, noise, labels, AsynchronousSchedule(0.0), 2, solver="euler", steps=steps)
+    torch.testing.assert_close(found, x)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from tqdm import tqdm
 
 from sfd_cli import __version__
 from sfd_cli.config import Settings
@@ -37,9 +38,12 @@ def run(settings: Settings) -> dict[str, Any]:
     started = time.monotonic()
     folder = settings.paths.reports
     folder.mkdir(parents=True, exist_ok=True)
-    samples = _samples(settings, folder / "samples.png")
-    phases = _phases(settings, folder / "trajectory.png")
-    scores = _scores(settings)
+    parts = (
+        lambda: _samples(settings, folder / "samples.png"),
+        lambda: _phases(settings, folder / "trajectory.png"),
+        lambda: _scores(settings),
+    )
+    samples, phases, scores = (make() for make in tqdm(parts, "report", unit="part", disable=None))
     write_json(
         settings.paths.metrics / "timings" / "report.json",
         [{"seconds": round(time.monotonic() - started, 2), "resumed": False}],

@@ -45,8 +45,8 @@ class SemanticVAETask:
         self.kl_weight = kl_weight
 
     def fetch(self, indices: np.ndarray, flips: np.ndarray) -> dict[str, Tensor]:
-        """Patch tokens (B, N, D) float32."""
-        return {"tokens": torch.from_numpy(self.store.read("tokens", indices, flips)).float()}
+        """Patch tokens (B, N, D) float16."""
+        return {"tokens": torch.from_numpy(self.store.read("tokens", indices, flips))}
 
     def draw(self, generator: torch.Generator, count: int) -> dict[str, Tensor]:
         """The posterior's noise (count, N, C_s)."""
@@ -56,8 +56,9 @@ class SemanticVAETask:
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> dict[str, Tensor]:
         """The objective and its terms, means over the batch."""
-        reconstruction, mean, logvar = model(batch["tokens"], draws["noise"])
-        mse, cosine = reconstruction_errors(reconstruction, batch["tokens"])
+        tokens = batch["tokens"].float()
+        reconstruction, mean, logvar = model(tokens, draws["noise"])
+        mse, cosine = reconstruction_errors(reconstruction, tokens)
         kl = kl_divergence(mean, logvar).mean()
         return {"loss": mse + cosine + self.kl_weight * kl, "mse": mse, "cosine": cosine, "kl": kl}
 

@@ -59,14 +59,15 @@ class TextureVAETask:
         self.section = section
         count = len(reader.manifest)
         fits = 3 * reader.size**2 * count <= KEPT_BYTES
-        self.kept = reader.read(range(count)) if fits else None
+        self.kept = reader.read(range(count)).numpy() if fits else None
 
     def fetch(self, indices: np.ndarray, flips: np.ndarray) -> dict[str, Tensor]:
-        """Images (B, 3, H, W) float32 in [-1, 1], mirrored where `flips` is 1."""
-        pixels = self.reader.read(indices.tolist()) if self.kept is None else self.kept[torch.from_numpy(indices)]
-        images = to_signed(pixels)
-        mirrored = torch.from_numpy(flips).bool()[:, None, None, None]
-        return {"images": torch.where(mirrored, images.flip(-1), images)}
+        """Images (B, 3, H, W) uint8, and which are to be mirrored (B,).
+
+        Arithmetic is left to `losses`: torch's threads of a second pool would slow down those that train.
+        """
+        pixels = self.reader.read(indices.tolist()) if self.kept is None else torch.from_numpy(self.kept[indices])
+        return {"pixels": pixels, "mirrored": torch.from_numpy(flips)}
 
     def draw(self, generator: torch.Generator, count: int) -> dict[str, Tensor]:
         """The posterior's noise (count, C_z, h, w)."""
@@ -74,7 +75,8 @@ class TextureVAETask:
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> dict[str, Tensor]:
         """The objective and its terms, means over the batch."""
-        images = batch["images"]
+        images = to_signed(batch["pixels"])
+        images = torch.where(batch["mirrored"].bool()[:, None, None, None], images.flip(-1), images)
         reconstruction, mean, logvar = model(images, draws["noise"])
         error = reconstruction.float() - images
         l1 = error.abs().mean()
