@@ -201,6 +201,7 @@ def test_stored_features_spare_the_encoder(monkeypatch):
 
     monkeypatch.setattr(latent_encoder, "load_visual_encoder", refuse)
     encode_latents.run(settings_with())
+    assert len(Store(Path("data/latents"))) == COUNT
 
 
 def test_features_are_left_out_on_request():

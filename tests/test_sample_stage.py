@@ -243,7 +243,11 @@ def test_an_offset_other_than_the_trained_one_is_mentioned(tmp_path: Path, capsy
 
 @pytest.mark.parametrize("delta_t", [0.0, 1.0])
 def test_the_ends_of_the_range_of_offsets_work(tmp_path: Path, delta_t: float) -> None:
-    stage.run(_project(tmp_path, delta_t=delta_t, num_images=2))
+    settings = _project(tmp_path, delta_t=delta_t, num_images=2)
+    stage.run(settings)
+    images = _images(settings.paths.samples, 2)
+    assert images.shape == (2, SIDE, SIDE, 3)
+    assert images.std() > 0
 
 
 def test_chosen_classes_take_turns(tmp_path: Path) -> None:

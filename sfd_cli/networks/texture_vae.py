@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -93,3 +94,13 @@ class TextureVAE(nn.Module):
         """Texture latents (B, C_z, h, w) -> images (B, 3, H, W) around [-1, 1], not clamped."""
         unfolded = F.pixel_shuffle(latents, self.config.space_to_depth)
         return self.autoencoder.decoder(self.autoencoder.post_quant_conv(unfolded))
+
+
+def to_signed(pixels: Tensor) -> Tensor:
+    """uint8 images as the float32 images in [-1, 1] that the VAE takes."""
+    return pixels.float() / 127.5 - 1
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Images around [-1, 1] as uint8, clamped and rounded to the nearest level."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

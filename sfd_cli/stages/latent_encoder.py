@@ -17,6 +17,7 @@ from sfd_cli.data.store import INDEX, Field, Store
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.files import read_json
 from sfd_cli.networks.gaussian import draw
+from sfd_cli.networks.texture_vae import to_signed
 from sfd_cli.networks.visual_encoder import VisualEncoder
 from sfd_cli.stages.extract_features import encode_flips
 from sfd_cli.stages.output import SETTINGS, say
@@ -80,7 +81,7 @@ class LatentEncoder:
         """
         images = images.to(self._device)
         tokens = self._tokens(np.asarray(indices), images)
-        pixels = torch.stack([images, images.flip(-1)], dim=1).flatten(0, 1).float() / 127.5 - 1
+        pixels = to_signed(torch.stack([images, images.flip(-1)], dim=1).flatten(0, 1))
         features = torch.from_numpy(tokens).to(self._device).flatten(0, 1).float()
         posteriors = {
             "texture": self._texture_vae.encode(pixels),

@@ -16,7 +16,7 @@ from sfd_cli.diffusion.schedule import AsynchronousSchedule
 from sfd_cli.diffusion.solver import OnPoint, integrate
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.networks.lightning_dit import LightningDiT
-from sfd_cli.networks.texture_vae import TextureVAE
+from sfd_cli.networks.texture_vae import TextureVAE, to_pixels
 from sfd_cli.stages.upstream import model_fingerprint
 from sfd_cli.weights.model_files import load_dit, load_texture_vae
 
@@ -166,7 +166,7 @@ def decode_textures(texture_vae: TextureVAE, latents: Tensor, statistics: tuple[
     mean, std = statistics
     textures = (latents * std + mean)[:, : texture_vae.latent_channels]
     parts = [texture_vae.decode(part) for part in textures.split(DECODED_AT_ONCE)]
-    return ((torch.cat(parts).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return to_pixels(torch.cat(parts))
 
 
 def read_statistics(extra: dict[str, Any], dit: LightningDiT, source: str) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from sfd_cli.engine.loop import train
 from sfd_cli.errors import UserError
 from sfd_cli.files import atomic_path, read_json, sha256_file, write_json
 from sfd_cli.networks.gaussian import kl_divergence
-from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
+from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig, to_pixels, to_signed
 from sfd_cli.stages.device import choose_device
 from sfd_cli.stages.output import CHECKPOINTS, StageOutput, say
 from sfd_cli.stages.train_semvae import vae_loop
@@ -86,11 +86,6 @@ class TextureVAETask:
         weights = self.section
         loss = l1 + weights.l2_weight * mse + weights.edge_weight * edge + weights.kl_weight * kl
         return {"loss": loss, "l1": l1, "mse": mse, "edge": edge, "kl": kl}
-
-
-def to_signed(images: Tensor) -> Tensor:
-    """uint8 images to float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1.0
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -199,16 +194,11 @@ def evaluate(
     batches = [rows[start : start + batch_size].tolist() for start in range(0, len(rows), batch_size)]
     for pixels in tqdm(reader.iterate(batches), "held-out images", len(batches), unit="batch", disable=None):
         mean, logvar = model.encode(to_signed(pixels).to(device))
-        decoded = to_pixels(model.decode(mean))
+        decoded = to_pixels(model.decode(mean)).cpu()
         error = (decoded.double() - pixels.double()).square().mean((1, 2, 3))
         psnr.append(10 * torch.log10(255.0**2 / error.clamp_min(1e-4)))
         kl.append(kl_divergence(mean, logvar).cpu())
     return {"images": len(rows), "psnr": torch.cat(psnr).mean().item(), "kl": torch.cat(kl).mean().item()}
-
-
-def to_pixels(images: Tensor) -> Tensor:
-    """Images around [-1, 1] to uint8 on the CPU, rounded to the nearest level."""
-    return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
 @torch.no_grad()
@@ -218,7 +208,7 @@ def save_reconstructions(
     """A PNG with the images at `rows` above their reconstructions, enlarged to be looked at."""
     pixels = reader.read(rows.tolist())
     mean, _ = model.encode(to_signed(pixels).to(device))
-    both = torch.stack([pixels, to_pixels(model.decode(mean))])  # (2, n, 3, H, W)
+    both = torch.stack([pixels, to_pixels(model.decode(mean)).cpu()])  # (2, n, 3, H, W)
     sheet = both.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy()  # (2 H, n W, 3)
     zoom = max(128 // reader.size, 1)
     picture = Image.fromarray(sheet)
