@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -312,27 +313,34 @@ def rotary_tables(head_width: int, side: int) -> tuple[Tensor, Tensor]:
     """Cosines and signed sines, each (side * side, 1, head width), of 2-D rotary positions (as in EVA-02).
 
     The first half of the channels turns with the row, the second with the column. The sines of even channels
-    are negative, so that a pair (a, b) becomes (a cos - b sin, b cos + a sin) by `rotate`.
+    are negative, so that a pair (a, b) becomes (a cos - b sin, b cos + a sin) by `rotate`. The arithmetic is the
+    reference's, step by step, so that an exported checkpoint has its tables to the last bit.
     """
-    quarter = head_width // 4
-    frequencies = 10_000 ** -(torch.arange(quarter, dtype=torch.float32) / quarter)
-    angles = torch.arange(side, dtype=torch.float32)[:, None] * frequencies  # (side, quarter)
-    rows = angles[:, None, :].expand(side, side, quarter)
-    columns = angles[None, :, :].expand(side, side, quarter)
-    pairs = torch.cat((rows, columns), dim=-1).reshape(side * side, 1, head_width // 2)
-    cos, sin = pairs.cos(), pairs.sin()
-    return torch.stack((cos, cos), dim=-1).flatten(-2), torch.stack((-sin, sin), dim=-1).flatten(-2)
+    half = head_width // 2
+    frequencies = 1.0 / 10_000 ** (torch.arange(0, half, 2).float() / half)
+    # Divided by the side and multiplied again, which rounds differently on some grids.
+    places = torch.arange(side) / side * side
+    angles = (places[:, None] * frequencies).repeat_interleave(2, dim=-1)  # (side, half)
+    rows = angles[:, None, :].expand(side, side, half)
+    columns = angles[None, :, :].expand(side, side, half)
+    both = torch.cat((rows, columns), dim=-1).reshape(side * side, 1, head_width)
+    signs = torch.tensor([-1.0, 1.0]).repeat(half)
+    return both.cos(), both.sin() * signs
 
 
 def sincos_positions(width: int, side: int) -> Tensor:
-    """Fixed 2-D sin-cos positions (1, side * side, width), as in MAE: column half first, then row half."""
+    """Fixed 2-D sin-cos positions (1, side * side, width), as in MAE: column half first, then row half.
+
+    In NumPy and float64, step by step as there, so that an exported checkpoint has them to the last bit.
+    """
     quarter = width // 4
-    frequencies = 10_000 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
-    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
-    waves = torch.cat((angles.sin(), angles.cos()), dim=-1)  # (side, width / 2)
-    columns = waves[None, :, :].expand(side, side, -1)
-    rows = waves[:, None, :].expand(side, side, -1)
-    return torch.cat((columns, rows), dim=-1).reshape(1, side * side, width).float()
+    frequencies = 1.0 / 10_000 ** (np.arange(quarter, dtype=np.float64) / (width / 4))
+    angles = np.arange(side, dtype=np.float64)[:, None] * frequencies
+    waves = np.concatenate((np.sin(angles), np.cos(angles)), axis=1)  # (side, width / 2)
+    shape = (side, side, 2 * quarter)
+    columns, rows = np.broadcast_to(waves[None], shape), np.broadcast_to(waves[:, None], shape)
+    table = np.concatenate((columns, rows), axis=-1).reshape(1, side * side, width)
+    return torch.tensor(table, dtype=torch.float32)
 
 
 def _block_norm(config: LightningDiTConfig) -> nn.Module:
