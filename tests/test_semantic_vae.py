@@ -2,11 +2,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor
 
 from sfd_cli.errors import UserError
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
+from sfd_cli.networks.tiles import join_tiles, split_tiles
 from sfd_cli.weights.convert import semantic_vae_from_reference
 
 REFERENCE = Path(__file__).parent / "reference" / "semvae.safetensors"
@@ -85,3 +88,27 @@ def test_reordering_the_tokens_reorders_the_latents() -> None:
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(ValueError, match="3 heads do not divide width 64"):
         SemanticVAEConfig(feature_width=48, channels=4, width=64, depth=2, heads=3)
+
+
+def test_tiles_attend_to_themselves_only() -> None:
+    torch.manual_seed(0)
+    whole = SemanticVAE(SemanticVAEConfig(feature_width=6, channels=2, width=8, depth=2, heads=2)).eval()
+    tiled = SemanticVAE(SemanticVAEConfig(feature_width=6, channels=2, width=8, depth=2, heads=2, tiles=2)).eval()
+    tiled.load_state_dict(whole.state_dict())
+    tokens = torch.randn(3, 16, 6)
+    quadrant = tokens.unflatten(1, (4, 4))[:, 2:, :2].flatten(1, 2)
+    mean, logvar = tiled.encode(tokens)
+    for found, expected in zip((mean, logvar), whole.encode(quadrant), strict=True):
+        torch.testing.assert_close(found.unflatten(1, (4, 4))[:, 2:, :2].flatten(1, 2), expected)
+    decoded = tiled.decode(mean).unflatten(1, (4, 4))[:, 2:, :2].flatten(1, 2)
+    torch.testing.assert_close(decoded, whole.decode(whole.encode(quadrant)[0]))
+
+
+@given(side=st.integers(1, 4), tiles=st.integers(1, 4))
+def test_tiles_joined_again_are_the_grid(side: int, tiles: int) -> None:
+    tokens = torch.randn(2, (side * tiles) ** 2, 3)
+    parts = split_tiles(tokens, tiles)
+    assert parts.shape == (2 * tiles**2, side**2, 3)
+    assert torch.equal(join_tiles(parts, tiles), tokens)
+    corner = tokens.unflatten(1, (side * tiles, side * tiles))[0, :side, side * (tiles - 1) :].flatten(0, 1)
+    assert torch.equal(parts[tiles - 1], corner)

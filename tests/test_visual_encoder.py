@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import zipfile
 from pathlib import Path
@@ -156,6 +157,23 @@ def test_tokens_follow_the_image_row_by_row() -> None:
     assert difference.argmax() == 1 * 4 + 3
 
 
+@pytest.mark.parametrize("tiles", [2, 3])
+def test_tiles_are_encoded_one_by_one_and_laid_side_by_side(tiles: int) -> None:
+    encoder = VisualEncoder("dinov2_vits14", 28, tiles, embed_dim=48, depth=1, num_heads=3)
+    images = torch.rand(2, 3, 32 * tiles, 32 * tiles)
+    patches, class_token = encoder(images)
+    assert patches.shape == (2, encoder.grid**2, 48) == (2, (2 * tiles) ** 2, 48)
+    one = VisualEncoder("dinov2_vits14", 28, embed_dim=48, depth=1, num_heads=3)
+    one.load_state_dict(encoder.state_dict())
+    grid, classes = patches.unflatten(1, (encoder.grid, encoder.grid)), []
+    for row, column in itertools.product(range(tiles), repeat=2):
+        tokens, token = one(images[:, :, 32 * row : 32 * row + 32, 32 * column : 32 * column + 32])
+        here = grid[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].flatten(1, 2)
+        torch.testing.assert_close(here, tokens)
+        classes.append(token)
+    torch.testing.assert_close(class_token, torch.stack(classes).mean(0))
+
+
 def test_the_encoder_stays_frozen_inside_a_module_that_trains() -> None:
     encoder = VisualEncoder("dinov2_vits14", 56, drop_path_rate=0.5, **TINY)
     torch.nn.Sequential(encoder).train()
@@ -197,7 +215,7 @@ def test_short_names_are_those_of_the_dinov2_release() -> None:
 def shrink(monkeypatch: pytest.MonkeyPatch, **architecture: Any) -> None:
     """Let `load_visual_encoder` build its encoders small, so that a test is fast."""
     monkeypatch.setattr(
-        encoders, "VisualEncoder", lambda name, image_size: VisualEncoder(name, image_size, **architecture)
+        encoders, "VisualEncoder", lambda name, size, tiles: VisualEncoder(name, size, tiles, **architecture)
     )
 
 
@@ -229,7 +247,8 @@ def test_a_weights_file_is_loaded_and_its_contents_are_the_fingerprint(
     save_file({key: value.contiguous() for key, value in weights.items()}, tmp_path / "other.safetensors")
     other = here.model_copy(update={"weights": str(tmp_path / "other.safetensors")})
     larger = here.model_copy(update={"image_size": 224})
-    assert len({encoder_fingerprint(config) for config in (here, other, larger)}) == 3
+    tiled = here.model_copy(update={"tiles": 2})
+    assert len({encoder_fingerprint(config) for config in (here, other, larger, tiled)}) == 4
 
 
 def test_impossible_encoder_weights_are_explained() -> None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfd_cli.networks.gaussian import LOGVAR_RANGE, draw
+from sfd_cli.networks.tiles import join_tiles, split_tiles
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class SemanticVAEConfig:
     """The whole architecture.
 
     `feature_width` is the width D of the patch tokens, `channels` the C_s of the latent; `width`, `depth` and
-    `heads` are of the transformer, the same in encoder and decoder.
+    `heads` are of the transformer, the same in encoder and decoder. The tokens of each of `tiles` x `tiles` parts of
+    the grid attend to each other only, so that a network made for 16x16 tokens works on four quadrants of 32x32.
     """
 
     feature_width: int
@@ -27,6 +29,7 @@ class SemanticVAEConfig:
     width: int
     depth: int
     heads: int
+    tiles: int = 1
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -53,12 +56,16 @@ class SemanticVAE(nn.Module):
 
     def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Patch tokens (B, N, D) -> mean and logvar, each (B, N, C_s), logvar clamped to [-30, 20]."""
-        mean, logvar = self.encoder(tokens).chunk(2, dim=-1)
+        mean, logvar = self._by_tiles(self.encoder, tokens).chunk(2, dim=-1)
         return mean, logvar.clamp(*LOGVAR_RANGE)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Semantic latents (B, N, C_s) -> patch tokens (B, N, D)."""
-        return self.decoder(latents)
+        return self._by_tiles(self.decoder, latents)
+
+    def _by_tiles(self, transformer: nn.Module, tokens: Tensor) -> Tensor:
+        tiles = self.config.tiles
+        return transformer(tokens) if tiles == 1 else join_tiles(transformer(split_tiles(tokens, tiles)), tiles)
 
 
 class Transformer(nn.Module):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfd_cli.errors import UserError
+from sfd_cli.networks.tiles import join_tiles
 
 DINOV2_SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
 _DINOV2_NAMES = [f"dinov2_vit{letter}14{suffix}" for letter in DINOV2_SIZES for suffix in ("", "_reg")]
@@ -31,6 +32,8 @@ class VisualEncoder(nn.Module):
         name: `dinov2_vit{s,b,l,g}14[_reg]`, or the timm name of a plain vision transformer
             (MAE, CLIP, SigLIP, DINOv3, ...), e.g. `vit_base_patch16_dinov3.lvd1689m`.
         image_size: side of the square the network sees, pixels; a multiple of the patch size.
+        tiles: the image is cut into tiles x tiles crops, each seen at `image_size` on its own, and their grids are
+            laid side by side: an encoder made for 224 px gives four quadrants of a 512 px image 32x32 tokens.
         **architecture: changes to the named architecture, handed to timm (`embed_dim`, `depth`, ...).
 
     Raises:
@@ -40,10 +43,11 @@ class VisualEncoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, image_size: int, **architecture: Any) -> None:
+    def __init__(self, name: str, image_size: int, tiles: int = 1, **architecture: Any) -> None:
         super().__init__()
         self.name = name
         self.image_size = image_size
+        self.tiles = tiles
         self.network = _create(name, image_size, architecture)
         self.patch_size = int(self.network.patch_embed.patch_size[0])
         if image_size % self.patch_size:
@@ -52,7 +56,7 @@ class VisualEncoder(nn.Module):
                 f"encoder.image_size: {image_size} is not a multiple of the {self.patch_size} px patches of {name};"
                 f" try {below} or {below + self.patch_size}"
             )
-        self.grid = image_size // self.patch_size
+        self.grid = tiles * image_size // self.patch_size
         self.feature_width = int(self.network.embed_dim)
         mean, std = (torch.tensor(self.network.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
         self.register_buffer("mean", mean, persistent=False)
@@ -68,13 +72,23 @@ class VisualEncoder(nn.Module):
         """Patch tokens and class token of images.
 
         Args:
-            images: (B, 3, H, W), float in [0, 1], any size.
+            images: (B, 3, H, W), float in [0, 1], any size that the tiles divide.
 
         Returns:
-            Patch tokens (B, N, D) after the final norm, row-major over the grid, and the class token (B, D);
-            where the architecture has no class token, the mean of the patch tokens stands in for it.
+            Patch tokens (B, N, D) after the final norm, row-major over the whole grid, and the class token (B, D),
+            the mean over the tiles; where the architecture has no class token, the mean of the patch tokens stands
+            in for it.
         """
         images = (images - self.mean) / self.std
+        if self.tiles == 1:
+            return self._see(images)
+        tiles = self.tiles
+        crops = images.unflatten(3, (tiles, -1)).unflatten(2, (tiles, -1))  # (B, 3, row, h, column, w)
+        patches, classes = self._see(crops.permute(0, 2, 4, 1, 3, 5).flatten(0, 2))
+        return join_tiles(patches, tiles), classes.unflatten(0, (-1, tiles**2)).mean(1)
+
+    def _see(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Patch and class tokens of normalised images, each seen as one square."""
         size = (self.image_size, self.image_size)
         if images.shape[-2:] != size:
             # The reference resizes after normalising and without antialiasing; its statistics depend on both.
@@ -102,7 +116,7 @@ class VisualEncoder(nn.Module):
         if self._is_plain_dinov2:
             positions = weights.get("pos_embed")
             if positions is not None:
-                weights["pos_embed"] = resample_dinov2_positions(positions.float(), self.grid)
+                weights["pos_embed"] = resample_dinov2_positions(positions.float(), self.grid // self.tiles)
         # Every timm architecture module knows the names of the original releases.
         convert = import_module(type(self.network).__module__).checkpoint_filter_fn
         try:

@@ -32,7 +32,7 @@ def load_visual_encoder(config: Encoder) -> VisualEncoder:
     # The network draws random weights first in any case; seeded, `random` is the same encoder in every process.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
-        encoder = VisualEncoder(config.name, config.image_size)
+        encoder = VisualEncoder(config.name, config.image_size, config.tiles)
     file = encoder_file(config)
     if file is not None:
         encoder.load(_read(file, config))
@@ -40,13 +40,14 @@ def load_visual_encoder(config: Encoder) -> VisualEncoder:
 
 
 def encoder_fingerprint(config: Encoder) -> str:
-    """Fingerprint of what the encoder computes: its name, image size and the digest of its weights.
+    """Fingerprint of what the encoder computes: its name, image size, tiles and the digest of its weights.
 
     Fetches the weights if they are not here yet, because their digest is part of the answer.
     """
     file = encoder_file(config)
     weights = f"random, seed {RANDOM_SEED}" if file is None else digest(file)
-    return fingerprint({"name": config.name, "image_size": config.image_size, "weights": weights})
+    seen = {"image_size": config.image_size, "tiles": config.tiles}
+    return fingerprint({"name": config.name, **seen, "weights": weights})
 
 
 def encoder_file(config: Encoder) -> Path | None:

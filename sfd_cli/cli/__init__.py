@@ -1,0 +1,11 @@
+"""The `sfd` command: parse flags, call one stage, print its result; nothing else."""
+
+from sfd_cli.cli import presets, stages, weights
+from sfd_cli.cli.app import app
+
+__all__ = ["app", "main", "presets", "stages", "weights"]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

@@ -1,0 +1,83 @@
+"""Principal components of patch tokens as semantic latents: the compressor of ReDi (arXiv 2504.16064)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sfd_cli.networks.gaussian import LOGVAR_RANGE
+
+
+@dataclass(frozen=True)
+class SemanticPCAConfig:
+    """The whole architecture: `feature_width` D of the patch tokens, `channels` C_s of the latent."""
+
+    feature_width: int
+    channels: int
+
+    def __post_init__(self) -> None:
+        if self.channels > self.feature_width:
+            raise ValueError(f"{self.feature_width} wide tokens have no {self.channels} principal components")
+
+
+class SemanticPCA(nn.Module):
+    """Patch tokens to their leading principal components and back, with the interface of the Semantic VAE.
+
+    `mean` (D,) is the tokens' mean, `components` (C_s, D) the orthonormal directions, largest variance first.
+    """
+
+    mean: Tensor
+    components: Tensor
+
+    def __init__(self, config: SemanticPCAConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("mean", torch.zeros(config.feature_width))
+        self.register_buffer("components", torch.eye(config.channels, config.feature_width))
+
+    def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Patch tokens (B, N, D) -> components and logvar, each (B, N, C_s); the variance is as good as none."""
+        latents = (tokens - self.mean) @ self.components.T
+        return latents, torch.full_like(latents, LOGVAR_RANGE[0])
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Components (B, N, C_s) -> the patch tokens (B, N, D) that they span."""
+        return latents @ self.components + self.mean
+
+
+class TokenCovariance:
+    """Mean and covariance of tokens, gathered batch by batch in float64.
+
+    Args:
+        width: D of the tokens.
+        device: where the tokens are.
+    """
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.count = 0
+        self._sum = torch.zeros(width, dtype=torch.float64, device=device)
+        self._products = torch.zeros(width, width, dtype=torch.float64, device=device)
+
+    def add(self, tokens: Tensor) -> None:
+        """Count tokens (..., D) in."""
+        rows = tokens.flatten(0, -2).double()
+        self.count += len(rows)
+        self._sum += rows.sum(0)
+        self._products += rows.T @ rows
+
+    def principal_components(self, channels: int) -> tuple[SemanticPCA, float]:
+        """The network of the `channels` leading components, and the share of the variance that they hold.
+
+        A component's sign is free; its largest entry is made positive, so that equal tokens give equal components.
+        """
+        mean = (self._sum / self.count).cpu()
+        covariance = (self._products / self.count).cpu() - torch.outer(mean, mean)
+        variances, vectors = torch.linalg.eigh(covariance)
+        leading = vectors.flip(1)[:, :channels].T
+        largest = leading.gather(1, leading.abs().argmax(1, keepdim=True))
+        network = SemanticPCA(SemanticPCAConfig(len(mean), channels))
+        network.load_state_dict({"mean": mean.float(), "components": (leading * largest.sign()).float()})
+        kept = variances[-channels:].sum() / variances.sum()
+        return network, kept.item()

@@ -1,0 +1,67 @@
+"""Presets: short params.yaml files, one per system, and the functions that list, show and use them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+
+import yaml
+
+from sfd_cli.errors import UserError
+from sfd_cli.files import atomic_path
+
+FOLDER = Path(__file__).parent
+_FOLDER_LINE = re.compile(r"^  folder: .*$", re.MULTILINE)
+
+
+def list_presets() -> dict[str, str]:
+    """Names and first lines of all presets, in the order of their names."""
+    return {path.stem: path.read_text().split("\n", 1)[0].lstrip("# ") for path in sorted(FOLDER.glob("*.yaml"))}
+
+
+def preset_text(name: str) -> str:
+    """The file itself, comments included.
+
+    Raises:
+        UserError: there is no such preset; names the nearest.
+    """
+    known = list_presets()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+        raise UserError(f"no preset is called {name!r}; {hint}")
+    return (FOLDER / f"{name}.yaml").read_text()
+
+
+def use_preset(name: str, params: Path, images: Path | None = None) -> list[str]:
+    """Write a preset over `params`, with `images` as its ImageFolder.
+
+    A file there that holds anything but an untouched preset is renamed first, never lost.
+
+    Returns:
+        What was done, a line each.
+
+    Raises:
+        UserError: there is no such preset, or it takes no images of one's own, or there is no such folder.
+    """
+    text = preset_text(name)
+    if images is not None:
+        if not images.is_dir():
+            raise UserError(f"--images: {images} is not a folder; give one with a folder of images per class")
+        if not _FOLDER_LINE.search(text):
+            raise UserError(f"--images: the preset {name!r} brings its own images")
+        quoted = yaml.safe_dump(str(images.resolve()), width=10_000).splitlines()[0]
+        text = _FOLDER_LINE.sub(lambda _: f"  folder: {quoted}", text)
+    done = []
+    if params.exists() and params.read_text() not in {text, *(path.read_text() for path in FOLDER.glob("*.yaml"))}:
+        number = 1
+        while (kept := params.with_name(f"{params.name}.{number}")).exists():
+            number += 1
+        params.rename(kept)
+        done.append(f"what was in {params} is now in {kept}")
+    with atomic_path(params) as temporary:
+        temporary.write_text(text)
+    folder = yaml.safe_load(text).get("images", {}).get("folder")
+    done.append(f"{params} holds the preset {name}" + (f", for the images in {folder}" if folder else ""))
+    return done
