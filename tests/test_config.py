@@ -24,13 +24,6 @@ def test_the_committed_params_are_valid_and_their_grids_match() -> None:
     assert settings.images.size // settings.texture_vae.downsampling == settings.encoder.grid
 
 
-@pytest.mark.parametrize(
-    "preset", sorted((REPOSITORY / "sfd_cli" / "presets").glob("*.yaml")), ids=lambda path: path.stem
-)
-def test_presets_are_valid(preset: Path) -> None:
-    assert load_settings(preset).encoder.grid == 16
-
-
 def test_a_missing_or_empty_file_means_the_defaults(tmp_path: Path) -> None:
     assert load_settings(tmp_path / "none.yaml") == settings_from(tmp_path, "") == Settings()
 

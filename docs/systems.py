@@ -1,0 +1,110 @@
+"""The computed columns of docs/systems.md: parameters, arithmetic and cost of every preset, from its settings alone.
+
+`python docs/systems.py` prints the table's rows. Nothing is allocated and nothing is measured: networks stand on the
+meta device, and GPU hours follow from a stated share of a data sheet's peak.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sfd_cli.config import DiT, Settings, load_settings
+from sfd_cli.engine.flops import PEAKS, training_flops
+from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
+
+PRESETS = Path(__file__).parents[1] / "sfd_cli" / "presets"
+CLASSES = 1000
+# Assumed, not measured: the share of the bf16 peak that training reaches on one H100 SXM.
+SHARE_OF_PEAK = 0.4
+PEAK = PEAKS["NVIDIA H100"][0] * 1e12
+TOKEN_WIDTH = {"s": 384, "b": 768, "l": 1024, "g": 1536}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a preset's transformer is and what its training takes."""
+
+    preset: str
+    grid: int
+    channels: str
+    network: str
+    parameters: float  # millions, without the REPA projector, which sampling does not need
+    gigaflops: float  # of training on one image
+    images: float  # millions that training looks at
+    gpu_hours: float
+
+    def __str__(self) -> str:
+        return (
+            f"| `{self.preset}` | {self.grid}x{self.grid} | {self.channels} | {self.network}"
+            f" | {self.parameters:,.1f} | {self.gigaflops:,.0f} | {self.images:,.1f} | {self.gpu_hours:,.1f} |"
+        )
+
+
+def network_config(settings: Settings, section: DiT) -> LightningDiTConfig:
+    """The architecture that a section of a preset asks for, on ImageNet's classes."""
+    semantic = settings.semvae.channels if section.semantics else 0
+    shared = {field.name for field in fields(LightningDiTConfig)} & set(DiT.model_fields) - {"repa_depth"}
+    return LightningDiTConfig(
+        grid=settings.grid,
+        in_channels=settings.texture_vae.channels * settings.texture_vae.space_to_depth**2 + semantic,
+        num_classes=CLASSES,
+        semantic_channels=semantic,
+        repa_depth=0 if section.repa == "none" else section.repa_depth,
+        feature_width=0 if section.repa == "none" else token_width(settings.encoder.name),
+        **{name: getattr(section, name) for name in shared},
+    )
+
+
+def token_width(encoder: str) -> int:
+    """Width of the patch tokens of a DINOv2 named `dinov2_vit{s,b,l,g}14...`."""
+    return TOKEN_WIDTH[encoder.removeprefix("dinov2_vit")[0]]
+
+
+def count_parameters(config: LightningDiTConfig) -> int:
+    """Parameters without the REPA projector, as published counts have them."""
+    with torch.device("meta"):
+        network = LightningDiT(config)
+    return sum(value.numel() for name, value in network.named_parameters() if not name.startswith("projector."))
+
+
+def flops_per_image(config: LightningDiTConfig) -> int:
+    """Of a training step on one image, the REPA projector included."""
+
+    def forward(network: nn.Module) -> None:
+        x = torch.empty(1, config.in_channels, config.grid, config.grid)
+        network(x, torch.empty(1), torch.empty(1), torch.empty(1, dtype=torch.int64), bool(config.repa_depth))
+
+    return training_flops(forward, lambda: LightningDiT(config))
+
+
+def row(preset: str) -> Row:
+    """The row of a preset, for its main transformer; a guide is the row of imagenet256-guide-b."""
+    settings = load_settings(PRESETS / f"{preset}.yaml")
+    section = settings.dit
+    config = network_config(settings, section)
+    flops, images = flops_per_image(config), section.steps * section.batch_size
+    texture = config.in_channels - config.semantic_channels
+    patch = f", patch {config.patch_size}" if config.patch_size > 1 else ""
+    return Row(
+        preset,
+        config.grid,
+        f"{texture} + {config.semantic_channels}" if config.semantic_channels else str(texture),
+        f"{config.depth} x {config.width}, {config.heads} heads{patch}",
+        count_parameters(config) / 1e6,
+        flops / 1e9,
+        images / 1e6,
+        flops * images / (SHARE_OF_PEAK * PEAK) / 3600,
+    )
+
+
+def rows() -> list[Row]:
+    """Every preset but the demo, whose classes and grid are not ImageNet's."""
+    return [row(path.stem) for path in sorted(PRESETS.glob("*.yaml")) if path.stem != "demo"]
+
+
+if __name__ == "__main__":
+    print(*rows(), sep="\n")
