@@ -1,12 +1,9 @@
 import json
-import pickle
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from sfd_cli.errors import UserError
@@ -19,7 +16,6 @@ from sfd_cli.weights.model_files import (
     load_dit,
     load_semantic_vae,
     load_texture_vae,
-    read_weights_file,
     save_model,
 )
 
@@ -142,66 +138,3 @@ def test_weights_of_another_architecture_are_refused_by_the_name_of_the_key(tmp_
     (tmp_path / "config.json").write_text(json.dumps(description))
     with pytest.raises(UserError, match=r"class_embedding\.weight is \(4, 16\) instead of \(8, 16\)"):
         load_dit(tmp_path)
-
-
-@given(part=st.floats(0, 1, exclude_max=True))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-def test_a_file_cut_anywhere_is_refused(tmp_path: Path, suffix: str, part: float) -> None:
-    whole = tmp_path / f"whole{suffix}"
-    if not whole.exists():
-        if suffix == ".pt":
-            torch.save({"weight": torch.arange(50.0)}, whole)
-        else:
-            model_files.save_file({"weight": torch.arange(50.0)}, whole)
-    data = whole.read_bytes()
-    cut = tmp_path / f"cut{suffix}"
-    cut.write_bytes(data[: int(part * len(data))])
-    with pytest.raises(UserError, match=f"cut\\{suffix}"):
-        read_weights_file(cut)
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin"])
-def test_torch_files_and_their_wrappers_are_read(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"weights{suffix}"
-    torch.save({"state_dict": {"weight": torch.arange(3)}, "epoch": 2}, path)
-    read = read_weights_file(path)
-    assert read["epoch"] == 2
-    assert torch.equal(read["state_dict"]["weight"], torch.arange(3))
-
-
-class Trap:
-    """Unpickling it runs code: it creates the file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[str, str]]:
-        return open, (str(self.path), "w")
-
-
-@pytest.mark.parametrize("form", ["zip", "bare pickle"])
-def test_a_pickle_is_never_executed_and_the_message_says_how_to_convert_it(tmp_path: Path, form: str) -> None:
-    path, sprung = tmp_path / "checkpoint.pt", tmp_path / "sprung"
-    content = {"ema": {"weight": torch.zeros(1)}, "config": Trap(sprung)}
-    if form == "zip":
-        torch.save(content, path)
-    else:
-        path.write_bytes(pickle.dumps(content, protocol=2))
-    with pytest.raises(UserError, match="convert it once"):
-        read_weights_file(path)
-    assert not sprung.exists()
-
-
-def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such weights file"):
-        read_weights_file(tmp_path / "missing.pt")
-    (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(UserError, match=r"expected \.safetensors"):
-        read_weights_file(tmp_path / "notes.txt")
-    (tmp_path / "page.pt").write_text("<!DOCTYPE html><p>Not found</p>")
-    with pytest.raises(UserError, match=r"page\.pt"):
-        read_weights_file(tmp_path / "page.pt")
-    torch.save([torch.zeros(1)], tmp_path / "list.pt")
-    with pytest.raises(UserError, match="holds a list"):
-        read_weights_file(tmp_path / "list.pt")

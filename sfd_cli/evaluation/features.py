@@ -13,7 +13,7 @@ from sfd_cli.config import Encoder
 from sfd_cli.errors import StageFailure
 from sfd_cli.evaluation.frechet import Gaussian, Moments
 from sfd_cli.weights.encoders import load_visual_encoder
-from sfd_cli.weights.model_files import read_weights_file
+from sfd_cli.weights.torch_files import read_weights_file
 
 ROWS_KEPT = 50_000
 

@@ -31,8 +31,9 @@ from sfd_cli.stages.train_semvae import vae_loop
 from sfd_cli.stages.upstream import upstream_fingerprint
 from sfd_cli.weights.convert import texture_vae_from_diffusers, texture_vae_from_ldm
 from sfd_cli.weights.fetch import fetch
-from sfd_cli.weights.model_files import load_texture_vae, read_weights_file, save_model
+from sfd_cli.weights.model_files import load_texture_vae, save_model
 from sfd_cli.weights.registry import REGISTRY
+from sfd_cli.weights.torch_files import read_weights_file
 
 STAGE = "train-texture-vae"
 INERT = {"checkpoint_every", "log_every"}

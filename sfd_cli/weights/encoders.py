@@ -13,8 +13,9 @@ from sfd_cli.files import fingerprint
 from sfd_cli.networks.visual_encoder import VisualEncoder, timm_name
 from sfd_cli.weights.demo_encoder import read_demo_encoder
 from sfd_cli.weights.fetch import digest, fetch, fetch_weights
-from sfd_cli.weights.model_files import read_weights_file, unwrap_checkpoint
+from sfd_cli.weights.model_files import unwrap_checkpoint
 from sfd_cli.weights.registry import REGISTRY, Https, Hub, Weights
+from sfd_cli.weights.torch_files import read_weights_file
 
 DEMO_ARCHITECTURE = "vit_small_patch14_dinov2"
 RANDOM_SEED = 0

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sfd_cli.errors import UserError
@@ -19,9 +16,9 @@ from sfd_cli.files import atomic_path, read_json, write_json
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
+from sfd_cli.weights.torch_files import read_safetensors
 
 CONFIG = "config.json"
-TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -89,32 +86,6 @@ def load_texture_vae(folder: Path) -> tuple[TextureVAE, dict[str, Any]]:
     return _load(folder, TextureVAE, TextureVAEConfig, "model")
 
 
-def read_weights_file(path: Path) -> dict[str, Any]:
-    """What a weights file holds: tensors by name, or the dict a checkpoint wraps them in.
-
-    Reads `.safetensors`, and `.pt`, `.pth`, `.ckpt`, `.bin` without executing anything pickled in them.
-
-    Raises:
-        UserError: missing, damaged, of another kind, or holding objects that only unpickling could rebuild.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such weights file")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix not in TORCH_SUFFIXES:
-        raise UserError(f"{path}: expected .safetensors or one of {', '.join(TORCH_SUFFIXES)}")
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(_refusal(path, error)) from None
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is damaged or truncated ({_first_line(error)}); fetch or copy it again") from None
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path} holds a {type(loaded).__name__}, not weights by name; save its state_dict()")
-    return loaded
-
-
 def unwrap_checkpoint(checkpoint: Mapping[str, Any], wrappers: tuple[str, ...]) -> dict[str, Tensor]:
     """The state dict inside a training checkpoint, without the prefixes that DDP and torch.compile leave.
 
@@ -172,30 +143,7 @@ def _load(folder: Path, module: type[M], config_type: type, weights: str) -> tup
     if not path.exists():
         present = ", ".join(sorted(file.stem for file in folder.glob("*.safetensors"))) or "none"
         raise UserError(f"{path} does not exist (weights present: {present}); run the stage that makes it again")
-    tensors = _read_safetensors(path)
+    tensors = read_safetensors(path)
     require_fit(built, tensors, str(path))
     built.load_state_dict(tensors)
     return built.eval().requires_grad_(False), description
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or truncated ({_first_line(error)}); make or fetch it again") from None
-
-
-def _refusal(path: Path, error: Exception) -> str:
-    """Why a pickle is not read; a damaged file ends up here too, when its first bytes already are not torch's."""
-    if "weights_only" not in str(error) and "WeightsUnpickler" not in str(error):
-        return f"{path} is not a torch weights file ({_first_line(error)}); fetch or copy it again"
-    return (
-        f"{path} holds pickled objects besides tensors, and unpickling a stranger's file can run any code, so it is"
-        " not done here. If you trust it, convert it once where those objects can be imported: python -c"
-        " \"import torch; c = torch.load('IN.pt', map_location='cpu', weights_only=False);"
-        " torch.save({k: c[k] for k in ('ema', 'model', 'state_dict', 'model_state_dict') if k in c}, 'OUT.pt')\""
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__
