@@ -1,13 +1,31 @@
-"""Foreign checkpoints as our configurations and state dicts: the converters of every kind of model."""
+"""Foreign checkpoints as our configurations and state dicts, and back: the converters of every kind of model."""
 
-from sfd_cli.weights.convert_dit import dit_from_reference, dit_to_reference
-from sfd_cli.weights.convert_semantic_vae import semantic_vae_from_reference
-from sfd_cli.weights.convert_texture_vae import texture_vae_from_diffusers, texture_vae_from_ldm
+from sfd_cli.weights.convert_dit import dit_from_reference, dit_tables_from_reference, dit_to_reference
+from sfd_cli.weights.convert_encoder import VisualEncoderConfig, visual_encoder_from_release
+from sfd_cli.weights.convert_semantic_vae import semantic_vae_from_reference, semantic_vae_to_reference
+from sfd_cli.weights.convert_statistics import (
+    LatentStatistics,
+    statistics_from_reference,
+    statistics_to_reference,
+)
+from sfd_cli.weights.convert_texture_vae import (
+    texture_vae_from_diffusers,
+    texture_vae_from_ldm,
+    texture_vae_to_ldm,
+)
 
 __all__ = [
+    "LatentStatistics",
+    "VisualEncoderConfig",
     "dit_from_reference",
+    "dit_tables_from_reference",
     "dit_to_reference",
     "semantic_vae_from_reference",
+    "semantic_vae_to_reference",
+    "statistics_from_reference",
+    "statistics_to_reference",
     "texture_vae_from_diffusers",
     "texture_vae_from_ldm",
+    "texture_vae_to_ldm",
+    "visual_encoder_from_release",
 ]

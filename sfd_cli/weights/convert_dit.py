@@ -5,7 +5,6 @@ The architecture is read off the tensors wherever they tell it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from sfd_cli.errors import UserError
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig, rotary_tables, sincos_positions
 from sfd_cli.weights.model_files import require_fit, unwrap_checkpoint
+from sfd_cli.weights.state_dicts import count_numbers, shape_of
 
 DIT_MODULES = {
     "x_embedder.proj": "patch_embedding",
@@ -43,7 +43,13 @@ DIT_BLOCK_MODULES = {
 }
 SWIGLU_MODULES = {"mlp.w12": "mlp.gate_up", "mlp.w3": "mlp.down"}
 MLP_MODULES = {"mlp.fc1": "mlp.up", "mlp.fc2": "mlp.down"}
-DIT_DERIVED = ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin")
+# Tables that the reference stores, and the buffers that compute them here.
+DIT_TABLES = {
+    "pos_embed": "position",
+    "feat_rope.freqs_cos": "rotary_cos",
+    "feat_rope.freqs_sin": "rotary_sin",
+}
+KIND = "a LightningDiT"
 
 
 def dit_from_reference(
@@ -53,6 +59,8 @@ def dit_from_reference(
     repa_depth: int = 2,
 ) -> tuple[LightningDiTConfig, dict[str, Tensor]]:
     """A reference LightningDiT as our configuration and state dict.
+
+    Its tables of positions are no weights here; `dit_tables_from_reference` gives them where they differ from ours.
 
     Args:
         checkpoint: the state dict, or a training checkpoint around it (`ema` is taken before `model`).
@@ -65,11 +73,12 @@ def dit_from_reference(
     """
     weights = unwrap_checkpoint(checkpoint, ("ema", "model"))
     config = _dit_config(weights, heads, semantic_channels, repa_depth)
-    _check_derived(weights, config)
+    tables = _dit_tables(config)
+    _check_tables(weights, tables)
     names = _dit_names(config)
     converted: dict[str, Tensor] = {}
     for key, tensor in weights.items():
-        if key not in DIT_DERIVED:
+        if key not in tables:
             module, _, leaf = key.rpartition(".")
             converted[f"{names.get(module, module)}.{leaf}"] = tensor
     converted["patch_embedding.weight"] = converted["patch_embedding.weight"].flatten(1)
@@ -78,8 +87,37 @@ def dit_from_reference(
     return config, converted
 
 
-def dit_to_reference(config: LightningDiTConfig, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our LightningDiT state dict under the reference's names, with the tables the reference stores."""
+def dit_tables_from_reference(config: LightningDiTConfig, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tables of a reference checkpoint that are not bit for bit those of the network built here.
+
+    Averaging makes them drift: the reference's moving average goes over the positions as well, and 0.9999 of a
+    number plus 0.0001 of it is not the number in float32.
+
+    Args:
+        config: what `dit_from_reference` gave for it.
+        checkpoint: the state dict, or a training checkpoint around it (`ema` is taken before `model`).
+
+    Returns:
+        Tensors under the names and shapes of the network's buffers, in the checkpoint's dtype; empty if all agree.
+    """
+    weights = unwrap_checkpoint(checkpoint, ("ema", "model"))
+    return {
+        DIT_TABLES[key]: _to_buffer(key, weights[key])
+        for key, table in _dit_tables(config).items()
+        if weights[key].dtype != table.dtype or not torch.equal(weights[key], table)
+    }
+
+
+def dit_to_reference(
+    config: LightningDiTConfig, state_dict: Mapping[str, Tensor], tables: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Our LightningDiT state dict under the reference's names, with the tables the reference stores.
+
+    Args:
+        config: the architecture.
+        state_dict: weights of our `LightningDiT`.
+        tables: what `dit_tables_from_reference` gave when the network was imported.
+    """
     names = {ours: reference for reference, ours in _dit_names(config).items()}
     exported: dict[str, Tensor] = {}
     for key, tensor in state_dict.items():
@@ -87,34 +125,40 @@ def dit_to_reference(config: LightningDiTConfig, state_dict: Mapping[str, Tensor
         exported[f"{names[module]}.{leaf}"] = tensor
     kernel = (config.width, config.in_channels, config.patch_size, config.patch_size)
     exported["x_embedder.proj.weight"] = exported["x_embedder.proj.weight"].reshape(kernel)
-    return exported | _dit_tables(config)
+    buffers = {ours: reference for reference, ours in DIT_TABLES.items()}
+    own = {buffers[name]: _from_buffer(buffers[name], table) for name, table in (tables or {}).items()}
+    return exported | _dit_tables(config) | own
 
 
 def _dit_config(
     weights: Mapping[str, Tensor], heads: int | None, semantic_channels: int | None, repa_depth: int
 ) -> LightningDiTConfig:
-    width, in_channels, patch_size, _ = _get(weights, "x_embedder.proj.weight").shape
+    width, in_channels, patch_size, _ = shape_of(weights, "x_embedder.proj.weight", 4, KIND)
     qk_norm = "blocks.0.attn.q_norm.weight" in weights
     dual = "t_embedder_sem.mlp.0.weight" in weights
     swiglu = "blocks.0.mlp.w12.weight" in weights
-    hidden = _get(weights, "blocks.0.mlp.w3.weight" if swiglu else "blocks.0.mlp.fc2.weight").shape[1]
+    hidden = shape_of(weights, "blocks.0.mlp.w3.weight" if swiglu else "blocks.0.mlp.fc2.weight", 2, KIND)[1]
     projector = "repa_projector.0.weight" in weights
     if qk_norm:
-        heads = width // weights["blocks.0.attn.q_norm.weight"].shape[0]
+        heads = width // shape_of(weights, "blocks.0.attn.q_norm.weight", 1, KIND)[0]
     if heads is None:
         raise UserError("the checkpoint has no q/k norms that would tell the number of attention heads; give it")
+    if heads < 1:
+        raise UserError(f"a LightningDiT of width {width} cannot have {heads} attention heads; give another number")
     if dual and semantic_channels is None:
         raise UserError("the checkpoint does not tell how many of its channels are semantic; give the number")
+    if not 0 <= (semantic_channels or 0) <= in_channels:
+        raise UserError(f"{semantic_channels} of the checkpoint's {in_channels} channels cannot be semantic")
     if "pos_embed" not in weights:
         raise UserError("the checkpoint has no pos_embed, which tells the size of its grid; export it whole")
     try:
         return LightningDiTConfig(
-            grid=round(weights["pos_embed"].shape[1] ** 0.5) * patch_size,
+            grid=round(shape_of(weights, "pos_embed", 3, KIND)[1] ** 0.5) * patch_size,
             in_channels=in_channels,
-            num_classes=_get(weights, "y_embedder.embedding_table.weight").shape[0] - 1,
+            num_classes=shape_of(weights, "y_embedder.embedding_table.weight", 2, KIND)[0] - 1,
             semantic_channels=semantic_channels or 0,
             width=width,
-            depth=1 + max(int(match[1]) for key in weights if (match := re.match(r"blocks\.(\d+)\.", key))),
+            depth=count_numbers(weights, r"blocks\.(\d+)\."),
             heads=heads,
             patch_size=patch_size,
             mlp_ratio=_mlp_ratio(width, hidden, swiglu),
@@ -124,17 +168,13 @@ def _dit_config(
             rms_norm="blocks.0.norm1.weight" in weights,
             time_embedding="dual" if dual else "single",
             repa_depth=repa_depth if projector else 0,
-            repa_width=weights["repa_projector.0.weight"].shape[0] if projector else LightningDiTConfig.repa_width,
-            feature_width=_get(weights, "repa_projector.4.weight").shape[0] if projector else 0,
+            repa_width=shape_of(weights, "repa_projector.0.weight", 2, KIND)[0]
+            if projector
+            else LightningDiTConfig.repa_width,
+            feature_width=shape_of(weights, "repa_projector.4.weight", 2, KIND)[0] if projector else 0,
         )
     except ValueError as error:
         raise UserError(f"the checkpoint is not a LightningDiT that can be built here: {error}") from None
-
-
-def _get(weights: Mapping[str, Tensor], key: str) -> Tensor:
-    if key not in weights:
-        raise UserError(f"the checkpoint is not a LightningDiT: {key} is missing")
-    return weights[key]
 
 
 def _mlp_ratio(width: int, hidden: int, swiglu: bool) -> float:
@@ -157,19 +197,41 @@ def _dit_names(config: LightningDiTConfig) -> dict[str, str]:
 
 
 def _dit_tables(config: LightningDiTConfig) -> dict[str, Tensor]:
-    """The reference's stored buffers that are functions of the configuration."""
+    """The reference's stored tables that are functions of the configuration."""
     tables = {"pos_embed": sincos_positions(config.width, config.tokens_per_side)}
     if config.rope:
         cos, sin = rotary_tables(config.head_width, config.tokens_per_side)
-        # Ours carry the sign of the rotation in the sines of the even channels, the reference's carry none.
-        unsigned = sin.squeeze(1)[:, 1::2].repeat_interleave(2, dim=-1)
-        tables |= {"feat_rope.freqs_cos": cos.squeeze(1), "feat_rope.freqs_sin": unsigned}
+        tables |= {
+            "feat_rope.freqs_cos": _from_buffer("feat_rope.freqs_cos", cos),
+            "feat_rope.freqs_sin": _from_buffer("feat_rope.freqs_sin", sin),
+        }
     return tables
 
 
-def _check_derived(weights: Mapping[str, Tensor], config: LightningDiTConfig) -> None:
+def _to_buffer(key: str, table: Tensor) -> Tensor:
+    """A table of the reference in the shape of our buffer, which has an axis for the heads."""
+    if key == "pos_embed":
+        return table
+    return (_signed(table) if key == "feat_rope.freqs_sin" else table).unsqueeze(1)
+
+
+def _from_buffer(key: str, buffer: Tensor) -> Tensor:
+    """The inverse of `_to_buffer`."""
+    if key == "pos_embed":
+        return buffer
+    table = buffer.squeeze(1)
+    return _signed(table) if key == "feat_rope.freqs_sin" else table
+
+
+def _signed(sines: Tensor) -> Tensor:
+    """Our sines carry the sign of the rotation in the even channels, the reference's carry none; changes over."""
+    channels = torch.arange(sines.shape[-1])
+    return torch.where(channels % 2 == 0, -sines, sines)
+
+
+def _check_tables(weights: Mapping[str, Tensor], tables: Mapping[str, Tensor]) -> None:
     """Positions that were trained, or made by another rule, must not be dropped in silence."""
-    for key, table in _dit_tables(config).items():
+    for key, table in tables.items():
         found = weights.get(key)
         if found is None or found.shape != table.shape or not torch.allclose(found.float(), table, atol=1e-2):
             raise UserError(f"{key} of the checkpoint is not the fixed table of its architecture; it cannot be used")

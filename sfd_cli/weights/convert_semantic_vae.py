@@ -1,4 +1,4 @@
-"""Semantic VAE checkpoints of the public reference code, to our names."""
+"""Semantic VAE checkpoints of the public reference code, to our names and back."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from sfd_cli.errors import UserError
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.weights.model_files import require_fit, unwrap_checkpoint
+from sfd_cli.weights.state_dicts import count_numbers, shape_of
 
 BLOCK_NAMES = {
     "attn.in_proj_weight": "qkv.weight",
@@ -22,6 +23,7 @@ BLOCK_NAMES = {
     "mlp.0": "up",
     "mlp.2": "down",
 }
+KIND = "a Semantic VAE"
 
 
 def semantic_vae_from_reference(
@@ -33,17 +35,21 @@ def semantic_vae_from_reference(
         UserError: something is missing, unknown or of another shape.
     """
     weights = unwrap_checkpoint(checkpoint, ("model_state_dict",))
-    if "encoder.0.weight" not in weights or "decoder.0.weight" not in weights:
-        raise UserError("the checkpoint is not a Semantic VAE: encoder.0.weight or decoder.0.weight is missing")
-    depth = sum(bool(re.fullmatch(r"encoder\.\d+\.attn\.in_proj_weight", key)) for key in weights)
-    width, feature_width = weights["encoder.0.weight"].shape
-    if width % heads:
+    width, feature_width = shape_of(weights, "encoder.0.weight", 2, KIND)
+    channels = shape_of(weights, "decoder.0.weight", 2, KIND)[1]
+    depth = count_numbers(weights, r"encoder\.(\d+)\.attn\.in_proj_weight$")
+    if heads < 1 or width % heads:
         raise UserError(f"{heads} heads do not divide the Semantic VAE's width {width}; give the number it has")
-    config = SemanticVAEConfig(feature_width, weights["decoder.0.weight"].shape[1], width, depth, heads)
+    config = SemanticVAEConfig(feature_width, channels, width, depth, heads)
     converted = {_our_name(key, depth): tensor for key, tensor in weights.items()}
     with torch.device("meta"):
         require_fit(SemanticVAE(config), converted, "the reference checkpoint")
     return config, converted
+
+
+def semantic_vae_to_reference(config: SemanticVAEConfig, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our Semantic VAE's state dict under the reference's names."""
+    return {_reference_name(key, config.depth): tensor for key, tensor in state_dict.items()}
 
 
 def _our_name(key: str, depth: int) -> str:
@@ -59,3 +65,16 @@ def _our_name(key: str, depth: int) -> str:
         if rest == theirs or rest.startswith(f"{theirs}."):
             return f"{half}.blocks.{position - 1}.{ours}{rest.removeprefix(theirs)}"
     return key
+
+
+def _reference_name(key: str, depth: int) -> str:
+    """The inverse of `_our_name` for the names of our module."""
+    half, part, rest = key.split(".", 2)
+    fixed = {"linear_in": 0, "norm": depth + 1, "linear_out": depth + 2}
+    if part in fixed:
+        return f"{half}.{fixed[part]}.{rest}"
+    number, _, rest = rest.partition(".")
+    for theirs, ours in BLOCK_NAMES.items():
+        if rest == ours or rest.startswith(f"{ours}."):
+            return f"{half}.{int(number) + 1}.{theirs}{rest.removeprefix(ours)}"
+    raise ValueError(f"{key} is no weight of a SemanticVAE")

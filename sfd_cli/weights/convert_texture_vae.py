@@ -1,4 +1,4 @@
-"""KL autoencoders from elsewhere as our texture VAE: LDM checkpoints (SD-VAE, VA-VAE) and diffusers folders."""
+"""KL autoencoders from elsewhere as our texture VAE, and back: LDM checkpoints (SD-VAE, VA-VAE), diffusers folders."""
 
 from __future__ import annotations
 
@@ -12,30 +12,32 @@ from torch import Tensor
 from sfd_cli.errors import UserError
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
 from sfd_cli.weights.model_files import require_fit, unwrap_checkpoint
+from sfd_cli.weights.state_dicts import count_numbers, shape_of
+
+KIND = "an LDM-style autoencoder"
 
 # Parts of published checkpoints that only training needed.
 TRAINING_ONLY = ("loss.", "foundation_model.", "linear_proj.", "model_ema.")
 
-LDM_PATTERNS = (
-    (r"\.down\.(\d+)\.block\.(\d+)\.", r".down_blocks.\1.resnets.\2."),
-    (r"\.down\.(\d+)\.attn\.(\d+)\.", r".down_blocks.\1.attentions.\2."),
-    (r"\.down\.(\d+)\.downsample\.", r".down_blocks.\1.downsamplers.0."),
-    (r"\.up\.(\d+)\.block\.(\d+)\.", r".up_blocks.\1.resnets.\2."),
-    (r"\.up\.(\d+)\.attn\.(\d+)\.", r".up_blocks.\1.attentions.\2."),
-    (r"\.up\.(\d+)\.upsample\.", r".up_blocks.\1.upsamplers.0."),
-    (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
-    (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
-    (r"\.mid\.attn_1\.", ".mid_block.attentions.0."),
-    (r"\.nin_shortcut\.", ".conv_shortcut."),
-    (r"^(encoder|decoder)\.norm_out\.", r"\1.conv_norm_out."),
+# LDM's module paths and those of diffusers; # stands for a number.
+LDM_MODULES = (
+    ("down.#.block.#", "down_blocks.#.resnets.#"),
+    ("down.#.attn.#", "down_blocks.#.attentions.#"),
+    ("down.#.downsample", "down_blocks.#.downsamplers.0"),
+    ("up.#.block.#", "up_blocks.#.resnets.#"),
+    ("up.#.attn.#", "up_blocks.#.attentions.#"),
+    ("up.#.upsample", "up_blocks.#.upsamplers.0"),
+    ("mid.block_1", "mid_block.resnets.0"),
+    ("mid.block_2", "mid_block.resnets.1"),
+    ("mid.attn_1", "mid_block.attentions.0"),
+    ("nin_shortcut", "conv_shortcut"),
+    ("norm_out", "conv_norm_out"),
 )
+LDM_NORM_GROUPS = 32
 # Attention modules in LDM's words, in those of diffusers before 0.14, and today's.
+LDM_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 ATTENTION_NAMES = {
-    "norm": "group_norm",
-    "q": "to_q",
-    "k": "to_k",
-    "v": "to_v",
-    "proj_out": "to_out.0",
+    **LDM_ATTENTION,
     "query": "to_q",
     "key": "to_k",
     "value": "to_v",
@@ -53,19 +55,44 @@ def texture_vae_from_ldm(checkpoint: Mapping[str, Any]) -> tuple[TextureVAEConfi
         UserError: something is missing, unknown or of another shape; names the keys.
     """
     weights = _without_training_parts(unwrap_checkpoint(checkpoint, ("state_dict",)))
-    levels = _count(weights, r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight")
-    if not levels or "decoder.conv_in.weight" not in weights:
-        raise UserError(
-            "the checkpoint is not an LDM-style autoencoder: encoder.down.* or decoder.conv_in.weight is missing"
-        )
+    levels = count_numbers(weights, r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight$")
+    if not levels:
+        raise UserError(f"the checkpoint is not {KIND}: encoder.down.0.block.0.conv1.weight is missing")
+    widths = [shape_of(weights, f"encoder.down.{level}.block.0.conv1.weight", 4, KIND)[0] for level in range(levels)]
     config = _config(
-        channels=weights["decoder.conv_in.weight"].shape[1],
-        block_channels=tuple(_level_width(weights, level) for level in range(levels)),
-        layers_per_block=_count(weights, r"encoder\.down\.0\.block\.(\d+)\.conv1\.weight"),
+        channels=shape_of(weights, "decoder.conv_in.weight", 4, KIND)[1],
+        block_channels=tuple(widths),
+        layers_per_block=count_numbers(weights, r"encoder\.down\.0\.block\.(\d+)\.conv1\.weight$"),
         attention_levels=tuple(level for level in range(levels) if f"encoder.down.{level}.attn.0.q.weight" in weights),
         mid_attention="encoder.mid.attn_1.q.weight" in weights,
+        norm_groups=LDM_NORM_GROUPS,
     )
     return config, _fitted(config, {_diffusers_name(key, levels): tensor for key, tensor in weights.items()})
+
+
+def texture_vae_to_ldm(config: TextureVAEConfig, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our texture VAE's state dict under LDM's names, the linear layers of attention as 1x1 convolutions.
+
+    Folding latent pixels into channels is no matter of the weights: LDM's code gives the latent unfolded.
+
+    Raises:
+        UserError: LDM's code would compute something else with these weights.
+    """
+    if config.norm_groups != LDM_NORM_GROUPS:
+        raise UserError(
+            f"LDM's autoencoders have group norms of {LDM_NORM_GROUPS} groups, this one of {config.norm_groups};"
+            " it cannot be written in their layout"
+        )
+    exported: dict[str, Tensor] = {}
+    for key, tensor in state_dict.items():
+        name = key.removeprefix("autoencoder.")
+        if ".attentions." in name:
+            for theirs, ours in LDM_ATTENTION.items():
+                name = name.replace(f".{ours}.", f".{theirs}.")
+            if tensor.ndim == 2:
+                tensor = tensor[:, :, None, None]
+        exported[_ldm_name(name, len(config.block_channels))] = tensor
+    return exported
 
 
 def texture_vae_from_diffusers(
@@ -80,6 +107,10 @@ def texture_vae_from_diffusers(
     """
     if description.get("_class_name") != "AutoencoderKL":
         raise UserError(f"only diffusers' AutoencoderKL can be imported, not {description.get('_class_name')}")
+    if description.get("act_fn", "silu") != "silu":
+        raise UserError(
+            f"the diffusers autoencoder has the activation {description['act_fn']}; only silu is known here"
+        )
     try:
         kinds = description["down_block_types"]
         config = _config(
@@ -92,6 +123,8 @@ def texture_vae_from_diffusers(
         )
     except KeyError as error:
         raise UserError(f"config.json of the diffusers autoencoder has no {error}; copy the folder again") from None
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"config.json of the diffusers autoencoder is damaged ({error}); copy it again") from None
     return config, _fitted(config, dict(weights))
 
 
@@ -106,23 +139,30 @@ def _without_training_parts(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in weights.items() if not key.startswith(TRAINING_ONLY)}
 
 
-def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
-    """How many indices, from 0, keys of this pattern have."""
-    return len({match[1] for key in weights if (match := re.fullmatch(pattern, key))})
-
-
-def _level_width(weights: Mapping[str, Tensor], level: int) -> int:
-    key = f"encoder.down.{level}.block.0.conv1.weight"
-    if key not in weights:
-        raise UserError(f"the checkpoint is not an LDM-style autoencoder: {key} is missing")
-    return weights[key].shape[0]
-
-
 def _diffusers_name(key: str, levels: int) -> str:
-    for pattern, replacement in LDM_PATTERNS:
-        key = re.sub(pattern, replacement, key)
-    # LDM counts decoder levels from the finest, diffusers in the order they run.
-    return re.sub(r"\.up_blocks\.(\d+)\.", lambda match: f".up_blocks.{levels - 1 - int(match[1])}.", key)
+    for theirs, ours in LDM_MODULES:
+        key = _renamed(key, theirs, ours)
+    return _turned(key, "up_blocks", levels)
+
+
+def _ldm_name(key: str, levels: int) -> str:
+    for theirs, ours in LDM_MODULES:
+        key = _renamed(key, ours, theirs)
+    return _turned(key, "up", levels)
+
+
+def _renamed(key: str, old: str, new: str) -> str:
+    """`key` with the module path `old` replaced by `new`, the numbers kept."""
+    found = re.search(rf"\.{re.escape(old)}\.".replace(r"\#", r"(\d+)"), key)
+    if not found:
+        return key
+    path = new.replace("#", "{}").format(*found.groups())
+    return f"{key[: found.start()]}.{path}.{key[found.end() :]}"
+
+
+def _turned(key: str, module: str, levels: int) -> str:
+    """LDM counts decoder levels from the finest, diffusers in the order they run."""
+    return re.sub(rf"\.{module}\.(\d+)\.", lambda match: f".{module}.{levels - 1 - int(match[1])}.", key)
 
 
 def _fitted(config: TextureVAEConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
