@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from sfd_cli.errors import UserError
 from sfd_cli.files import atomic_path, read_json, write_json
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
+from sfd_cli.networks.semantic_pca import SemanticPCA, SemanticPCAConfig
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
 from sfd_cli.weights.torch_files import read_safetensors
 
 CONFIG = "config.json"
+TABLES = "_tables"
+"""Ends the stem of a file with an imported transformer's own tables of positions: `ema_tables` belongs to `ema`."""
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -43,6 +46,8 @@ def save_model(
     if clash:
         raise ValueError(f"extra must not hold {sorted(clash)}: config.json has them already")
     (folder / CONFIG).unlink(missing_ok=True)
+    for tables in folder.glob(f"*{TABLES}.safetensors"):
+        tables.unlink()
     for stem, state_dict in weights.items():
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
         with atomic_path(folder / f"{stem}.safetensors") as temporary:
@@ -68,17 +73,29 @@ def load_config(folder: Path) -> dict[str, Any]:
 def load_dit(folder: Path, weights: str = "ema") -> tuple[LightningDiT, dict[str, Any]]:
     """The diffusion transformer of a folder and its extra keys (statistics, delta_t, classes ...).
 
-    The module is on the CPU, in evaluation mode and frozen; `weights` names the file, "ema" or "model".
+    The module is on the CPU, in evaluation mode and frozen; `weights` names the file, "ema" or "model". Positions
+    are the imported checkpoint's own where those were kept beside its weights.
 
     Raises:
         UserError: something is missing, damaged, or of another type.
     """
-    return _load(folder, LightningDiT, LightningDiTConfig, weights)
+    network, extra = _load(folder, LightningDiT, LightningDiTConfig, weights)
+    tables = Path(folder) / f"{weights}{TABLES}.safetensors"
+    if tables.exists():
+        _fill_buffers(network, tables)
+    return network, extra
 
 
 def load_semantic_vae(folder: Path) -> tuple[SemanticVAE, dict[str, Any]]:
     """The Semantic VAE of a folder and its extra keys, as `load_dit` does."""
     return _load(folder, SemanticVAE, SemanticVAEConfig, "model")
+
+
+def load_semantic(folder: Path) -> tuple[SemanticVAE | SemanticPCA, dict[str, Any]]:
+    """The Semantic VAE or principal components of a folder and its extra keys, as `load_dit` does."""
+    if load_config(folder).get("type") == SemanticPCA.__name__:
+        return _load(folder, SemanticPCA, SemanticPCAConfig, "model")
+    return load_semantic_vae(folder)
 
 
 def load_texture_vae(folder: Path) -> tuple[TextureVAE, dict[str, Any]]:
@@ -147,3 +164,13 @@ def _load(folder: Path, module: type[M], config_type: type, weights: str) -> tup
     require_fit(built, tensors, str(path))
     built.load_state_dict(tensors)
     return built.eval().requires_grad_(False), description
+
+
+def _fill_buffers(module: nn.Module, path: Path) -> None:
+    buffers = dict(module.named_buffers())
+    for name, table in read_safetensors(path).items():
+        if name not in buffers or buffers[name].shape != table.shape:
+            raise UserError(
+                f"{path} does not fit the weights beside it: {name} {tuple(table.shape)}; import them again"
+            )
+        buffers[name].copy_(table)
