@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format deviations clean
 
 demo: .venv/installed
 	dvc repro
@@ -21,6 +21,9 @@ check: .venv/installed
 format: .venv/installed
 	ruff check --fix .
 	ruff format .
+
+deviations: .venv/installed
+	python tests/deviations.py
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
