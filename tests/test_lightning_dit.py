@@ -1,16 +1,14 @@
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from reference_files import part
 from torch import Tensor
 
 from sfd_cli.errors import UserError
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.weights.convert import dit_from_reference, dit_to_reference
 
-REFERENCE = Path(__file__).parent / "reference"
 NETWORKS = ["dit_sfd", "dit_sync", "dit_plain"]
 SMALL = LightningDiTConfig(
     grid=4,
@@ -26,13 +24,8 @@ SMALL = LightningDiTConfig(
 )
 
 
-def fixture(name: str, prefix: str) -> dict[str, Tensor]:
-    with safe_open(REFERENCE / f"{name}.safetensors", "pt") as file:
-        return {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
-
-
 def reference_network(name: str, prefix: str = "model.") -> LightningDiT:
-    config, weights = dit_from_reference(fixture(name, prefix), heads=4, semantic_channels=4)
+    config, weights = dit_from_reference(part(name, prefix), heads=4, semantic_channels=4)
     network = LightningDiT(config)
     network.load_state_dict(weights)
     return network.eval()
@@ -55,32 +48,11 @@ def random_input(config: LightningDiTConfig = SMALL, batch: int = 3) -> tuple[Te
     return x, t_texture, t_semantic, torch.randint(0, config.num_classes + 1, (batch,), generator=generator)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_velocity_is_the_reference_implementations(name: str) -> None:
-    forward = fixture(name, "forward.")
-    t_texture = forward["t_texture"] if "t_texture" in forward else forward["t"]
-    t_semantic = forward["t_semantic"] if "t_semantic" in forward else forward["t"]
-    with torch.no_grad():
-        velocity = reference_network(name)(forward["x"], t_texture, t_semantic, forward["y"])
-    torch.testing.assert_close(velocity, forward["velocity"], atol=1e-5, rtol=0)
-
-
-def test_the_repa_projection_is_the_reference_implementations() -> None:
-    forward = fixture("dit_sfd", "forward.")
-    network = reference_network("dit_sfd")
-    with torch.no_grad():
-        velocity, projection = network.forward_with_projection(
-            forward["x"], forward["t_texture"], forward["t_semantic"], forward["y"]
-        )
-    torch.testing.assert_close(projection, forward["repa_projection"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(velocity, forward["velocity"], atol=1e-5, rtol=0)
-
-
 @pytest.mark.parametrize(
     ("name", "prefix"), [(name, "model.") for name in NETWORKS] + [("dit_sfd", "guide."), ("dit_sync", "guide.")]
 )
 def test_converting_a_checkpoint_and_back_loses_nothing(name: str, prefix: str) -> None:
-    original = fixture(name, prefix)
+    original = part(name, prefix)
     config, weights = dit_from_reference(original, heads=4, semantic_channels=4)
     exported = dit_to_reference(config, weights)
     assert set(exported) == set(original)
@@ -90,10 +62,10 @@ def test_converting_a_checkpoint_and_back_loses_nothing(name: str, prefix: str) 
 
 
 def test_the_architecture_is_read_off_the_tensors() -> None:
-    config, _ = dit_from_reference(fixture("dit_sfd", "model."), semantic_channels=4)
+    config, _ = dit_from_reference(part("dit_sfd", "model."), semantic_channels=4)
     assert (config.grid, config.in_channels, config.num_classes, config.heads) == (4, 12, 10, 4)
     assert (config.mlp_ratio, config.repa_depth, config.repa_width, config.feature_width) == (4.0, 2, 48, 384)
-    plain, _ = dit_from_reference(fixture("dit_plain", "model."), heads=4)
+    plain, _ = dit_from_reference(part("dit_plain", "model."), heads=4)
     assert (plain.grid, plain.patch_size, plain.time_embedding) == (8, 2, "single")
     assert not any((plain.qk_norm, plain.swiglu, plain.rope, plain.rms_norm, plain.repa_depth))
 
@@ -119,7 +91,7 @@ def test_a_layernorm_network_with_normalised_queries_converts() -> None:
 
 
 def test_a_training_checkpoint_gives_its_averaged_weights() -> None:
-    weights = fixture("dit_sync", "model.")
+    weights = part("dit_sync", "model.")
     last = {f"module.{key}": torch.zeros_like(tensor) for key, tensor in weights.items()}
     averaged = {f"module.{key}": tensor for key, tensor in weights.items()}
     _, converted = dit_from_reference({"model": last, "ema": averaged, "config": object()})
@@ -128,13 +100,13 @@ def test_a_training_checkpoint_gives_its_averaged_weights() -> None:
 
 def test_what_the_tensors_do_not_tell_is_asked_for() -> None:
     with pytest.raises(UserError, match="number of attention heads"):
-        dit_from_reference(fixture("dit_plain", "model."))
+        dit_from_reference(part("dit_plain", "model."))
     with pytest.raises(UserError, match="semantic"):
-        dit_from_reference(fixture("dit_sfd", "model."))
+        dit_from_reference(part("dit_sfd", "model."))
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_by_the_name_of_the_key() -> None:
-    weights = fixture("dit_sync", "model.")
+    weights = part("dit_sync", "model.")
     with pytest.raises(UserError, match=r"extra\.weight is unknown"):
         dit_from_reference(weights | {"extra.weight": torch.zeros(1)})
     with pytest.raises(UserError, match=r"blocks\.1\.attention\.out\.bias is missing"):

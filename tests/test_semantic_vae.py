@@ -1,68 +1,45 @@
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors import safe_open
-from torch import Tensor
+from reference_files import contents, part
 
 from sfd_cli.errors import UserError
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.tiles import join_tiles, split_tiles
 from sfd_cli.weights.convert import semantic_vae_from_reference
 
-REFERENCE = Path(__file__).parent / "reference" / "semvae.safetensors"
-
-
-def fixture() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The reference's weights, and its numbers."""
-    with safe_open(REFERENCE, "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    weights = {key.removeprefix("model."): tensor for key, tensor in tensors.items() if key.startswith("model.")}
-    return weights, {key: tensor for key, tensor in tensors.items() if not key.startswith("model.")}
+WEIGHTS = part("semvae", "model.")
+TOKENS = contents("semvae")["features"]
 
 
 def reference_vae() -> SemanticVAE:
-    config, weights = semantic_vae_from_reference(fixture()[0], heads=4)
+    config, weights = semantic_vae_from_reference(WEIGHTS, heads=4)
     vae = SemanticVAE(config)
     vae.load_state_dict(weights)
     return vae.eval().requires_grad_(False)
 
 
-def test_latents_and_reconstruction_are_the_reference_implementations() -> None:
-    _, numbers = fixture()
-    vae = reference_vae()
-    mean, logvar = vae.encode(numbers["features"])
-    torch.testing.assert_close(mean, numbers["mean"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(logvar, numbers["logvar"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(vae.decode(mean), numbers["reconstruction"], atol=1e-5, rtol=0)
-    divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum((1, 2))
-    torch.testing.assert_close(divergence, numbers["kl"], atol=0, rtol=1e-5)
-
-
 def test_the_architecture_is_read_off_the_tensors_of_a_published_file() -> None:
-    wrapped = {"model_state_dict": fixture()[0], "input_dim": 48, "bottleneck_dim": 4}
+    wrapped = {"model_state_dict": WEIGHTS, "input_dim": 48, "bottleneck_dim": 4}
     config, _ = semantic_vae_from_reference(wrapped, heads=4)
     assert config == SemanticVAEConfig(feature_width=48, channels=4, width=64, depth=2, heads=4)
 
 
 def test_every_weight_of_the_reference_finds_its_place() -> None:
-    weights, _ = fixture()
-    _, converted = semantic_vae_from_reference(weights, heads=4)
+    _, converted = semantic_vae_from_reference(WEIGHTS, heads=4)
     assert sorted(tensor.data_ptr() for tensor in converted.values()) == sorted(
-        tensor.data_ptr() for tensor in weights.values()
+        tensor.data_ptr() for tensor in WEIGHTS.values()
     )
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_by_the_name_of_the_key() -> None:
-    weights, _ = fixture()
     with pytest.raises(UserError, match=r"encoder\.norm\.bias is missing"):
-        semantic_vae_from_reference({key: tensor for key, tensor in weights.items() if key != "encoder.3.bias"}, 4)
+        semantic_vae_from_reference({key: tensor for key, tensor in WEIGHTS.items() if key != "encoder.3.bias"}, 4)
     with pytest.raises(UserError, match=r"quantiser\.weight is unknown"):
-        semantic_vae_from_reference(weights | {"quantiser.weight": torch.zeros(1)}, 4)
+        semantic_vae_from_reference(WEIGHTS | {"quantiser.weight": torch.zeros(1)}, 4)
     with pytest.raises(UserError, match="5 heads"):
-        semantic_vae_from_reference(weights, 5)
+        semantic_vae_from_reference(WEIGHTS, 5)
     with pytest.raises(UserError, match="not a Semantic VAE"):
         semantic_vae_from_reference({"weight": torch.zeros(1)}, 4)
     with pytest.raises(UserError, match="'epoch'"):
@@ -72,16 +49,16 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_the_name_of_the_key() -> N
 def test_extreme_tokens_keep_the_variance_in_range() -> None:
     vae = reference_vae()
     vae.encoder.linear_out.weight.mul_(1e4)
-    _, logvar = vae.encode(fixture()[1]["features"])
+    _, logvar = vae.encode(TOKENS)
     assert logvar.min() == -30
     assert logvar.max() == 20
 
 
 def test_reordering_the_tokens_reorders_the_latents() -> None:
-    vae, tokens = reference_vae(), fixture()[1]["features"]
-    order = torch.randperm(tokens.shape[1], generator=torch.Generator().manual_seed(0))
-    mean, _ = vae.encode(tokens)
-    shuffled, _ = vae.encode(tokens[:, order])
+    vae = reference_vae()
+    order = torch.randperm(TOKENS.shape[1], generator=torch.Generator().manual_seed(0))
+    mean, _ = vae.encode(TOKENS)
+    shuffled, _ = vae.encode(TOKENS[:, order])
     torch.testing.assert_close(shuffled, mean[:, order], atol=1e-5, rtol=1e-5)
 
 

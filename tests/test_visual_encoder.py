@@ -44,14 +44,6 @@ def channels(values: tuple[float, ...]) -> Tensor:
     return torch.tensor(values).view(3, 1, 1)
 
 
-def test_dinov2_with_registers_agrees_with_the_published_code(reference: dict[str, Tensor]) -> None:
-    encoder = VisualEncoder("dinov2_vitb14_reg", 224, **TINY)
-    encoder.load(weights_of(reference))
-    patches, class_token = encoder.encode(reference["image"])
-    torch.testing.assert_close(patches, reference["x_norm_patchtokens"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(class_token, reference["x_norm_clstoken"], atol=1e-5, rtol=0)
-
-
 def test_images_are_normalised_then_resized_without_antialiasing(reference: dict[str, Tensor]) -> None:
     encoder = VisualEncoder("dinov2_vitb14_reg", 56, **TINY)
     encoder.load(weights_of(reference))
