@@ -246,8 +246,8 @@ with ours here. Weights go through the converters of published checkpoints, inpu
 stages call.
 
 Made by `make deviations` (`python tests/deviations.py`) with PyTorch {version}, float32, one thread of an
-{processor}; other machines round differently. `tests/test_deviations.py` holds every quantity to
-its tolerance.
+{processor}; other machines round differently. `tests/test_deviations.py` holds every quantity
+to its tolerance, but for [one](#the-sample-outside-its-tolerance).
 
 - *Deviation*: the largest absolute difference of a value. *Relative*: the norm of the difference over the norm of
   the reference's.
