@@ -139,7 +139,7 @@ class SemVAE(VAETraining):
     channels: int = Field(16, gt=0, description="semantic channels C_s")
     width: int = Field(384, gt=0, description="width of the transformer blocks")
     depth: int = Field(4, gt=0, description="blocks in the encoder, and again in the decoder")
-    heads: int = Field(8, gt=0, description="attention heads, of an imported .pt too; must divide the width")
+    heads: int = Field(8, gt=0, description="attention heads; must divide the width")
     kl_weight: float = Field(1e-7, ge=0, description="weight of the KL summed over tokens and channels")
 
     @model_validator(mode="after")
@@ -342,7 +342,6 @@ class Foreign(Section):
         None, gt=0, description="how many of its channels are semantic; unset: as the semantic statistics say"
     )
     heads: int | None = Field(None, gt=0, description="attention heads, where no q/k norm tells them")
-    semvae_heads: int | None = Field(None, gt=0, description="attention heads of its Semantic VAE")
     delta_t: float | None = Field(
         None, ge=0, le=1, description="offset it was trained with; unset: 0.3 where it has two times, else 0"
     )

@@ -26,6 +26,7 @@ from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
 from sfd_cli.stages import encode_latents, extract_features, latent_encoder, prepare_data
 from sfd_cli.stages.latent_encoder import posterior_noise
+from sfd_cli.weights.convert import semantic_vae_to_reference, texture_vae_to_ldm
 from sfd_cli.weights.encoders import load_visual_encoder
 from sfd_cli.weights.model_files import load_semantic_vae, load_texture_vae, save_model
 
@@ -38,6 +39,9 @@ PARAMS: dict[str, dict[str, Any]] = {
     "texture_vae": {"channels": 2, "block_channels": [32, 32, 32, 32]},
     "latents": {"shard_size": SHARD, "batch_size": 3},
 }
+
+
+NO_SEMANTICS = {"semantics": False, "delta_t": 0.0, "time_embedding": "single", "repa": "none"}
 
 
 def settings_with(**sections: dict[str, Any]) -> Settings:
@@ -266,7 +270,7 @@ def test_what_is_missing_or_does_not_fit_is_a_users_error():
         encode_latents.run(settings_with())
     save_semvae(Path("models/semvae"))
     save_texture_vae(Path("models/texture_vae"), levels=3)
-    with pytest.raises(UserError, match="4 x 4 latent of 16 px images, but the encoder gives 2 x 2 tokens"):
+    with pytest.raises(UserError, match="4 x 4 latent of 16 px images, but the settings promise 2 x 2"):
         encode_latents.run(settings_with())
     shutil.rmtree("models/texture_vae")
     with pytest.raises(UserError, match="models/texture_vae holds no whole model"):
@@ -292,3 +296,34 @@ def test_a_latent_that_is_not_finite_names_its_image():
     with pytest.raises(StageFailure, match=r"the texture of .*mine/a/00\.png are not finite"):
         encode_latents.run(settings_with())
     assert not list(Path("data/latents").glob("*shard*"))
+
+
+def test_without_semantics_there_are_textures_only(unbroken: dict[str, bytes]) -> None:
+    alone = {"semvae": {"compressor": "none"}, "dit": NO_SEMANTICS, "guide": NO_SEMANTICS}
+    shutil.rmtree("models/semvae")
+    shutil.rmtree("data/features")
+    textures_only = settings_with(**alone, latents={"store_features": False})
+    extract_features.run(textures_only)
+    encode_latents.run(textures_only)
+    store = Store(Path("data/latents"))
+    assert set(store.fields) == {"texture"}
+    assert store.statistics["mean"].shape == (2,)
+    with_features = settings_with(**alone)
+    encode_latents.run(with_features)
+    assert set(Store(Path("data/latents")).fields) == {"texture", "features"}
+
+
+def test_compressors_may_be_files_of_the_reference_code(finished: Path) -> None:
+    texture_vae, semantic_vae = (
+        load_texture_vae(Path("models/texture_vae"))[0],
+        load_semantic_vae(Path("models/semvae"))[0],
+    )
+    torch.save({"state_dict": texture_vae_to_ldm(texture_vae.config, texture_vae.state_dict())}, "texture.ckpt")
+    weights = semantic_vae_to_reference(semantic_vae.config, semantic_vae.state_dict())
+    torch.save({"model_state_dict": weights}, "semvae.pt")
+    section = {"channels": 5, "width": 32, "depth": 1, "heads": 2}
+    foreign = settings_with(paths={"texture_vae": "texture.ckpt", "semvae": "semvae.pt"}, semvae=section)
+    encode_latents.run(foreign)
+    ours, theirs = Store(finished), Store(Path("data/latents"))
+    for name in ours.fields:
+        assert np.array_equal(ours.read(name, range(COUNT)), theirs.read(name, range(COUNT)))

@@ -28,7 +28,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(
         encoders,
         "VisualEncoder",
-        lambda name, image_size: VisualEncoder(name, image_size, embed_dim=48, depth=1, num_heads=3),
+        lambda name, size, tiles: VisualEncoder(name, size, tiles, embed_dim=48, depth=1, num_heads=3),
     )
     generator = np.random.default_rng(0)
     for index in range(COUNT):

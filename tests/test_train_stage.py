@@ -24,6 +24,7 @@ from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
 from sfd_cli.stages import train
 from sfd_cli.stages.velocity_task import VelocityTask
+from sfd_cli.weights.convert import dit_to_reference
 from sfd_cli.weights.model_files import load_dit, save_model
 
 COUNT, GRID, TEXTURE, SEMANTIC, WIDTH = 20, 2, 3, 2, 6
@@ -310,3 +311,39 @@ def test_two_processes_and_their_micro_batches_give_the_model_and_the_curves_of_
     for name, tensor in load_dit(Path("models/dit"))[0].state_dict().items():
         torch.testing.assert_close(several[name], tensor, rtol=0, atol=1e-5)
     np.testing.assert_allclose(curve, logged_values("loss"), rtol=1e-4)
+
+
+def test_without_a_guide_only_the_record_is_written(root: Path) -> None:
+    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS | {"guide": None}))
+    train.run(settings_with(), which="guide")
+    assert [path.name for path in Path("models/guide").iterdir()] == ["settings.json"]
+    assert Path("metrics/guide").is_dir()
+
+
+def test_repa_may_look_at_semantics_that_are_not_denoised(root: Path) -> None:
+    alone = {"semantics": False, "delta_t": 0.0, "time_embedding": "single", "repa": "decoded"}
+    train.run(settings_with(**alone))
+    model, extra = load_dit(Path("models/dit"))
+    assert (model.config.in_channels, model.config.semantic_channels) == (TEXTURE, 0)
+    assert model.config.feature_width == WIDTH
+    assert len(extra["statistics"]["mean"]) == TEXTURE
+    assert "repa" in logged()
+
+
+@pytest.mark.parametrize("form", ["our folder", "reference checkpoint"])
+def test_training_can_start_from_given_weights(root: Path, form: str) -> None:
+    train.run(settings_with())
+    given = Path("models/dit").rename("given")
+    network, _ = load_dit(given)
+    source = "given"
+    if form == "reference checkpoint":
+        source = "given.pt"
+        torch.save({"ema": dit_to_reference(network.config, network.state_dict())}, source)
+    train.run(settings_with(init=source, steps=1, learning_rate=1e-9, ema_decay=0.0))
+    started, _ = load_dit(Path("models/dit"))
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(started.state_dict()[name], tensor, atol=1e-7, rtol=0)
+    with pytest.raises(UserError, match=r"dit\.init: given.* another architecture .* depth 2 instead of 1"):
+        train.run(settings_with(init=source, depth=1, repa_depth=1))
+    with pytest.raises(UserError, match=r"dit\.init: nowhere is no file"):
+        train.run(settings_with(init="nowhere"))

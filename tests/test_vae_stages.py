@@ -20,9 +20,12 @@ from sfd_cli.engine import loop
 from sfd_cli.errors import UserError
 from sfd_cli.files import write_json
 from sfd_cli.networks.gaussian import draw, kl_divergence
+from sfd_cli.networks.semantic_pca import SemanticPCA
+from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.stages import train_semvae, train_texture_vae
-from sfd_cli.weights.model_files import load_semantic_vae, load_texture_vae
+from sfd_cli.weights.convert import semantic_vae_to_reference
+from sfd_cli.weights.model_files import load_semantic, load_semantic_vae, load_texture_vae
 
 REFERENCE = Path(__file__).parent / "reference" / "texture_vae_f16.safetensors"
 
@@ -164,8 +167,52 @@ def test_published_weights_are_imported_and_scored(tmp_path: Path) -> None:
     wrong = settings.model_copy(
         update={"texture_vae": settings.texture_vae.model_copy(update={"channels": 4}), "paths": settings.paths}
     )
-    with pytest.raises(UserError, match=r"texture_vae\.channels"):
+    with pytest.raises(UserError, match=r"has channels 6, block_channels .* section texture_vae"):
         train_texture_vae.run(wrong)
+
+
+def test_principal_components_keep_what_varies_and_are_saved_like_a_semantic_vae(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    components = settings.semvae.model_copy(update={"compressor": "pca"})
+    settings = settings.model_copy(update={"semvae": components})
+    write_features(settings)
+    scores = train_semvae.run(settings)
+    assert scores["cosine"] > 0.999  # the tokens live in three dimensions
+    assert "kl" not in scores
+    model, extra = load_semantic(settings.paths.semvae)
+    assert isinstance(model, SemanticPCA)
+    assert extra["held_out"]["mse"] == scores["mse"]
+    assert train_semvae.run(settings) == scores
+    with pytest.raises(UserError, match=r"semvae\.channels: 12 wide tokens have no 13"):
+        train_semvae.run(settings.model_copy(update={"semvae": components.model_copy(update={"channels": 13})}))
+
+
+def test_without_semantics_only_the_record_is_written(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    settings = settings.model_copy(update={"semvae": settings.semvae.model_copy(update={"compressor": "none"})})
+    assert train_semvae.run(settings)["compressor"] == "none"
+    assert [path.name for path in settings.paths.semvae.iterdir()] == ["settings.json"]
+    assert json.loads((settings.paths.metrics / "semvae.json").read_text()) == {"compressor": "none"}
+
+
+def test_a_reference_semantic_vae_is_imported_and_scored(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = SemanticVAEConfig(feature_width=12, channels=3, width=16, depth=1, heads=2)
+    weights = SemanticVAE(config).state_dict()
+    checkpoint = tmp_path / "semvae.pt"
+    torch.save({"model_state_dict": semantic_vae_to_reference(config, weights)}, checkpoint)
+    settings = settings_for(tmp_path)
+    imported = settings.semvae.model_copy(update={"weights": str(checkpoint)})
+    settings = settings.model_copy(update={"semvae": imported})
+    write_features(settings)
+    scores = train_semvae.run(settings)
+    assert scores["images"] == 2
+    model, _ = load_semantic_vae(settings.paths.semvae)
+    assert model.config == config
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in weights.items())
+    wider = imported.model_copy(update={"width": 32})
+    with pytest.raises(UserError, match="Semantic VAE with channels 3, width 16 and depth 1"):
+        train_semvae.run(settings.model_copy(update={"semvae": wider}))
 
 
 def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:

@@ -25,26 +25,29 @@ class SemanticPCAConfig:
 class SemanticPCA(nn.Module):
     """Patch tokens to their leading principal components and back, with the interface of the Semantic VAE.
 
-    `mean` (D,) is the tokens' mean, `components` (C_s, D) the orthonormal directions, largest variance first.
+    Every feature is standardised first, as in ReDi. `mean` and `scale` (D,) are the features' mean and standard
+    deviation, `components` (C_s, D) the orthonormal directions, largest variance first.
     """
 
     mean: Tensor
+    scale: Tensor
     components: Tensor
 
     def __init__(self, config: SemanticPCAConfig) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("mean", torch.zeros(config.feature_width))
+        self.register_buffer("scale", torch.ones(config.feature_width))
         self.register_buffer("components", torch.eye(config.channels, config.feature_width))
 
     def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Patch tokens (B, N, D) -> components and logvar, each (B, N, C_s); the variance is as good as none."""
-        latents = (tokens - self.mean) @ self.components.T
+        latents = (tokens - self.mean) / self.scale @ self.components.T
         return latents, torch.full_like(latents, LOGVAR_RANGE[0])
 
     def decode(self, latents: Tensor) -> Tensor:
         """Components (B, N, C_s) -> the patch tokens (B, N, D) that they span."""
-        return latents @ self.components + self.mean
+        return latents @ self.components * self.scale + self.mean
 
 
 class TokenCovariance:
@@ -67,17 +70,20 @@ class TokenCovariance:
         self._sum += rows.sum(0)
         self._products += rows.T @ rows
 
-    def principal_components(self, channels: int) -> tuple[SemanticPCA, float]:
-        """The network of the `channels` leading components, and the share of the variance that they hold.
+    def principal_components(self, channels: int) -> SemanticPCA:
+        """The network of the `channels` leading components.
 
         A component's sign is free; its largest entry is made positive, so that equal tokens give equal components.
         """
         mean = (self._sum / self.count).cpu()
         covariance = (self._products / self.count).cpu() - torch.outer(mean, mean)
-        variances, vectors = torch.linalg.eigh(covariance)
+        # A feature that never varies has no correlation with any other.
+        scale = covariance.diagonal().clamp_min(1e-12).sqrt()
+        _, vectors = torch.linalg.eigh(covariance / torch.outer(scale, scale))
         leading = vectors.flip(1)[:, :channels].T
         largest = leading.gather(1, leading.abs().argmax(1, keepdim=True))
         network = SemanticPCA(SemanticPCAConfig(len(mean), channels))
-        network.load_state_dict({"mean": mean.float(), "components": (leading * largest.sign()).float()})
-        kept = variances[-channels:].sum() / variances.sum()
-        return network, kept.item()
+        network.load_state_dict(
+            {"mean": mean.float(), "scale": scale.float(), "components": (leading * largest.sign()).float()}
+        )
+        return network

@@ -25,7 +25,7 @@ from sfd_cli.weights.encoders import encoder_fingerprint
 STAGE = "encode-latents"
 # Batches encoded in advance, so that the device goes on while a finished shard is forced to the disk.
 ENCODED_AHEAD = 4
-COMPOSITE = ("texture", "semantic")
+STREAMS = ("texture", "semantic")
 CHANNEL_AXIS = 2
 
 
@@ -34,6 +34,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
     Fields, float16, axis 0 being (as is, flipped): `texture` (2, C_z, h, w), `semantic` (2, C_s, h, w) and, with
     `store_features`, `features` (2, N, D). Statistics of the composite over both flips: `mean`, `std` (C_z + C_s,).
+    With `semvae.compressor: none` there is no `semantic`.
 
     Returns:
         The summary to print: images, shapes, folder; empty in all processes but the first.
@@ -45,7 +46,9 @@ def run(settings: Settings) -> dict[str, Any]:
     paths = settings.paths
     upstream_fingerprint(paths.images, "sfd prepare-data")
     manifest = ImageManifest.load(paths.images)
-    sources = {"images": manifest.fingerprint, "encoder": encoder_fingerprint(settings.encoder)}
+    sources = {"images": manifest.fingerprint}
+    if settings.needs_encoder:
+        sources["encoder"] = encoder_fingerprint(settings.encoder)
     output = _output(settings, sources)
     processes = Processes.join()
     with output if processes.first else nullcontext():
@@ -70,10 +73,9 @@ def run(settings: Settings) -> dict[str, Any]:
 def _output(settings: Settings, sources: dict[str, str]) -> StageOutput:
     paths = settings.paths
     latents = settings.latents.model_dump(include={"seed", "shard_size", "store_features"})
-    models = {
-        "semvae": model_fingerprint(paths.semvae, "sfd train-semvae"),
-        "texture_vae": model_fingerprint(paths.texture_vae, "sfd train-texture-vae"),
-    }
+    models = {"texture_vae": model_fingerprint(paths.texture_vae, "sfd train-texture-vae")}
+    if settings.semvae.compressor != "none":
+        models["semvae"] = model_fingerprint(paths.semvae, "sfd train-semvae")
     # A batch size moves a latent by rounding only, so that a run short of memory may go on with a smaller one.
     inert = {"batch_size": settings.latents.batch_size}
     chosen = {"image_size": settings.images.size, **latents}
@@ -96,7 +98,7 @@ def _writer(settings: Settings, encoder: LatentEncoder, count: int, output_finge
         "grid": encoder.grid,
         "image_size": settings.images.size,
         "texture_channels": encoder.fields["texture"].shape[1],
-        "semantic_channels": encoder.fields["semantic"].shape[1],
+        "semantic_channels": encoder.fields["semantic"].shape[1] if "semantic" in encoder.fields else 0,
     }
     shard_size = settings.latents.shard_size
     return StoreWriter(settings.paths.latents, encoder.fields, count, shard_size, output_fingerprint, facts)
@@ -123,19 +125,24 @@ def _write_shards(writer: StoreWriter, encoder: LatentEncoder, batch_size: int, 
     with closing(stream), bar:
         for shard in missing:
             with writer.shard(shard) as file:
-                moments: dict[str, list[ChannelMoments]] = {name: [] for name in COMPOSITE}
+                moments: dict[str, list[ChannelMoments]] = {name: [] for name in streams(writer)}
                 for batch in batches[shard]:
                     arrays = next(stream)
                     file.write(batch.start - writer.rows(shard).start, arrays)
-                    for name in COMPOSITE:
+                    for name in moments:
                         moments[name].append(ChannelMoments.of(arrays[name], CHANNEL_AXIS))
                     bar.update(len(batch))
-                for name in COMPOSITE:
+                for name in moments:
                     file.keep(f"moments_{name}", ChannelMoments.merged(moments[name]).to_array())
 
 
 def _split(rows: range, size: int) -> list[range]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def streams(writer: StoreWriter) -> list[str]:
+    """The streams that the composite latent has, in its order."""
+    return [name for name in STREAMS if name in writer.fields]
 
 
 def _write_index(writer: StoreWriter, manifest: ImageManifest) -> None:
@@ -144,7 +151,7 @@ def _write_index(writer: StoreWriter, manifest: ImageManifest) -> None:
         ChannelMoments.merged(
             ChannelMoments.from_array(writer.extra(shard, f"moments_{name}")) for shard in range(writer.shard_count)
         )
-        for name in COMPOSITE
+        for name in streams(writer)
     ]
     statistics = {
         "mean": np.concatenate([part.mean for part in merged]),

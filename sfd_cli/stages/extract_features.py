@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sfd_cli.config import Settings
+from sfd_cli.config import Paths, Settings
 from sfd_cli.data.images import ImageManifest, ImageReader, evenly_spaced
 from sfd_cli.data.store import Field, Store, StoreWriter
 from sfd_cli.errors import UserError
@@ -36,6 +36,8 @@ def run(settings: Settings) -> dict[str, Any]:
     """
     paths, encoder = settings.paths, settings.encoder
     upstream_fingerprint(paths.images, "sfd prepare-data")
+    if settings.semvae.compressor == "none":
+        return _skip(paths)
     manifest = ImageManifest.load(paths.images)
     indices = evenly_spaced(len(manifest), settings.features.max_images)
     chosen = {
@@ -62,6 +64,14 @@ def run(settings: Settings) -> dict[str, Any]:
         "encoder": f"{encoder.name}, {encoder.weights} weights, {encoder.image_size} px",
         "folder": str(paths.features),
     }
+
+
+def _skip(paths: Paths) -> dict[str, Any]:
+    """Features are for the Semantic VAE; without one there is only the record that there are none."""
+    with StageOutput(paths.features, STAGE, {"compressor": "none"}, {}, paths.metrics) as output:
+        if not output.complete:
+            output.finish(images=0)
+    return {"features": "none, for semvae.compressor is none", "folder": str(paths.features)}
 
 
 def _is_whole(folder: Path) -> bool:

@@ -17,13 +17,12 @@ from sfd_cli.data.store import INDEX, Field, Store
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.files import read_json
 from sfd_cli.networks.gaussian import draw
-from sfd_cli.networks.texture_vae import to_signed
 from sfd_cli.networks.visual_encoder import VisualEncoder
+from sfd_cli.stages.composite import CompositeEncoder
 from sfd_cli.stages.extract_features import encode_flips
 from sfd_cli.stages.output import SETTINGS, say
 from sfd_cli.stages.upstream import upstream_fingerprint
 from sfd_cli.weights.encoders import load_visual_encoder
-from sfd_cli.weights.model_files import load_semantic_vae, load_texture_vae
 
 
 class LatentEncoder:
@@ -46,12 +45,9 @@ class LatentEncoder:
         self._settings = settings
         self._manifest = manifest
         self._device = device
-        texture_vae, _ = load_texture_vae(settings.paths.texture_vae)
-        semantic_vae, _ = load_semantic_vae(settings.paths.semvae)
-        self._texture_vae, self._semantic_vae = texture_vae.to(self._device), semantic_vae.to(self._device)
-        self.grid = settings.encoder.grid
-        self._require_one_grid()
-        self._features = open_features(settings, inputs)
+        self._composite = CompositeEncoder.load(settings, device)
+        self.grid = settings.grid
+        self._features = open_features(settings, inputs) if settings.needs_encoder else None
         self._rows = np.full(len(manifest), -1)
         if self._features is not None:
             self._rows[self._features.indices] = np.arange(len(self._features))
@@ -60,10 +56,10 @@ class LatentEncoder:
     @property
     def fields(self) -> dict[str, Field]:
         """What is stored of every image; axis 0 is (as is, flipped)."""
-        channels = {"texture": self._texture_vae.latent_channels, "semantic": self._semantic_vae.config.channels}
+        channels = self._composite.channels
         fields = {name: Field((2, count, self.grid, self.grid)) for name, count in channels.items()}
         if self._settings.latents.store_features:
-            fields["features"] = Field((2, self.grid**2, self._semantic_vae.config.feature_width))
+            fields["features"] = Field((2, self.grid**2, self._feature_width))
         return fields
 
     def encode_all(self, batches: Sequence[Sequence[int]]) -> Iterator[dict[str, np.ndarray]]:
@@ -80,31 +76,24 @@ class LatentEncoder:
             StageFailure: a value is not finite in float16; names the image.
         """
         images = images.to(self._device)
-        tokens = self._tokens(np.asarray(indices), images)
-        pixels = to_signed(torch.stack([images, images.flip(-1)], dim=1).flatten(0, 1))
-        features = torch.from_numpy(tokens).to(self._device).flatten(0, 1).float()
-        posteriors = {
-            "texture": self._texture_vae.encode(pixels),
-            "semantic": tuple(self._as_grid(part) for part in self._semantic_vae.encode(features)),
-        }
+        pixels = torch.stack([images, images.flip(-1)], dim=1).flatten(0, 1)
+        tokens = self._tokens(np.asarray(indices), images) if self._settings.needs_encoder else None
+        features = None if tokens is None else torch.from_numpy(tokens).to(self._device).flatten(0, 1)
+        posteriors = self._composite.posteriors(pixels, features)
         shapes = [mean.shape[1:] for mean, _ in posteriors.values()]
         noise = posterior_noise(self._settings.latents.seed, indices, shapes)
         arrays = {}
         for (name, (mean, logvar)), draws in zip(posteriors.items(), noise, strict=True):
             sample = draw(mean, logvar, draws.to(self._device).flatten(0, 1))
             arrays[name] = sample.unflatten(0, (-1, 2)).half().cpu().numpy()
-        if "features" in self.fields:
+        if self._settings.latents.store_features and tokens is not None:
             arrays["features"] = tokens
         self._require_finite(indices, arrays)
         return arrays
 
-    def _as_grid(self, values: Tensor) -> Tensor:
-        """Tokens (B, N, C), row-major, as an image (B, C, h, w)."""
-        return values.transpose(1, 2).unflatten(2, (self.grid, self.grid))
-
     def _tokens(self, indices: np.ndarray, images: Tensor) -> np.ndarray:
         """Patch tokens (n, 2, N, D) float16: stored ones where there are any, the encoder's for the rest."""
-        tokens = np.empty((len(indices), 2, self.grid**2, self._semantic_vae.config.feature_width), np.float16)
+        tokens = np.empty((len(indices), 2, self.grid**2, self._feature_width), np.float16)
         rows = self._rows[indices]
         held = rows >= 0
         if self._features is not None and held.any():
@@ -120,17 +109,15 @@ class LatentEncoder:
         self._require_width(encoder.feature_width)
         return encoder.to(self._device)
 
-    def _require_one_grid(self) -> None:
-        size, factor = self._settings.images.size, self._texture_vae.downsampling
-        if size != self.grid * factor:
-            raise UserError(
-                f"{self._settings.paths.texture_vae} makes a {size / factor:g} x {size / factor:g} latent of"
-                f" {size} px images, but the encoder gives {self.grid} x {self.grid} tokens;"
-                " run `sfd train-texture-vae` again, or change images.size or encoder.image_size"
-            )
+    @property
+    def _feature_width(self) -> int:
+        """Width of the patch tokens, as the semantic compressor expects it."""
+        semantic = self._composite.semantic
+        return self._encoder.feature_width if semantic is None else semantic.config.feature_width
 
     def _require_width(self, width: int) -> None:
-        expected = self._semantic_vae.config.feature_width
+        semantic = self._composite.semantic
+        expected = width if semantic is None else semantic.config.feature_width
         if width != expected:
             raise UserError(
                 f"{self._settings.paths.semvae} was trained on tokens {expected} wide, but"

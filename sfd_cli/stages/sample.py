@@ -37,7 +37,7 @@ from sfd_cli.stages.sampler import (
     initial_noise,
     sample_latents,
 )
-from sfd_cli.stages.upstream import model_fingerprint
+from sfd_cli.stages.upstream import dit_fingerprint, model_fingerprint
 
 __all__ = ["balanced_labels", "decode_textures", "initial_noise", "run", "sample_latents"]
 
@@ -108,11 +108,11 @@ def effective_settings(sample: Sample) -> dict[str, Any]:
 def _output(settings: Settings) -> StageOutput:
     sample, paths = settings.sample, settings.paths
     inputs = {
-        "dit": model_fingerprint(paths.dit, "sfd train", sample.weights),
+        "dit": dit_fingerprint(settings, "dit"),
         "texture_vae": model_fingerprint(paths.texture_vae, "sfd train-texture-vae"),
     }
     if sample.guidance == "autoguidance":
-        inputs["guide"] = model_fingerprint(paths.guide, "sfd train --model guide", sample.weights)
+        inputs["guide"] = dit_fingerprint(settings, "guide")
     inert = {"batch_size": sample.batch_size}
     return StageOutput(paths.samples, STAGE, effective_settings(sample), inputs, paths.metrics, inert)
 

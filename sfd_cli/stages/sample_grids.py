@@ -12,7 +12,7 @@ from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.report.pictures import draw_samples
 from sfd_cli.stages.sampler import balanced_labels, decode_textures, initial_noise, sample_latents
 from sfd_cli.stages.velocity_task import VelocityTask
-from sfd_cli.weights.model_files import load_texture_vae
+from sfd_cli.weights.sources import open_texture_vae
 
 GRID_IMAGES, GRID_STEPS = 36, 20
 
@@ -42,7 +42,7 @@ class SampleGrids:
     ) -> None:
         self._section, self._folder = section, folder
         self._sample = Sample(delta_t=section.delta_t, steps=GRID_STEPS, guidance="none")
-        self._texture_vae = load_texture_vae(settings.paths.texture_vae)[0].to(device)
+        self._texture_vae = open_texture_vae(settings).to(device)
         mean, std = (torch.tensor(task.statistics[name], device=device)[:, None, None] for name in ("mean", "std"))
         self._statistics = (mean, std)
         indices = range(GRID_IMAGES)

@@ -18,7 +18,7 @@ from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.texture_vae import TextureVAE, to_pixels
 from sfd_cli.stages.upstream import model_fingerprint
-from sfd_cli.weights.model_files import load_dit, load_texture_vae
+from sfd_cli.weights.sources import open_dit, open_texture_vae
 
 # Images per call of the VAE decoder, whose activations are far larger than the transformer's.
 DECODED_AT_ONCE = 16
@@ -54,10 +54,10 @@ class Sampler:
             UserError: a model is missing or damaged, or models and settings do not fit together.
         """
         sample, paths = settings.sample, settings.paths
-        dit, extra = load_dit(paths.dit, sample.weights)
+        dit, extra = open_dit(settings)
         guide = None
         if sample.guidance == "autoguidance":
-            guide, of_guide = load_dit(paths.guide, sample.weights)
+            guide, of_guide = open_dit(settings, "guide")
             if of_guide.get("statistics", extra.get("statistics")) != extra.get("statistics"):
                 raise UserError(f"{paths.guide} was trained on other latents than {paths.dit}; train it again")
         made_for = extra.get("texture_vae")
@@ -66,7 +66,7 @@ class Sampler:
                 f"{paths.dit} was trained on latents of another texture VAE than {paths.texture_vae};"
                 " run `sfd encode-latents` and `sfd train` again"
             )
-        texture_vae, _ = load_texture_vae(paths.texture_vae)
+        texture_vae = open_texture_vae(settings)
         mean, std = read_statistics(extra, dit, str(paths.dit))
         _require_fit(settings, dit, guide, texture_vae)
         return cls(
@@ -181,7 +181,7 @@ def read_statistics(extra: dict[str, Any], dit: LightningDiT, source: str) -> tu
     except (KeyError, TypeError, ValueError, RuntimeError):
         raise UserError(
             f"{source} has no latent statistics for {channels} channels, and its samples cannot be decoded without: "
-            "config.json needs them as statistics: {mean: [...], std: [...]}"
+            "give those of its training set (--texture-statistics, --semantic-statistics)"
         ) from None
     return mean, std
 

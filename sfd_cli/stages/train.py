@@ -21,13 +21,13 @@ from sfd_cli.engine.precision import choose_precision
 from sfd_cli.errors import UserError
 from sfd_cli.files import read_json
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
-from sfd_cli.networks.semantic_vae import SemanticVAE
 from sfd_cli.stages.device import choose_device
 from sfd_cli.stages.output import CHECKPOINTS, SETTINGS, StageOutput, say
 from sfd_cli.stages.sample_grids import SampleGrids
-from sfd_cli.stages.upstream import model_fingerprint, upstream_fingerprint
+from sfd_cli.stages.upstream import model_fingerprint, source_digest, upstream_fingerprint
 from sfd_cli.stages.velocity_task import VelocityTask
-from sfd_cli.weights.model_files import load_semantic_vae, save_model
+from sfd_cli.weights.model_files import save_model
+from sfd_cli.weights.sources import SemanticCompressor, initial_weights, open_semantic
 
 Which = Literal["dit", "guide"]
 
@@ -53,8 +53,10 @@ def run(settings: Settings, which: Which = "dit") -> dict[str, Any]:
         UserError: an input is missing or does not fit.
         StageFailure: the loss was not finite for several steps in a row.
     """
-    section: DiT = getattr(settings, which)
+    section: DiT | None = getattr(settings, which)
     folder: Path = getattr(settings.paths, which)
+    if section is None:
+        return _skip(settings, folder)
     output = _output(settings, section, folder, STAGES[which])
     log = settings.paths.metrics / which
     processes = Processes.join()
@@ -72,6 +74,15 @@ def run(settings: Settings, which: Which = "dit") -> dict[str, Any]:
     return _summary(output, log) if processes.first else {}
 
 
+def _skip(settings: Settings, folder: Path) -> dict[str, Any]:
+    """With `guide: null` there is only the record that there is none."""
+    with StageOutput(folder, STAGES["guide"], {"guide": None}, {}, settings.paths.metrics) as output:
+        if not output.complete:
+            output.finish()
+    (settings.paths.metrics / "guide").mkdir(parents=True, exist_ok=True)
+    return {"guide": "none, for the section guide is null", "folder": str(folder)}
+
+
 def _start_over_if_past(output: StageOutput, steps: int) -> None:
     """A run that went further than now asked for cannot go back; the shorter one starts afresh."""
     done = max(Checkpoints(output.folder / CHECKPOINTS).steps(), default=0)
@@ -86,6 +97,8 @@ def _output(settings: Settings, section: DiT, folder: Path, stage: str) -> Stage
         inputs["semvae"] = model_fingerprint(paths.semvae, "sfd train-semvae")
         if read_json(paths.latents / SETTINGS).get("inputs", {}).get("semvae", inputs["semvae"]) != inputs["semvae"]:
             raise UserError(f"{paths.latents} was encoded by another Semantic VAE than {paths.semvae}; encode it again")
+    if section.init is not None:
+        inputs["init"] = source_digest("dit.init", section.init)
     inert = section.model_dump(include=INERT)
     return StageOutput(folder, stage, section.model_dump(exclude=INERT), inputs, paths.metrics, inert)
 
@@ -98,6 +111,8 @@ def _train(settings: Settings, section: DiT, folder: Path, log: Path, processes:
     config = network_config(section, task, len(store.classes))
     torch.manual_seed(section.seed)
     model = LightningDiT(config)
+    if section.init is not None:
+        model.load_state_dict(initial_weights(section.init, config))
     model.checkpoint_activations = section.checkpoint_activations
     checkpoints = Checkpoints(folder / CHECKPOINTS)
     grids = None
@@ -157,9 +172,8 @@ def _shared(kind: type[LightningDiTConfig] | type[LoopSettings], section: DiT) -
     return {field.name: getattr(section, field.name) for field in fields(kind) if field.name in DiT.model_fields}
 
 
-def _decoder(settings: Settings, device: torch.device) -> SemanticVAE:
-    model, _ = load_semantic_vae(settings.paths.semvae)
-    return model.to(device)
+def _decoder(settings: Settings, device: torch.device) -> SemanticCompressor:
+    return open_semantic(settings).to(device)
 
 
 def _flops(config: LightningDiTConfig) -> int:
@@ -178,7 +192,7 @@ def _description(settings: Settings, section: DiT, store: Store, task: VelocityT
         "delta_t": section.delta_t,
         "classes": store.classes,
         "image_size": store.attributes["image_size"],
-        "texture_vae": made_of["texture_vae"],
+        "texture_vae": made_of.get("texture_vae"),
     }
 
 

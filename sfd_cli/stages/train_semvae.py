@@ -1,4 +1,4 @@
-"""`sfd train-semvae`: the Semantic VAE, trained on stored patch tokens and scored on held-out images."""
+"""`sfd train-semvae`: the compressor of stored patch tokens, fitted or imported, scored on held-out images."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from sfd_cli.data.sampler import EpochSampler
 from sfd_cli.data.store import Store
 from sfd_cli.engine.distributed import Processes
 from sfd_cli.engine.loop import LoopSettings, train
+from sfd_cli.errors import UserError
 from sfd_cli.files import write_json
 from sfd_cli.networks.gaussian import kl_divergence
+from sfd_cli.networks.semantic_pca import SemanticPCA, TokenCovariance
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.stages.device import choose_device
 from sfd_cli.stages.output import CHECKPOINTS, StageOutput, say
-from sfd_cli.stages.upstream import upstream_fingerprint
+from sfd_cli.stages.upstream import source_digest, upstream_fingerprint
 from sfd_cli.weights.model_files import save_model
+from sfd_cli.weights.sources import SemanticCompressor, read_semantic
 
 STAGE = "train-semvae"
 INERT = {"checkpoint_every", "log_every"}
@@ -70,16 +73,23 @@ def reconstruction_errors(reconstruction: Tensor, tokens: Tensor) -> tuple[Tenso
 
 
 def run(settings: Settings) -> dict[str, Any]:
-    """Train the Semantic VAE into `models/semvae/` and its scores into `metrics/semvae.json`.
+    """Make the semantic compressor in `models/semvae/` and its scores in `metrics/semvae.json`.
+
+    A Semantic VAE is trained or imported, principal components are fitted; with `compressor: none` only the record
+    that there is none is written.
 
     Returns:
-        The scores on held-out images: MSE, cosine similarity, KL in nats per image.
+        The scores on held-out images: MSE, cosine similarity and, of a VAE, KL in nats per image.
 
     Raises:
-        UserError: there are no features.
+        UserError: there are no features, or the weights to import do not fit the settings.
     """
     paths, section = settings.paths, settings.semvae
-    inputs = {"features": upstream_fingerprint(paths.features, "sfd extract-features")}
+    inputs = {}
+    if section.compressor != "none":
+        inputs["features"] = upstream_fingerprint(paths.features, "sfd extract-features")
+    if section.weights is not None:
+        inputs["weights"] = source_digest("semvae.weights", section.weights)
     inert = section.model_dump(include=INERT)
     output = StageOutput(paths.semvae, STAGE, section.model_dump(exclude=INERT), inputs, paths.metrics, inert)
     processes = Processes.join()
@@ -88,7 +98,7 @@ def run(settings: Settings) -> dict[str, Any]:
             if processes.first:
                 say(f"{output.folder} is up to date")
         else:
-            facts = _train(settings, output, processes)
+            facts = _make(settings, output, processes)
             if processes.first:
                 output.finish(**facts)
         if processes.first:
@@ -100,16 +110,43 @@ def run(settings: Settings) -> dict[str, Any]:
     return output.facts | {"folder": str(paths.semvae)}
 
 
-def _train(settings: Settings, output: StageOutput, processes: Processes) -> dict[str, Any]:
+def _make(settings: Settings, output: StageOutput, processes: Processes) -> dict[str, Any]:
+    """The facts to record, in the first process; the model folder has been written then."""
     section, device = settings.semvae, processes.device(choose_device(settings.runtime.device))
+    if section.compressor == "none":
+        return {"compressor": "none"}
+    if section.compressor == "vae" and section.weights is None:
+        model: SemanticCompressor = _train(settings, output, processes, device)
+    elif not processes.first:
+        return {}  # fitting and importing need no company
+    else:
+        shutil.rmtree(settings.paths.metrics / "semvae" / "plots", ignore_errors=True)  # of a model trained before
+        if section.compressor == "pca":
+            model = fit_components(settings, device)
+        else:
+            model = read_semantic(str(section.weights), section, settings.encoder.tiles)
+    if not processes.first:
+        return {}
     store = Store(settings.paths.features)
-    training, held_out = split_holdout(len(store), section.holdout)
+    require_width(model, store, str(section.weights or output.folder))
+    _, held_out = split_holdout(len(store), section.holdout)
+    scores = evaluate(model.to(device), store, held_out, section.batch_size, device)
+    save_model(output.folder, type(model).__name__, model.config, {"model": model.state_dict()}, {"held_out": scores})
+    return scores
+
+
+def _train(settings: Settings, output: StageOutput, processes: Processes, device: torch.device) -> SemanticVAE:
+    section = settings.semvae
+    store = Store(settings.paths.features)
+    training, _ = split_holdout(len(store), section.holdout)
     torch.manual_seed(section.seed)
     width = store.fields["tokens"].shape[-1]
-    model = SemanticVAE(SemanticVAEConfig(width, section.channels, section.width, section.depth, section.heads))
+    config = SemanticVAEConfig(
+        width, section.channels, section.width, section.depth, section.heads, settings.encoder.tiles
+    )
     result = train(
         SemanticVAETask(store, section.channels, section.kl_weight),
-        model,
+        SemanticVAE(config),
         EpochSampler(len(store), section.batch_size, section.seed, training),
         vae_loop(section),
         output.folder / CHECKPOINTS,
@@ -117,12 +154,33 @@ def _train(settings: Settings, output: StageOutput, processes: Processes) -> dic
         device,
         "Semantic VAE",
     )
-    if not processes.first:
-        return {}
-    trained = result.model
-    scores = evaluate(trained, store, held_out, section.batch_size, device)
-    save_model(output.folder, "SemanticVAE", trained.config, {"model": trained.state_dict()}, {"held_out": scores})
-    return scores
+    return result.model
+
+
+def fit_components(settings: Settings, device: torch.device) -> SemanticPCA:
+    """Principal components of the training images' tokens, both flips.
+
+    Raises:
+        UserError: more components are asked for than the tokens are wide.
+    """
+    section, store = settings.semvae, Store(settings.paths.features)
+    training, _ = split_holdout(len(store), section.holdout)
+    width = store.fields["tokens"].shape[-1]
+    if section.channels > width:
+        raise UserError(f"semvae.channels: {width} wide tokens have no {section.channels} principal components")
+    covariance = TokenCovariance(width, device)
+    starts = range(0, len(training), section.batch_size)
+    for start in tqdm(starts, "principal components", unit="batch", disable=None):
+        tokens = torch.from_numpy(store.read("tokens", training[start : start + section.batch_size]))
+        covariance.add(tokens.to(device))
+    return covariance.principal_components(section.channels)
+
+
+def require_width(model: SemanticCompressor, store: Store, source: str) -> None:
+    """Raise UserError if the compressor was made for tokens of another width."""
+    width, expected = store.fields["tokens"].shape[-1], model.config.feature_width
+    if width != expected:
+        raise UserError(f"semvae.weights: {source} compresses tokens {expected} wide, but {store.folder} has {width}")
 
 
 def vae_loop(section: Any) -> LoopSettings:
@@ -142,15 +200,16 @@ def vae_loop(section: Any) -> LoopSettings:
 
 @torch.no_grad()
 def evaluate(
-    model: SemanticVAE, store: Store, rows: np.ndarray, batch_size: int, device: torch.device
+    model: SemanticCompressor, store: Store, rows: np.ndarray, batch_size: int, device: torch.device
 ) -> dict[str, Any]:
     """Reconstruction of the posterior means and latent statistics of held-out images, unflipped.
 
     Returns:
-        mse, cosine (similarity, 1 is perfect), kl (nats per image), images, and per-channel latent mean and std.
+        mse, cosine (similarity, 1 is perfect), of a VAE kl (nats per image), images, and per-channel latent mean and
+        std.
     """
     model.eval()
-    totals = dict.fromkeys(("mse", "cosine", "kl"), 0.0)
+    totals = dict.fromkeys(("mse", "cosine", *(("kl",) if isinstance(model, SemanticVAE) else ())), 0.0)
     latents = []
     for start in tqdm(range(0, len(rows), batch_size), "held-out features", unit="batch", disable=None):
         batch = rows[start : start + batch_size]
@@ -159,7 +218,8 @@ def evaluate(
         mse, distance = reconstruction_errors(model.decode(mean), tokens)
         totals["mse"] += mse.item() * len(batch)
         totals["cosine"] += (1 - distance.item()) * len(batch)
-        totals["kl"] += kl_divergence(mean, logvar).sum().item()
+        if "kl" in totals:
+            totals["kl"] += kl_divergence(mean, logvar).sum().item()
         latents.append(mean.flatten(0, 1).double().cpu())
     stacked = torch.cat(latents)
     return {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,15 @@ from sfd_cli.data.sampler import EpochSampler
 from sfd_cli.engine.distributed import Processes
 from sfd_cli.engine.loop import train
 from sfd_cli.errors import UserError
-from sfd_cli.files import atomic_path, read_json, sha256_file, write_json
+from sfd_cli.files import atomic_path, write_json
 from sfd_cli.networks.gaussian import kl_divergence
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig, to_pixels, to_signed
 from sfd_cli.stages.device import choose_device
 from sfd_cli.stages.output import CHECKPOINTS, StageOutput, say
 from sfd_cli.stages.train_semvae import vae_loop
-from sfd_cli.stages.upstream import upstream_fingerprint
-from sfd_cli.weights.convert import texture_vae_from_diffusers, texture_vae_from_ldm
-from sfd_cli.weights.fetch import fetch
-from sfd_cli.weights.model_files import load_texture_vae, save_model
-from sfd_cli.weights.registry import REGISTRY
-from sfd_cli.weights.torch_files import read_weights_file
+from sfd_cli.stages.upstream import source_digest, upstream_fingerprint
+from sfd_cli.weights.model_files import save_model
+from sfd_cli.weights.sources import read_texture_vae
 
 STAGE = "train-texture-vae"
 INERT = {"checkpoint_every", "log_every"}
@@ -102,9 +98,8 @@ def run(settings: Settings) -> dict[str, Any]:
     upstream_fingerprint(paths.images, "sfd prepare-data")
     manifest = ImageManifest.load(paths.images)
     inputs = {"images": manifest.fingerprint}
-    source = None if section.weights is None else find_weights_source(section.weights)
-    if source is not None:
-        inputs["weights"] = _weights_fingerprint(source)
+    if section.weights is not None:
+        inputs["weights"] = source_digest("texture_vae.weights", section.weights)
     chosen = section.model_dump(exclude=INERT | {"weights"}, mode="json") | {"image_size": settings.images.size}
     inert = section.model_dump(include=INERT | {"weights"}, mode="json")
     reader = ImageReader(manifest, settings.images.size, settings.runtime.workers)
@@ -116,7 +111,7 @@ def run(settings: Settings) -> dict[str, Any]:
             if processes.first:
                 say(f"{output.folder} is up to date")
         else:
-            facts = _make(settings, source, reader, output, pictures, processes)
+            facts = _make(settings, reader, output, pictures, processes)
             if processes.first:
                 output.finish(**facts)
         if processes.first:
@@ -129,21 +124,14 @@ def run(settings: Settings) -> dict[str, Any]:
 
 
 def _make(
-    settings: Settings,
-    source: Path | None,
-    reader: ImageReader,
-    output: StageOutput,
-    pictures: Path,
-    processes: Processes,
+    settings: Settings, reader: ImageReader, output: StageOutput, pictures: Path, processes: Processes
 ) -> dict[str, Any]:
     section, device = settings.texture_vae, processes.device(choose_device(settings.runtime.device))
     training, held_out = split_holdout(len(reader.manifest), section.holdout)
-    if source is not None:
+    if section.weights is not None:
         shutil.rmtree(pictures / "plots", ignore_errors=True)  # curves of a model that was trained here before
-        imported, state_dict = import_weights(source)
-        _require_layout(imported, settings)
-        model = TextureVAE(replace(imported, space_to_depth=section.space_to_depth))
-        model.load_state_dict(state_dict)
+        model = read_texture_vae(section.weights, section.space_to_depth)
+        _require_layout(model.config, settings)
     else:
         model = _trained(settings, reader, training, output, device)
     if not processes.first:
@@ -218,48 +206,13 @@ def save_reconstructions(
         picture.save(temporary, "PNG")
 
 
-def find_weights_source(weights: str) -> Path:
-    """Where `texture_vae.weights` is: a path as it stands, or named weights fetched into the cache.
-
-    Raises:
-        UserError: it is neither, or cannot be fetched.
-    """
-    if weights in REGISTRY:
-        return fetch(weights)
-    if not Path(weights).exists():
-        raise UserError(f"texture_vae.weights: {weights} is no file, no folder and no name in `sfd weights list`")
-    return Path(weights)
-
-
-def import_weights(source: Path) -> tuple[TextureVAEConfig, dict[str, Tensor]]:
-    """A published texture VAE: an LDM checkpoint file, one of our model folders, or a diffusers folder.
-
-    Raises:
-        UserError: it is none of these, or its tensors do not fit.
-    """
-    if source.is_file():
-        return texture_vae_from_ldm(read_weights_file(source))
-    if (source / "diffusion_pytorch_model.safetensors").exists():
-        return _from_diffusers(source)
-    model, _ = load_texture_vae(source)
-    return model.config, model.state_dict()
-
-
-def _from_diffusers(folder: Path) -> tuple[TextureVAEConfig, dict[str, Tensor]]:
-    weights = read_weights_file(folder / "diffusion_pytorch_model.safetensors")
-    return texture_vae_from_diffusers(read_json(folder / "config.json"), weights)
-
-
 def _require_layout(imported: TextureVAEConfig, settings: Settings) -> None:
     """The imported network must give the latent that the settings promise to the other stages."""
     section = settings.texture_vae
-    if imported.channels != section.channels or imported.block_channels != tuple(section.block_channels):
+    told = (section.channels, tuple(section.block_channels), section.space_to_depth)
+    if told != (imported.channels, imported.block_channels, imported.space_to_depth):
         raise UserError(
-            f"texture_vae.weights: {section.weights} has channels {imported.channels} and block_channels"
-            f" {list(imported.block_channels)}; set texture_vae.channels and texture_vae.block_channels to these"
+            f"texture_vae.weights: {section.weights} has channels {imported.channels}, block_channels"
+            f" {list(imported.block_channels)} and space_to_depth {imported.space_to_depth}; set these in the"
+            " section texture_vae"
         )
-
-
-def _weights_fingerprint(source: Path) -> str:
-    files = [source] if source.is_file() else sorted(source.glob("*.safetensors"))
-    return " ".join(sha256_file(file) for file in files)

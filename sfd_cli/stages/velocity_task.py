@@ -11,7 +11,7 @@ from sfd_cli.data.store import Store
 from sfd_cli.diffusion.objective import draw_progress, interpolate, repa, velocity_cosine, velocity_mse, velocity_target
 from sfd_cli.diffusion.schedule import AsynchronousSchedule
 from sfd_cli.errors import UserError
-from sfd_cli.networks.semantic_vae import SemanticVAE
+from sfd_cli.weights.sources import SemanticCompressor
 
 
 class VelocityTask:
@@ -20,7 +20,7 @@ class VelocityTask:
     Args:
         store: the latent store; its fields are (2, ...) float16, axis 0 being (as is, flipped).
         section: the objective's settings.
-        decoder: the frozen Semantic VAE, for `repa: decoded`; on the training device.
+        decoder: the frozen semantic compressor, for `repa: decoded`; on the training device.
         device: the training device.
 
     Attributes:
@@ -30,7 +30,7 @@ class VelocityTask:
         UserError: the store lacks what the settings need.
     """
 
-    def __init__(self, store: Store, section: DiT, decoder: SemanticVAE | None, device: torch.device) -> None:
+    def __init__(self, store: Store, section: DiT, decoder: SemanticCompressor | None, device: torch.device) -> None:
         self._store, self._section, self._decoder = store, section, decoder
         self._schedule = AsynchronousSchedule(section.delta_t)
         if section.repa == "stored" and "features" not in store.fields:

@@ -1,0 +1,193 @@
+"""The models that settings name: one of our folders, a checkpoint of other code, or registered weights.
+
+Whatever reads a model opens it here, so that every stage takes published files as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from sfd_cli.config import SemVAE, Settings
+from sfd_cli.errors import UserError
+from sfd_cli.files import fingerprint, sha256_file
+from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
+from sfd_cli.networks.semantic_pca import SemanticPCA
+from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
+from sfd_cli.networks.texture_vae import TextureVAE
+from sfd_cli.weights.convert import LatentStatistics
+from sfd_cli.weights.fetch import fetch
+from sfd_cli.weights.foreign import DIFFUSERS_WEIGHTS, Foreign, Hints, read_foreign
+from sfd_cli.weights.model_files import load_config, load_dit, load_semantic, load_texture_vae
+from sfd_cli.weights.registry import REGISTRY
+
+SemanticCompressor = SemanticVAE | SemanticPCA
+
+
+def locate(source: str | Path) -> Path:
+    """Where `source` is: a path that exists as it stands, else registered weights of that name, fetched.
+
+    A path that does not exist comes back as it is, for the one who opens it to complain about.
+
+    Raises:
+        UserError: registered weights that cannot be had.
+    """
+    if not Path(source).exists() and str(source) in REGISTRY:
+        return fetch(str(source))
+    return Path(source)
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether this is somebody else's file or diffusers folder, and not one of our model folders."""
+    return path.is_file() or (path / DIFFUSERS_WEIGHTS).exists()
+
+
+def weights_digest(path: Path) -> str:
+    """SHA-256 of a weights file, or of every one in a folder."""
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    return " ".join(sha256_file(file) for file in files)
+
+
+def open_dit(settings: Settings, which: Literal["dit", "guide"] = "dit") -> tuple[LightningDiT, dict[str, Any]]:
+    """The transformer at `paths.<which>` and its extra keys (statistics, delta_t, classes ...), on the CPU, frozen.
+
+    The section `foreign` and the registry tell of a checkpoint of the reference code what it does not tell itself;
+    `sample.weights` says whether averaged or last weights are wanted.
+
+    Raises:
+        UserError: it is missing, damaged or something else, or a hint is needed.
+    """
+    source, weights = getattr(settings.paths, which), settings.sample.weights
+    path = locate(source)
+    if not is_foreign(path):
+        return load_dit(path, weights)
+    statistics = foreign_statistics(settings, which)
+    hints = settings.foreign
+    channels = hints.semantic_channels
+    if channels is None and "semantic" in statistics:
+        channels = len(statistics["semantic"].mean)
+    found = _expect(path, "LightningDiT", Hints(hints.heads, channels, delta_t=hints.delta_t))
+    if weights not in found.weights:
+        raise UserError(f"{path} holds no {weights!r} weights, only {', '.join(found.weights)}; choose with --weights")
+    extra = dict(found.extra)
+    if statistics:
+        parts = [statistics[name] for name in ("texture", "semantic") if name in statistics]
+        extra["statistics"] = {key: [x for part in parts for x in getattr(part, key)] for key in ("mean", "std")}
+    return _filled(LightningDiT(found.config), found.weights[weights]), extra
+
+
+def initial_weights(source: str, config: LightningDiTConfig) -> dict[str, Tensor]:
+    """Averaged weights of a transformer of the architecture `config`, to start training from.
+
+    Raises:
+        UserError: it is missing, damaged or of another architecture; names what differs.
+    """
+    path = locate(source)
+    if is_foreign(path):
+        hints = Hints(config.heads, config.semantic_channels, config.repa_depth or Hints.repa_depth)
+        foreign = _expect(path, "LightningDiT", hints)
+        found, weights = foreign.config, next(iter(foreign.weights.values()))
+    else:
+        network, _ = load_dit(path)
+        found, weights = network.config, network.state_dict()
+    wrong = [
+        f"{key} {value} instead of {asdict(config)[key]}"
+        for key, value in asdict(found).items()
+        if value != asdict(config)[key]
+    ]
+    if wrong:
+        raise UserError(f"dit.init: {path} has another architecture than the settings: {', '.join(wrong)}")
+    return weights
+
+
+def open_semantic(settings: Settings) -> SemanticCompressor:
+    """The Semantic VAE or principal components at `paths.semvae`, on the CPU, frozen.
+
+    Raises:
+        UserError: it is missing, damaged or something else, or a reference checkpoint of another size than the
+            section `semvae` says.
+    """
+    return read_semantic(settings.paths.semvae, settings.semvae, settings.encoder.tiles)
+
+
+def read_semantic(source: str | Path, section: SemVAE, tiles: int) -> SemanticCompressor:
+    """As `open_semantic`, from anywhere; `tiles` of the encoder, for a checkpoint of the reference code."""
+    path = locate(source)
+    if not is_foreign(path):
+        return load_semantic(path)[0]
+    foreign = _expect(path, "SemanticVAE", Hints(heads=section.heads))
+    found = foreign.config
+    told = SemanticVAEConfig(found.feature_width, section.channels, section.width, section.depth, section.heads)
+    if found != told:
+        raise UserError(
+            f"{path} is a Semantic VAE with channels {found.channels}, width {found.width} and depth {found.depth};"
+            " set these in the section semvae, and semvae.heads, which no tensor tells"
+        )
+    return _filled(SemanticVAE(replace(found, tiles=tiles)), foreign.weights["model"])
+
+
+def open_texture_vae(settings: Settings) -> TextureVAE:
+    """The texture VAE at `paths.texture_vae`, on the CPU, frozen.
+
+    Raises:
+        UserError: it is missing, damaged or something else.
+    """
+    return read_texture_vae(settings.paths.texture_vae, settings.texture_vae.space_to_depth)
+
+
+def read_texture_vae(source: str | Path, space_to_depth: int) -> TextureVAE:
+    """As `open_texture_vae`, from anywhere; a foreign file's latent is folded by `space_to_depth`."""
+    path = locate(source)
+    if not is_foreign(path):
+        return load_texture_vae(path)[0]
+    found = _expect(path, "TextureVAE", Hints())
+    return _filled(TextureVAE(replace(found.config, space_to_depth=space_to_depth)), found.weights["model"])
+
+
+def foreign_statistics(settings: Settings, which: Literal["dit", "guide"]) -> dict[str, LatentStatistics]:
+    """Statistics by stream of the latents a foreign transformer was trained on: as told, else as the registry knows."""
+    told = {"texture": settings.foreign.texture_statistics, "semantic": settings.foreign.semantic_statistics}
+    entry = REGISTRY.get(str(getattr(settings.paths, which)))
+    if entry is not None and entry.statistics is not None:
+        known = dict(zip(("texture", "semantic"), entry.statistics, strict=True))
+        told = {name: told[name] or known[name] for name in told}
+    return {name: read_latent_statistics(source) for name, source in told.items() if source is not None}
+
+
+def read_latent_statistics(source: str | Path) -> LatentStatistics:
+    """Mean and std of every channel from the reference's `.pt`, a folder imported from it, or registered weights.
+
+    Raises:
+        UserError: it is missing or something else.
+    """
+    path = locate(source)
+    if path.is_file():
+        return _expect(path, "LatentStatistics", Hints()).config
+    description = load_config(path)
+    if description.get("type") != "LatentStatistics":
+        raise UserError(f"{path} holds a {description.get('type')}, but latent statistics are wanted; check the path")
+    return LatentStatistics(**description["config"])
+
+
+def foreign_fingerprint(settings: Settings, which: Literal["dit", "guide"]) -> str:
+    """Of a foreign transformer's bytes and of what was told about it."""
+    statistics = {name: asdict(part) for name, part in foreign_statistics(settings, which).items()}
+    hints = settings.foreign.model_dump(include={"heads", "semantic_channels", "delta_t"})
+    path = locate(getattr(settings.paths, which))
+    return fingerprint({"weights": weights_digest(path), "hints": hints, "statistics": statistics})
+
+
+def _expect(path: Path, kind: str, hints: Hints) -> Foreign:
+    found = read_foreign(path, hints)
+    if found.module_type != kind:
+        raise UserError(f"{path} holds a {found.module_type}, but a {kind} is wanted; check the path")
+    return found
+
+
+def _filled(module: Any, weights: dict[str, Any]) -> Any:
+    assert isinstance(module, nn.Module)
+    module.load_state_dict(weights)
+    return module.eval().requires_grad_(False)
