@@ -493,8 +493,10 @@ def test_a_diffusers_folder_that_does_not_fit_is_refused(tmp_path: Path, change:
 
 def test_a_new_import_leaves_no_weights_of_the_old_one(tmp_path: Path) -> None:
     save_foreign(read_foreign(saved(tmp_path / "a.pt", published("dit training")), HINTS), tmp_path / "ours")
+    save_file({"a": torch.zeros(1)}, tmp_path / "ours" / "other.safetensors")
     save_foreign(read_foreign(saved(tmp_path / "b.pt", published("dit ema")), HINTS), tmp_path / "ours")
-    assert sorted(path.name for path in (tmp_path / "ours").iterdir()) == ["config.json", "ema.safetensors"]
+    names = sorted(path.name for path in (tmp_path / "ours").iterdir())
+    assert names == ["config.json", "ema.safetensors", "other.safetensors"]
 
 
 def test_an_import_cut_short_leaves_no_model(tmp_path: Path) -> None:

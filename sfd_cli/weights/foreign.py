@@ -140,15 +140,14 @@ def read_foreign(source: Path, hints: Hints = Hints()) -> Foreign:
 
 
 def save_foreign(foreign: Foreign, folder: Path) -> None:
-    """Write the model folder; weights of a model that was there before are removed.
+    """Write the model folder; weights of a model that was there before are removed, other files are left alone.
 
     Like all model folders it has its `config.json` last: without one it is not whole.
     """
     folder = Path(folder)
     (folder / CONFIG).unlink(missing_ok=True)
-    for path in folder.glob("*.safetensors"):
-        if path.stem not in foreign.weights:
-            path.unlink()
+    for stem in {"ema", "model"} - foreign.weights.keys():
+        (folder / f"{stem}.safetensors").unlink(missing_ok=True)
     weights = {stem: _separate(tensors) for stem, tensors in foreign.weights.items()}
     save_model(folder, foreign.module_type, foreign.config, weights, foreign.extra)
 
