@@ -13,7 +13,9 @@ import os
 import pickle
 import shutil
 import subprocess
+import sys
 import tarfile
+import types
 import zipfile
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
@@ -100,6 +102,23 @@ def test_a_settings_object_inside_another_entry_does_nothing(save: Callable[[Any
     checkpoint = read_weights_file(save(training_checkpoint({"args": argparse.Namespace(lr=1.0), "seed": 3})))
     assert checkpoint["config"]["seed"] == 3
     assert not hasattr(checkpoint["config"]["args"], "lr")
+
+
+def test_lightning_checkpoints_are_read(save: Callable[[Any], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    callbacks, parsing = "pytorch_lightning.callbacks.model_checkpoint", "pytorch_lightning.utilities.parsing"
+    checkpoint = type("ModelCheckpoint", (), {"__module__": callbacks})
+    attributes = type("AttributeDict", (dict,), {"__module__": parsing})
+    for name in (callbacks, parsing):
+        for depth in range(1, name.count(".") + 2):
+            monkeypatch.setitem(sys.modules, name.rsplit(".", depth - 1)[0], types.SimpleNamespace(__path__=[]))
+    sys.modules[callbacks].ModelCheckpoint, sys.modules[parsing].AttributeDict = checkpoint, attributes
+    content = {"state_dict": TENSORS, "hyper_parameters": attributes(lr=0.1), "callbacks": {checkpoint: {"best": 1.0}}}
+    path = save(content)
+    monkeypatch.undo()
+    read = read_weights_file(path)
+    assert read["state_dict"].keys() == TENSORS.keys()
+    assert read["hyper_parameters"] == {"lr": 0.1}
+    assert list(read["callbacks"].values()) == [{"best": 1.0}]
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin"])
@@ -278,6 +297,40 @@ def test_tricks_with_pickle_instructions_run_nothing(trick: str, form: str, tmp_
     assert torch.nn.Parameter.__new__ is new
     assert not list(Path.cwd().glob("*.patch"))
     assert set(torch.serialization.get_safe_globals()) == set(allowed)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(
+    ("elements", "offset", "size"),
+    [(6, 0, 7), (1 << 20, 0, 1 << 20), (6, 5, 6), (6, -1, 6), (-1, 0, 6), (6, 0, -1), (1 << 62, 0, 1 << 62)],
+)
+def test_a_tensor_never_reaches_beyond_its_storage(
+    form: str, elements: int, offset: int, size: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"weight": torch.arange(6.0), "config": argparse.Namespace()}, path, _use_new_zipfile_serialization=True)
+
+    def number(value: int) -> bytes:
+        return b"\x8a\x08" + value.to_bytes(8, "little", signed=True)
+
+    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + number(elements)
+    storage += b"tQ" if form == "zip" else b"NtQ"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(offset) + number(size) + b"\x85K\x01\x85"
+    program = b"\x80\x02}" + text("weight") + tensor + b"\x89ccollections\nOrderedDict\n)RtRs."
+    if form == "zip":
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in members.items():
+                archive.writestr(name, program if name.endswith("data.pkl") else data)
+    else:
+        with_pickle(path, program, form)
+    try:
+        weight = read_weights_file(path)["weight"]
+    except UserError:
+        return
+    assert form == "legacy"  # which makes room for what is claimed, so that nothing lies beyond
+    assert weight.untyped_storage().nbytes() >= 4 * (offset + size)
 
 
 def test_the_old_tar_format_and_programs_are_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+import threading
 import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
@@ -73,6 +74,10 @@ TENSORS = (
 )
 
 
+# torch keeps the names it lets in for the whole process.
+_ONE_AT_A_TIME = threading.Lock()
+
+
 class StandIn:
     """Takes any construction and any state, and keeps none of it."""
 
@@ -109,7 +114,7 @@ def load_with_stand_ins(path: Path, mmap: bool) -> Any:
     names = pickled_names(path)
     stand_ins = [(StandIn, name) for name in names if _matches(name, INERT)]
     stand_ins += [(PlainMapping, name) for name in names if name in MAPPINGS]  # type: ignore[misc]
-    with safe_globals(stand_ins), warnings.catch_warnings():  # type: ignore[arg-type]
+    with _ONE_AT_A_TIME, safe_globals(stand_ins), warnings.catch_warnings():  # type: ignore[arg-type]
         warnings.simplefilter("ignore")
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
