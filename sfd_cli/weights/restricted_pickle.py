@@ -121,7 +121,7 @@ def load_with_stand_ins(path: Path, mmap: bool) -> Any:
         except pickle.UnpicklingError:
             for name in names:
                 if not _matches(name, INERT + MAPPINGS + TENSORS):
-                    raise RefusedError(name) from None
+                    raise RefusedError(name if name.isprintable() else ascii(name)) from None
             raise
     if isinstance(loaded, dict):
         return {key: value for key, value in loaded.items() if not (_is_stand_in(key) or _is_stand_in(value))}
