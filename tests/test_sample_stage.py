@@ -26,7 +26,8 @@ from sfd_cli.files import read_json, write_json
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.stages import sample as stage
 from sfd_cli.stages import sample_files
-from sfd_cli.stages.sampler import Sampler, balanced_labels, decode_textures, initial_noise, sample_latents
+from sfd_cli.stages.sample_inputs import SampleInputs, balanced_labels, initial_noise
+from sfd_cli.stages.sampler import Sampler, decode_textures, sample_latents
 from sfd_cli.weights.model_files import load_dit, load_texture_vae, save_model
 
 
@@ -384,7 +385,8 @@ def test_textures_are_unnormalised_and_semantics_dropped(tmp_path: Path) -> None
 def test_the_sampler_knows_the_classes_by_name(tmp_path: Path) -> None:
     sampler = Sampler.load(_project(tmp_path), torch.device("cpu"))
     assert sampler.class_names == CLASSES
-    assert sampler.images([3, 4]).shape == (2, SIDE, SIDE, 3)
+    inputs = SampleInputs.open(sampler.flow.sample)
+    assert sampler.images(inputs, [3, 4]).shape == (2, SIDE, SIDE, 3)
 
 
 def test_settings_json_is_all_that_says_how_samples_were_made(tmp_path: Path) -> None:

@@ -86,18 +86,41 @@ def train(
     return {"which": model, "sections": {"dit": model}}
 
 
-@add_stage("sample", IMAGES, Stage("sample", {"sample": ""}, ("dit", "guide", "texture_vae", "samples", "metrics")))
+_FILE = {"dir_okay": False, "rich_help_panel": "Given inputs"}
+
+
+@add_stage(
+    "sample",
+    IMAGES,
+    Stage(
+        "sample",
+        {"sample": "", "foreign": "foreign-"},
+        ("dit", "guide", "texture_vae", "samples", "metrics"),
+        {"dit": "checkpoint"},
+    ),
+)
 def sample(
     grid: Annotated[Path | None, typer.Option(help="also write a picture of the first images", dir_okay=False)] = None,
+    noise: Annotated[Path | None, typer.Option(help=".npy of floats (N, C, h, w) to start from", **_FILE)] = None,
+    labels: Annotated[Path | None, typer.Option(help=".npy of class indices (N,)", **_FILE)] = None,
+    latents_out: Annotated[
+        Path | None,
+        typer.Option(help="write normalised composite latents (N, C, h, w) to this .npy, and no images", **_FILE),
+    ] = None,
 ) -> dict[str, Any]:
     """Sample images: PNGs, their labels and an ADM-format npz.
 
-    Image i depends on the seed and i alone. Resumes where it stopped.
+    Image i depends on the seed and i alone. Resumes where it stopped. Models may be folders made here, checkpoints of
+    the reference code, or names from `sfd weights list`.
     """
-    return {"grid": grid}
+    return {"grid": grid, "noise": noise, "labels": labels, "latents_out": latents_out}
 
 
-@add_stage("fid", IMAGES, Stage("fid", {"fid": ""}, ("samples", "images", "dit", "texture_vae", "metrics")))
+@add_stage(
+    "fid",
+    IMAGES,
+    Stage("fid", {"fid": "", "foreign": "foreign-"}, ("samples", "images", "dit", "texture_vae", "metrics")),
+)
 def fid() -> None:
     """Score the samples: Fréchet distance, KID, precision and recall.
 
@@ -110,7 +133,7 @@ def fid() -> None:
     IMAGES,
     Stage(
         "report",
-        {"report": ""},
+        {"report": "", "foreign": "foreign-"},
         ("samples", "images", "semvae", "texture_vae", "latents", "dit", "guide", "metrics", "reports"),
     ),
 )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sfd_cli.cli.app import app
-from sfd_cli.cli.terminal import friendly_errors
+from sfd_cli.cli.terminal import friendly_errors, print_result
 
 weights_app = typer.Typer(help="Published weights: what there is, and fetching it.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights", rich_help_panel="4. Weights and settings")
+
+
+_NAME = Annotated[str, typer.Argument(help="a name from `sfd weights list`")]
 
 
 @weights_app.command("list")
@@ -24,10 +28,83 @@ def weights_list() -> None:
         typer.echo(f"{entry.name:<28} {entry.licence:<14} {size:>8}  {entry.purpose}")
 
 
+@weights_app.command("info")
+@friendly_errors
+def weights_info(name: _NAME) -> None:
+    """Tell all that is known about named weights: source, files, licence, digest, and how to get them by hand."""
+    from sfd_cli.weights.describe import describe
+
+    facts = describe(name)
+    print_result({key: ", ".join(value) if isinstance(value, list) else value for key, value in facts.items()})
+
+
 @weights_app.command("fetch")
 @friendly_errors
-def weights_fetch(name: Annotated[str, typer.Argument(help="a name from `sfd weights list`")]) -> None:
+def weights_fetch(name: _NAME) -> None:
     """Fetch named weights into the cache, resuming and verifying, and print where they are."""
     from sfd_cli.weights.fetch import fetch
 
     typer.echo(fetch(name))
+
+
+@weights_app.command("verify")
+@friendly_errors
+def weights_verify(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="names from `sfd weights list`; none: all that are here")
+    ] = None,
+) -> None:
+    """Read named weights again and compare size and SHA-256 with what is published."""
+    from sfd_cli.weights.fetch import find_local, verify
+    from sfd_cli.weights.registry import REGISTRY
+
+    chosen = names or [name for name, entry in REGISTRY.items() if find_local(entry) is not None]
+    for name in chosen:
+        print_result({name: verify(name)})
+    if not chosen:
+        typer.echo("no registered weights are here; `sfd weights fetch NAME` brings them")
+
+
+@weights_app.command("import")
+@friendly_errors
+def weights_import(
+    source: Annotated[
+        str, typer.Argument(help="a checkpoint, a diffusers folder, a folder of latent shards, or a name")
+    ],
+    target: Annotated[Path, typer.Argument(help="the folder to write")],
+    heads: Annotated[int | None, typer.Option(min=1, help="attention heads, where no tensor tells them")] = None,
+    semantic_channels: Annotated[int | None, typer.Option(min=1, help="how many channels are semantic")] = None,
+    repa_depth: Annotated[int | None, typer.Option(min=1, help="the block that its REPA projector reads")] = None,
+    delta_t: Annotated[float | None, typer.Option(min=0, max=1, help="offset it was trained with")] = None,
+    texture_statistics: Annotated[
+        str | None, typer.Option(help="a transformer's latent statistics: a .pt, a folder, or a name")
+    ] = None,
+    semantic_statistics: Annotated[str | None, typer.Option(help="likewise, of the semantic latents")] = None,
+    encoder: Annotated[str, typer.Option(help="visual encoder behind latent shards")] = "dinov2_vitb14_reg",
+    image_size: Annotated[int, typer.Option(min=1, help="side of the images behind latent shards, pixels")] = 256,
+    num_classes: Annotated[int | None, typer.Option(min=1, help="classes of latent shards; unset: as labelled")] = None,
+) -> None:
+    """Turn a file of the reference code into one of our folders, telling its kind and architecture from its tensors.
+
+    Takes a DiT checkpoint (training or EMA only), a Semantic VAE, an LDM or diffusers autoencoder, a DINOv2 backbone,
+    latent statistics, or a folder of latent shards. Nothing pickled in a file is executed.
+    """
+    from sfd_cli.stages.import_weights import import_model, import_shards, is_shards
+
+    if is_shards(Path(source)):
+        print_result(import_shards(Path(source), target, encoder, image_size, num_classes))
+    else:
+        hints = {"heads": heads, "semantic_channels": semantic_channels, "repa_depth": repa_depth, "delta_t": delta_t}
+        print_result(import_model(source, target, hints, texture_statistics, semantic_statistics))
+
+
+@weights_app.command("export")
+@friendly_errors
+def weights_export(
+    source: Annotated[Path, typer.Argument(help="a model folder or a latent store", file_okay=False)],
+    target: Annotated[Path, typer.Argument(help="the .pt to write, or the folder for latent shards")],
+) -> None:
+    """Write one of our folders in the reference's own layout; what was imported comes back bit for bit."""
+    from sfd_cli.stages.import_weights import export
+
+    print_result(export(source, target))

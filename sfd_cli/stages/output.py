@@ -34,7 +34,7 @@ class StageOutput:
         settings: what affects the result, JSON-able; the fingerprint covers it and `inputs`.
         inputs: fingerprints of the artifacts read.
         metrics: the folder for timings (`timings/<stage>.json`), outside the artifact because
-            artifacts of equal settings must be equal byte for byte.
+            artifacts of equal settings must be equal byte for byte; None for work outside the pipeline.
         inert: settings shown in `settings.json` that only say how far a run goes, such as the number of
             training steps; they are not in the fingerprint and `complete` is the caller's to decide.
 
@@ -50,7 +50,7 @@ class StageOutput:
         stage: str,
         settings: dict[str, Any],
         inputs: dict[str, str],
-        metrics: Path,
+        metrics: Path | None,
         inert: dict[str, Any] | None = None,
     ) -> None:
         self.folder = Path(folder)
@@ -62,7 +62,7 @@ class StageOutput:
         self.complete = False
         self.resumed = False
         self.facts: dict[str, Any] = {}
-        self._timings = Path(metrics) / "timings" / f"{stage}.json"
+        self._timings = None if metrics is None else Path(metrics) / "timings" / f"{stage}.json"
 
     def __enter__(self) -> Self:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -97,9 +97,10 @@ class StageOutput:
         self.facts = facts
         self._record(complete=True)
         self.complete = True
-        segments = read_json(self._timings) if self._timings.exists() else []
-        segments.append({"seconds": round(time.monotonic() - self._started, 2), "resumed": self.resumed})
-        write_json(self._timings, segments)
+        if self._timings is not None:
+            segments = read_json(self._timings) if self._timings.exists() else []
+            segments.append({"seconds": round(time.monotonic() - self._started, 2), "resumed": self.resumed})
+            write_json(self._timings, segments)
 
     def _inspect(self) -> None:
         """Decide between complete, resumed and fresh from what lies in the folder."""
@@ -116,7 +117,7 @@ class StageOutput:
         elif self.folder.exists() and any(self.folder.iterdir()):
             self._put_aside({}, "was not made by this stage")
         else:
-            self._timings.unlink(missing_ok=True)
+            self._forget_timings()
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def _has_all(self, found: dict[str, Any]) -> bool:
@@ -139,7 +140,7 @@ class StageOutput:
 
         What a DVC run finished is in DVC's cache, so it can go; anything else is renamed.
         """
-        self._timings.unlink(missing_ok=True)
+        self._forget_timings()
         if found.get("complete") and found.get("under_dvc") and UNDER_DVC in os.environ:
             shutil.rmtree(self.folder)
             self.folder.mkdir()
@@ -154,6 +155,10 @@ class StageOutput:
         self.folder.rename(aside)
         self.folder.mkdir()
         say(f"{self.folder} {why}; it is now {aside}, starting afresh")
+
+    def _forget_timings(self) -> None:
+        if self._timings is not None:
+            self._timings.unlink(missing_ok=True)
 
     def _record(self, complete: bool) -> None:
         write_json(

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from sfd_cli.config import Sample, Settings
 from sfd_cli.engine.distributed import Processes
+from sfd_cli.errors import UserError
 from sfd_cli.files import read_json
 from sfd_cli.stages.device import choose_device
 from sfd_cli.stages.output import StageOutput, say
@@ -29,17 +30,9 @@ from sfd_cli.stages.sample_files import (
     write_archive,
     write_png,
 )
-from sfd_cli.stages.sampler import (
-    Sampler,
-    balanced_labels,
-    decode_textures,
-    guidance_scale,
-    initial_noise,
-    sample_latents,
-)
+from sfd_cli.stages.sample_inputs import SampleInputs
+from sfd_cli.stages.sampler import Flow, Sampler, guidance_scale
 from sfd_cli.stages.upstream import dit_fingerprint, model_fingerprint
-
-__all__ = ["balanced_labels", "decode_textures", "initial_noise", "run", "sample_latents"]
 
 STAGE = "sample"
 # dopri5's step size comes from all images integrated together: a fixed group keeps image i from depending on the
@@ -50,14 +43,24 @@ WRITTEN_BEHIND = 2
 GRID_IMAGES = 36
 
 
-def run(settings: Settings, grid: Path | None = None) -> dict[str, Any]:
+def run(
+    settings: Settings,
+    grid: Path | None = None,
+    noise: Path | None = None,
+    labels: Path | None = None,
+    latents_out: Path | None = None,
+) -> dict[str, Any]:
     """Write `000000.png` ..., `labels.json` and `samples.npz`; under torchrun the processes take batches in turn.
 
     Image i depends on the seed and i alone, and an interrupted run goes on to the same bytes.
 
     Args:
-        settings: the sections `sample`, `paths` and `runtime` are read.
+        settings: the sections `sample`, `foreign`, `paths` and `runtime` are read.
         grid: also draw the first images with their classes, as one PNG.
+        noise: `.npy` of float (N, C, h, w) to start from, instead of noise drawn from the seed.
+        labels: `.npy` of int (N,), instead of classes in turn.
+        latents_out: write the normalised composite latents, float32 (N, C, h, w), to this `.npy`, and no images;
+            neither a texture VAE nor latent statistics are needed then.
 
     Returns:
         The summary to print; empty in all processes but the first.
@@ -66,25 +69,28 @@ def run(settings: Settings, grid: Path | None = None) -> dict[str, Any]:
         UserError: a model is missing, or models and settings do not fit together.
         StageFailure: a latent is not finite.
     """
-    sample, folder = settings.sample, settings.paths.samples
-    output = _output(settings)
+    inputs = SampleInputs.open(settings.sample, noise, labels)
     processes = Processes.join()
+    if latents_out is not None:
+        return _write_latents(settings, inputs, latents_out, processes)
+    folder = settings.paths.samples
+    output = _output(settings, inputs)
     with output if processes.first else nullcontext():
-        if processes.hear_first(output.complete and is_whole_folder(folder, sample.num_images)):
+        if processes.hear_first(output.complete and is_whole_folder(folder, inputs.count)):
             if processes.first:
                 say(f"{folder} is up to date")
         else:
             sampler = Sampler.load(settings, processes.device(choose_device(settings.runtime.device)))
+            prepare(sampler.flow, inputs, processes)
             if processes.first:
-                _warn_of_offset(sampler)
                 remove_leftovers(folder)
             processes.wait()
-            _write_images(sampler, folder, processes, settings.runtime.workers)
+            _write_images(sampler, inputs, folder, processes, settings.runtime.workers)
             processes.wait()
             if processes.first:
-                labels = balanced_labels(range(sample.num_images), sampler.classes).tolist()
-                write_archive(folder, labels, settings.runtime.workers)
-                output.finish(images=sample.num_images, class_names=sampler.class_names)
+                all_labels = inputs.labels_of(range(inputs.count), sampler.flow.dit.config.num_classes).tolist()
+                write_archive(folder, all_labels, settings.runtime.workers)
+                output.finish(images=inputs.count, class_names=sampler.class_names)
     if not processes.first:
         return {}
     return _summary(folder, output.facts["class_names"], grid)
@@ -105,9 +111,9 @@ def effective_settings(sample: Sample) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in unused}
 
 
-def _output(settings: Settings) -> StageOutput:
-    sample, paths = settings.sample, settings.paths
-    inputs = {
+def _output(settings: Settings, given: SampleInputs) -> StageOutput:
+    sample, paths = settings.sample.model_copy(update={"num_images": given.count}), settings.paths
+    inputs = dict(given.fingerprints) | {
         "dit": dit_fingerprint(settings, "dit"),
         "texture_vae": model_fingerprint(paths.texture_vae, "sfd train-texture-vae"),
     }
@@ -117,34 +123,78 @@ def _output(settings: Settings) -> StageOutput:
     return StageOutput(paths.samples, STAGE, effective_settings(sample), inputs, paths.metrics, inert)
 
 
-def _warn_of_offset(sampler: Sampler) -> None:
-    trained, asked = sampler.training_delta_t, sampler.sample.delta_t
-    if trained is not None and trained != asked:
+def prepare(flow: Flow, inputs: SampleInputs, processes: Processes) -> None:
+    """Check the inputs, warn of an offset the model does not know, and choose the precision of products.
+
+    Raises:
+        UserError: noise of another shape than the network's, or a class it does not know.
+    """
+    inputs.require_fit(flow.shape, flow.dit.config.num_classes)
+    trained, asked = flow.about.get("delta_t"), flow.sample.delta_t
+    if processes.first and trained is not None and trained != asked:
         say(f"sampling with delta_t {asked}, but the model was trained with {trained}")
-
-
-def _write_images(sampler: Sampler, folder: Path, processes: Processes, workers: int) -> None:
-    """Write this process's share of the PNGs, keeping those that are whole."""
-    sample = sampler.sample
-    size = DOPRI5_GROUP if sample.solver == "dopri5" else sample.batch_size
-    starts = range(0, sample.num_images, size)[processes.rank :: processes.count]
-    total = sum(min(size, sample.num_images - start) for start in starts)
-    if next(iter(sampler.dit.parameters())).is_cuda:
+    if flow.device.type == "cuda":
         # Full float32 products gain nothing over the published numbers, which were made with TF32.
         torch.set_float32_matmul_precision("high")
-    with (
-        ThreadPoolExecutor(max(workers, 1)) as pool,
-        tqdm(total=total, desc="sampling", unit="image", disable=None if processes.first else True) as bar,
-    ):
+
+
+def _batches(sample: Sample, count: int, processes: Processes) -> tuple[int, list[range]]:
+    """Images of one call of the solver, and this process's share of the calls."""
+    size = DOPRI5_GROUP if sample.solver == "dopri5" else sample.batch_size
+    starts = range(0, count, size)[processes.rank :: processes.count]
+    return size, [range(start, min(start + size, count)) for start in starts]
+
+
+def _progress(batches: list[range], processes: Processes) -> tqdm:
+    total = sum(map(len, batches))
+    return tqdm(total=total, desc="sampling", unit="image", disable=None if processes.first else True)
+
+
+def _write_latents(settings: Settings, inputs: SampleInputs, path: Path, processes: Processes) -> dict[str, Any]:
+    """Write the latents of all images, each process its batches of one mapped file, which gets its name at the end."""
+    if path.suffix != ".npy" or path.exists():
+        problem = "exists already; remove it or give another name" if path.exists() else "must end in .npy"
+        raise UserError(f"--latents-out: {path} {problem}")
+    flow = Flow.load(settings, processes.device(choose_device(settings.runtime.device)))
+    prepare(flow, inputs, processes)
+    temporary, shape = path.with_name(f".{path.name}.tmp"), (inputs.count, *flow.shape)
+    try:
+        if processes.first:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
+        processes.wait()
+        file = np.lib.format.open_memmap(temporary, "r+")
+        size, batches = _batches(flow.sample, inputs.count, processes)
+        with _progress(batches, processes) as bar:
+            for batch in batches:
+                latents = flow.latents(inputs, range(batch.start, batch.start + size))
+                file[batch.start : batch.stop] = latents[: len(batch)].cpu().numpy()
+                bar.update(len(batch))
+        file.flush()
+        processes.wait()
+        if processes.first:
+            temporary.rename(path)
+    finally:
+        if processes.first:
+            temporary.unlink(missing_ok=True)
+    return {"latents": " x ".join(map(str, shape)), "file": str(path)} if processes.first else {}
+
+
+def _write_images(sampler: Sampler, inputs: SampleInputs, folder: Path, processes: Processes, workers: int) -> None:
+    """Write this process's share of the PNGs, keeping those that are whole."""
+    size, batches = _batches(sampler.flow.sample, inputs.count, processes)
+    with ThreadPoolExecutor(max(workers, 1)) as pool, _progress(batches, processes) as bar:
         writing: deque[list[Future[None]]] = deque()
-        for start in starts:
-            wanted = range(start, min(start + size, sample.num_images))
+        for wanted in batches:
             missing = _missing(folder, wanted, pool.map)
             if missing:
                 # The last batch is filled up with images past the end: one shape, and no image's numerics change.
-                images = sampler.images(range(start, start + size))
+                images = sampler.images(inputs, range(wanted.start, wanted.start + size))
                 writing.append(
-                    [pool.submit(write_png, image_path(folder, index), images[index - start]) for index in missing]
+                    [
+                        pool.submit(write_png, image_path(folder, index), images[index - wanted.start])
+                        for index in missing
+                    ]
                 )
             while len(writing) > WRITTEN_BEHIND:
                 _wait_for(writing.popleft())

@@ -10,7 +10,8 @@ from torch import nn
 from sfd_cli.config import DiT, Sample, Settings
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.report.pictures import draw_samples
-from sfd_cli.stages.sampler import balanced_labels, decode_textures, initial_noise, sample_latents
+from sfd_cli.stages.sample_inputs import balanced_labels, initial_noise
+from sfd_cli.stages.sampler import decode_textures, sample_latents
 from sfd_cli.stages.velocity_task import VelocityTask
 from sfd_cli.weights.sources import open_texture_vae
 

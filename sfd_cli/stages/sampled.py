@@ -29,6 +29,7 @@ class Sampled:
         description: where they are, and the fingerprint of what made them.
         settings: the settings `sfd sample` recorded, or nothing.
         class_names: of every class, or nothing.
+        given_noise: whether the noise came from a file instead of the seed.
     """
 
     files: list[Path]
@@ -37,6 +38,7 @@ class Sampled:
     description: str
     settings: dict[str, Any]
     class_names: list[str]
+    given_noise: bool = False
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -58,7 +60,8 @@ class Sampled:
         if missing:
             raise UserError(f"{missing[0]} is missing ({len(missing)} of {len(files)} samples); run `sfd sample` again")
         description = f"{folder} {fingerprint[:16]}"
-        return cls(files, labels, _side(files[0]), description, record["settings"], record["facts"]["class_names"])
+        names, given = record["facts"]["class_names"], "noise" in record.get("inputs", {})
+        return cls(files, labels, _side(files[0]), description, record["settings"], names, given)
 
     def choose(self, count: int | None, seed: int) -> list[int]:
         """Indices of `count` random samples, ascending; of all where it is None.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from sfd_cli.diffusion.solver import OnPoint, integrate
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.texture_vae import TextureVAE, to_pixels
+from sfd_cli.stages.sample_inputs import SampleInputs
 from sfd_cli.stages.upstream import model_fingerprint
 from sfd_cli.weights.sources import open_dit, open_texture_vae
 
@@ -25,97 +26,142 @@ DECODED_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
-class Sampler:
-    """The models of one sampling run, on one device.
+class Flow:
+    """The transformers of a sampling run and how to integrate them, on one device.
 
     Attributes:
         dit: the diffusion transformer.
         guide: the weaker model, for AutoGuidance.
-        texture_vae: decodes the texture latent.
-        statistics: per-channel mean and std of the training set, (C, 1, 1) each, textures first.
-        class_names: of every class, in order.
-        training_delta_t: the offset the transformer was trained with, where its folder says.
         sample: the settings.
+        about: what the transformer's folder says beside its architecture.
+        name: where the transformer is, for messages.
     """
 
     dit: LightningDiT
     guide: LightningDiT | None
-    texture_vae: TextureVAE
-    statistics: tuple[Tensor, Tensor]
-    class_names: list[str]
-    training_delta_t: float | None
     sample: Sample
+    about: dict[str, Any]
+    name: str
 
     @classmethod
-    def load(cls, settings: Settings, device: torch.device) -> Sampler:
+    def load(cls, settings: Settings, device: torch.device) -> Self:
+        """Load the transformers of `settings.paths`.
+
+        Raises:
+            UserError: one is missing or damaged, or they and the settings do not fit together.
+        """
+        paths = settings.paths
+        dit, about = open_dit(settings)
+        guide = None
+        if settings.sample.guidance == "autoguidance":
+            guide, of_guide = open_dit(settings, "guide")
+            if of_guide.get("statistics", about.get("statistics")) != about.get("statistics"):
+                raise UserError(f"{paths.guide} was trained on other latents than {paths.dit}; train it again")
+            guide = guide.to(device)
+        flow = cls(dit.to(device), guide, settings.sample, about, str(paths.dit))
+        flow.require_fit(str(paths.guide))
+        return flow
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of a composite latent."""
+        config = self.dit.config
+        return config.in_channels, config.grid, config.grid
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformers are."""
+        return next(self.dit.parameters()).device
+
+    def latents(self, inputs: SampleInputs, indices: Sequence[int], on_point: OnPoint | None = None) -> Tensor:
+        """Normalised composite latents (n, C, h, w) of images `indices`.
+
+        Raises:
+            StageFailure: one is not finite.
+        """
+        noise = inputs.noise_of(indices, self.shape).to(self.device)
+        labels = inputs.labels_of(indices, self.dit.config.num_classes).to(self.device)
+        latents = sample_latents(self.dit, self.guide, self.sample, noise, labels, on_point)
+        if not bool(latents.isfinite().all()):
+            raise StageFailure(
+                f"the latents of images {indices[0]} to {indices[-1]} are not finite; "
+                "sample with more --steps or a smaller --scale, or look at the training losses"
+            )
+        return latents
+
+    def require_fit(self, guide: str) -> None:
+        """Raise UserError where transformer, guide (named so) and settings do not belong together."""
+        sample, config = self.sample, self.dit.config
+        if sample.delta_t and (config.semantic_channels == 0 or config.time_embedding == "single"):
+            lacks = "has no semantic channels" if config.semantic_channels == 0 else "has one time for both streams"
+            raise UserError(
+                f"sample.delta_t: {self.name} {lacks}, so there is no offset to sample with; use --delta-t 0"
+            )
+        if self.guide is None:
+            return
+        for name in ("grid", "in_channels", "semantic_channels", "num_classes"):
+            ours, theirs = getattr(config, name), getattr(self.guide.config, name)
+            if ours != theirs:
+                raise UserError(
+                    f"{guide} cannot guide {self.name}: its {name} is {theirs} instead of {ours}; "
+                    "train both on the same latents"
+                )
+        if sample.delta_t and self.guide.config.time_embedding == "single":
+            raise UserError(f"{guide} has one time for both streams, so it can guide with --delta-t 0 only")
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """All models of one sampling run, on one device.
+
+    Attributes:
+        flow: from noise to composite latents.
+        texture_vae: decodes the texture latent.
+        statistics: per-channel mean and std of the training set, (C, 1, 1) each, textures first.
+    """
+
+    flow: Flow
+    texture_vae: TextureVAE
+    statistics: tuple[Tensor, Tensor]
+
+    @classmethod
+    def load(cls, settings: Settings, device: torch.device) -> Self:
         """Load the models of `settings.paths`.
 
         Raises:
             UserError: a model is missing or damaged, or models and settings do not fit together.
         """
-        sample, paths = settings.sample, settings.paths
-        dit, extra = open_dit(settings)
-        guide = None
-        if sample.guidance == "autoguidance":
-            guide, of_guide = open_dit(settings, "guide")
-            if of_guide.get("statistics", extra.get("statistics")) != extra.get("statistics"):
-                raise UserError(f"{paths.guide} was trained on other latents than {paths.dit}; train it again")
-        made_for = extra.get("texture_vae")
+        paths, flow = settings.paths, Flow.load(settings, device)
+        made_for = flow.about.get("texture_vae")
         if made_for not in (None, model_fingerprint(paths.texture_vae, "sfd train-texture-vae")):
             raise UserError(
                 f"{paths.dit} was trained on latents of another texture VAE than {paths.texture_vae};"
                 " run `sfd encode-latents` and `sfd train` again"
             )
         texture_vae = open_texture_vae(settings)
-        mean, std = read_statistics(extra, dit, str(paths.dit))
-        _require_fit(settings, dit, guide, texture_vae)
-        return cls(
-            dit.to(device),
-            guide.to(device) if guide else None,
-            texture_vae.to(device),
-            (mean.to(device), std.to(device)),
-            [str(name) for name in extra.get("classes", range(dit.config.num_classes))],
-            extra.get("delta_t"),
-            sample,
-        )
+        config = flow.dit.config
+        textures = config.in_channels - config.semantic_channels
+        if textures != texture_vae.latent_channels:
+            raise UserError(
+                f"{paths.dit} makes {textures} texture channels, but {paths.texture_vae} decodes "
+                f"{texture_vae.latent_channels}; use the texture VAE that its latents were encoded with"
+            )
+        mean, std = read_statistics(flow.about, flow.dit, flow.name)
+        return cls(flow, texture_vae.to(device), (mean.to(device), std.to(device)))
 
     @property
-    def classes(self) -> Sequence[int]:
-        """Class indices to sample, which images take in turn."""
-        return range(self.dit.config.num_classes) if self.sample.classes is None else self.sample.classes
+    def class_names(self) -> list[str]:
+        """Of every class, in order; numbers where the transformer's folder has no names."""
+        return [str(name) for name in self.flow.about.get("classes", range(self.flow.dit.config.num_classes))]
 
-    def images(self, indices: Sequence[int]) -> np.ndarray:
+    def images(self, inputs: SampleInputs, indices: Sequence[int]) -> np.ndarray:
         """Images `indices` of this run, uint8 (n, H, W, 3).
 
         Raises:
             StageFailure: a latent is not finite.
         """
-        config, device = self.dit.config, self.statistics[0].device
-        noise = initial_noise(self.sample.seed, indices, (config.in_channels, config.grid, config.grid))
-        labels = balanced_labels(indices, self.classes)
-        latents = sample_latents(self.dit, self.guide, self.sample, noise.to(device), labels.to(device))
-        if not bool(latents.isfinite().all()):
-            raise StageFailure(
-                f"the latents of images {indices[0]} to {indices[-1]} are not finite; "
-                "sample with more --steps or a smaller --scale, or look at the training losses"
-            )
-        images = decode_textures(self.texture_vae, latents, self.statistics)
+        images = decode_textures(self.texture_vae, self.flow.latents(inputs, indices), self.statistics)
         return images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-
-
-def initial_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Standard normal noise (n, *shape) float32 on the CPU; each image's depends on `seed` and its index alone."""
-
-    def one(index: int) -> Tensor:
-        state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)
-        return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(int(state[0])))
-
-    return torch.stack([one(index) for index in indices])
-
-
-def balanced_labels(indices: Sequence[int], classes: Sequence[int]) -> Tensor:
-    """Labels (n,) int64 that go through `classes` in turn, so that any run of images has all equally often."""
-    return torch.tensor([classes[index % len(classes)] for index in indices])
 
 
 @torch.inference_mode()
@@ -195,32 +241,3 @@ def _velocity_field(dit: LightningDiT, guide: LightningDiT | None, sample: Sampl
             raise ValueError("autoguidance needs a guide")
         return AutoGuidance(dit, guide, guidance_scale(sample), semantic_channels)
     return dit
-
-
-def _require_fit(settings: Settings, dit: LightningDiT, guide: LightningDiT | None, texture_vae: TextureVAE) -> None:
-    sample, paths, config = settings.sample, settings.paths, dit.config
-    textures = config.in_channels - config.semantic_channels
-    if textures != texture_vae.latent_channels:
-        raise UserError(
-            f"{paths.dit} makes {textures} texture channels, but {paths.texture_vae} decodes "
-            f"{texture_vae.latent_channels}; use the texture VAE that its latents were encoded with"
-        )
-    if sample.delta_t and (config.semantic_channels == 0 or config.time_embedding == "single"):
-        lacks = "has no semantic channels" if config.semantic_channels == 0 else "has one time for both streams"
-        raise UserError(f"sample.delta_t: {paths.dit} {lacks}, so there is no offset to sample with; use --delta-t 0")
-    unknown = [index for index in sample.classes or [] if not 0 <= index < config.num_classes]
-    if unknown or sample.classes == []:
-        raise UserError(
-            f"sample.classes: {unknown or 'an empty list'} will not do; "
-            f"{paths.dit} knows classes 0 to {config.num_classes - 1}"
-        )
-    if guide is not None:
-        for name in ("grid", "in_channels", "semantic_channels", "num_classes"):
-            ours, theirs = getattr(config, name), getattr(guide.config, name)
-            if ours != theirs:
-                raise UserError(
-                    f"{paths.guide} cannot guide {paths.dit}: its {name} is {theirs} instead of {ours}; "
-                    "train both on the same latents"
-                )
-        if sample.delta_t and guide.config.time_embedding == "single":
-            raise UserError(f"{paths.guide} has one time for both streams, so it can guide with --delta-t 0 only")

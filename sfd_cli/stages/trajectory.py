@@ -11,8 +11,9 @@ from sfd_cli.diffusion.schedule import AsynchronousSchedule
 from sfd_cli.errors import UserError
 from sfd_cli.report.pictures import Trajectory, pick_progress
 from sfd_cli.stages.device import choose_device
+from sfd_cli.stages.sample_inputs import SampleInputs
 from sfd_cli.stages.sampled import Sampled
-from sfd_cli.stages.sampler import Sampler, decode_textures, initial_noise, sample_latents
+from sfd_cli.stages.sampler import Sampler, decode_textures
 
 
 def follow_samples(settings: Settings, samples: Sampled, indices: list[int]) -> tuple[Trajectory, AsynchronousSchedule]:
@@ -26,11 +27,10 @@ def follow_samples(settings: Settings, samples: Sampled, indices: list[int]) -> 
     sample = recorded_sample(settings.sample, samples)
     device = choose_device(settings.runtime.device)
     sampler = Sampler.load(settings.model_copy(update={"sample": sample}), device)
-    config, schedule = sampler.dit.config, AsynchronousSchedule(sample.delta_t)
-    noise = initial_noise(sample.seed, indices, (config.in_channels, config.grid, config.grid)).to(device)
-    labels = torch.tensor([samples.labels[index] for index in indices], device=device)
+    config, schedule = sampler.flow.dit.config, AsynchronousSchedule(sample.delta_t)
+    inputs = SampleInputs(sample.seed, None, len(samples.labels), labels=np.asarray(samples.labels))
     points: dict[float, Tensor] = {}
-    sample_latents(sampler.dit, sampler.guide, sample, noise, labels, on_point=points.__setitem__)
+    sampler.flow.latents(inputs, indices, on_point=points.__setitem__)
     kept = nearest(list(points), pick_progress(schedule))
     textures = [decode_textures(sampler.texture_vae, points[progress], sampler.statistics) for progress in kept]
     first_semantic = config.in_channels - config.semantic_channels
@@ -43,10 +43,12 @@ def recorded_sample(section: Sample, samples: Sampled) -> Sample:
     """The settings that made the samples: those recorded beside them, over today's `section`.
 
     Raises:
-        UserError: none are recorded.
+        UserError: none are recorded, or not all of what made them.
     """
     if not samples.settings:
         raise UserError(f"the images in {samples.description} are not from `sfd sample`, so their way cannot be shown")
+    if samples.given_noise:
+        raise UserError(f"{samples.description} was sampled from given noise, so its way cannot be shown from the seed")
     recorded = {key: value for key, value in samples.settings.items() if key in Sample.model_fields}
     if "interval" in samples.settings:
         recorded["interval_start"], recorded["interval_end"] = samples.settings["interval"]

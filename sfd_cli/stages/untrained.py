@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sfd_cli.config import Settings
 from sfd_cli.networks.lightning_dit import LightningDiT
+from sfd_cli.stages.sample_inputs import SampleInputs
 from sfd_cli.stages.sampler import Sampler
 
 # A fresh transformer's last layer is zero (as in DiT), so noise stays where it is whatever the number of steps.
@@ -32,9 +33,10 @@ def untrained_images(settings: Settings, count: int, device: torch.device) -> It
     trained = Sampler.load(settings.model_copy(update={"sample": sample}), device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.fid.seed)
-        network = LightningDiT(trained.dit.config)
-    untrained = replace(trained, dit=network.to(device).eval().requires_grad_(False))
+        network = LightningDiT(trained.flow.dit.config)
+    flow = replace(trained.flow, dit=network.to(device).eval().requires_grad_(False))
+    untrained, inputs = replace(trained, flow=flow), SampleInputs.open(sample)
     size = settings.fid.batch_size
     starts = range(0, count, size)
-    arrays = (untrained.images(range(start, min(start + size, count))) for start in starts)
+    arrays = (untrained.images(inputs, range(start, min(start + size, count))) for start in starts)
     return (torch.from_numpy(array).permute(0, 3, 1, 2) for array in arrays)

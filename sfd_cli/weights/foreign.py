@@ -257,7 +257,7 @@ def _read_dit(state_dicts: Mapping[str, dict[str, Tensor]], hints: Hints) -> For
 
 def _read_semantic_vae(checkpoint: Mapping[str, Any], weights: dict[str, Tensor], hints: Hints) -> Foreign:
     if hints.heads is None:
-        raise UserError("no tensor of a Semantic VAE tells the number of its attention heads; give it")
+        raise UserError("no tensor of a Semantic VAE tells the number of its attention heads; give `heads`")
     config, converted = semantic_vae_from_reference(weights, hints.heads)
     for key, expected in _semantic_vae_sizes(config).items():
         if checkpoint.get(key, expected) != expected:

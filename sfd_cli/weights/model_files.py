@@ -82,7 +82,7 @@ def load_dit(folder: Path, weights: str = "ema") -> tuple[LightningDiT, dict[str
     network, extra = _load(folder, LightningDiT, LightningDiTConfig, weights)
     tables = Path(folder) / f"{weights}{TABLES}.safetensors"
     if tables.exists():
-        _fill_buffers(network, tables)
+        fill_buffers(network, read_safetensors(tables), str(tables))
     return network, extra
 
 
@@ -146,6 +146,19 @@ def require_fit(module: nn.Module, state_dict: Mapping[str, Tensor], source: str
         raise UserError(f"{source} does not fit a {type(module).__name__}: {'; '.join(problems[:3])}{more}")
 
 
+def fill_buffers(module: nn.Module, tables: Mapping[str, Tensor], source: str) -> None:
+    """Put tables of positions into the module's buffers of the same names.
+
+    Raises:
+        UserError: one has no place; names `source`.
+    """
+    buffers = dict(module.named_buffers())
+    for name, table in tables.items():
+        if name not in buffers or buffers[name].shape != table.shape:
+            raise UserError(f"{source} does not fit its weights: {name} {tuple(table.shape)}; import them again")
+        buffers[name].copy_(table)
+
+
 def _load(folder: Path, module: type[M], config_type: type, weights: str) -> tuple[M, dict[str, Any]]:
     folder = Path(folder)
     description = load_config(folder)
@@ -164,13 +177,3 @@ def _load(folder: Path, module: type[M], config_type: type, weights: str) -> tup
     require_fit(built, tensors, str(path))
     built.load_state_dict(tensors)
     return built.eval().requires_grad_(False), description
-
-
-def _fill_buffers(module: nn.Module, path: Path) -> None:
-    buffers = dict(module.named_buffers())
-    for name, table in read_safetensors(path).items():
-        if name not in buffers or buffers[name].shape != table.shape:
-            raise UserError(
-                f"{path} does not fit the weights beside it: {name} {tuple(table.shape)}; import them again"
-            )
-        buffers[name].copy_(table)

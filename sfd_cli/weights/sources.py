@@ -21,7 +21,14 @@ from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.weights.convert import LatentStatistics
 from sfd_cli.weights.fetch import fetch
 from sfd_cli.weights.foreign import DIFFUSERS_WEIGHTS, Foreign, Hints, read_foreign
-from sfd_cli.weights.model_files import load_config, load_dit, load_semantic, load_texture_vae
+from sfd_cli.weights.model_files import (
+    TABLES,
+    fill_buffers,
+    load_config,
+    load_dit,
+    load_semantic,
+    load_texture_vae,
+)
 from sfd_cli.weights.registry import REGISTRY
 
 SemanticCompressor = SemanticVAE | SemanticPCA
@@ -65,18 +72,28 @@ def open_dit(settings: Settings, which: Literal["dit", "guide"] = "dit") -> tupl
     if not is_foreign(path):
         return load_dit(path, weights)
     statistics = foreign_statistics(settings, which)
-    hints = settings.foreign
-    channels = hints.semantic_channels
-    if channels is None and "semantic" in statistics:
-        channels = len(statistics["semantic"].mean)
-    found = _expect(path, "LightningDiT", Hints(hints.heads, channels, delta_t=hints.delta_t))
+    told = settings.foreign.model_dump(include={"heads", "semantic_channels", "delta_t"}, exclude_none=True)
+    if "semantic" in statistics:
+        told = {"semantic_channels": len(statistics["semantic"].mean)} | told
+    found = _expect(path, "LightningDiT", Hints(**{**registered_hints(source), **told}))
     if weights not in found.weights:
         raise UserError(f"{path} holds no {weights!r} weights, only {', '.join(found.weights)}; choose with --weights")
-    extra = dict(found.extra)
-    if statistics:
-        parts = [statistics[name] for name in ("texture", "semantic") if name in statistics]
-        extra["statistics"] = {key: [x for part in parts for x in getattr(part, key)] for key in ("mean", "std")}
-    return _filled(LightningDiT(found.config), found.weights[weights]), extra
+    network = _filled(LightningDiT(found.config), found.weights[weights])
+    fill_buffers(network, found.weights.get(f"{weights}{TABLES}", {}), str(path))
+    return network, found.extra | joined_statistics(statistics)
+
+
+def registered_hints(source: str | Path) -> dict[str, Any]:
+    """What the registry knows about weights named by their registered name, for `Hints`."""
+    entry = REGISTRY.get(str(source))
+    return {} if entry is None else dict(entry.hints)
+
+
+def joined_statistics(statistics: dict[str, LatentStatistics]) -> dict[str, Any]:
+    """`statistics` of a transformer's `config.json`, textures first; nothing where there are none."""
+    parts = [statistics[name] for name in ("texture", "semantic") if name in statistics]
+    joined = {key: [value for part in parts for value in getattr(part, key)] for key in ("mean", "std")}
+    return {"statistics": joined} if parts else {}
 
 
 def initial_weights(source: str, config: LightningDiTConfig) -> dict[str, Tensor]:
@@ -118,13 +135,13 @@ def read_semantic(source: str | Path, section: SemVAE, tiles: int) -> SemanticCo
     path = locate(source)
     if not is_foreign(path):
         return load_semantic(path)[0]
-    foreign = _expect(path, "SemanticVAE", Hints(heads=section.heads))
+    foreign = _expect(path, "SemanticVAE", Hints(**{"heads": section.heads, **registered_hints(source)}))
     found = foreign.config
     told = SemanticVAEConfig(found.feature_width, section.channels, section.width, section.depth, section.heads)
     if found != told:
         raise UserError(
-            f"{path} is a Semantic VAE with channels {found.channels}, width {found.width} and depth {found.depth};"
-            " set these in the section semvae, and semvae.heads, which no tensor tells"
+            f"{path} is a Semantic VAE with channels {found.channels}, width {found.width}, depth {found.depth} and"
+            f" {found.heads} heads; set these in the section semvae (no tensor tells the heads)"
         )
     return _filled(SemanticVAE(replace(found, tiles=tiles)), foreign.weights["model"])
 
@@ -149,12 +166,18 @@ def read_texture_vae(source: str | Path, space_to_depth: int) -> TextureVAE:
 
 def foreign_statistics(settings: Settings, which: Literal["dit", "guide"]) -> dict[str, LatentStatistics]:
     """Statistics by stream of the latents a foreign transformer was trained on: as told, else as the registry knows."""
-    told = {"texture": settings.foreign.texture_statistics, "semantic": settings.foreign.semantic_statistics}
-    entry = REGISTRY.get(str(getattr(settings.paths, which)))
+    told = settings.foreign
+    return read_statistics(getattr(settings.paths, which), told.texture_statistics, told.semantic_statistics)
+
+
+def read_statistics(source: str | Path, texture: str | None, semantic: str | None) -> dict[str, LatentStatistics]:
+    """Statistics by stream from where `texture` and `semantic` say, else as the registry knows for `source`."""
+    told = {"texture": texture, "semantic": semantic}
+    entry = REGISTRY.get(str(source))
     if entry is not None and entry.statistics is not None:
         known = dict(zip(("texture", "semantic"), entry.statistics, strict=True))
         told = {name: told[name] or known[name] for name in told}
-    return {name: read_latent_statistics(source) for name, source in told.items() if source is not None}
+    return {name: read_latent_statistics(place) for name, place in told.items() if place is not None}
 
 
 def read_latent_statistics(source: str | Path) -> LatentStatistics:
