@@ -453,13 +453,13 @@ def section_type(parent: type[Section], key: str) -> type[Section]:
     return next(part for part in (kind, *get_args(kind)) if isinstance(part, type) and issubclass(part, Section))
 
 
-def describe(error: ValidationError) -> str:
-    """The first problem of a validation error as one sentence that names the key, and how many more."""
+def describe(error: ValidationError, root: type[Section] = Settings) -> str:
+    """The first problem of a validation error of `root` as one sentence that names the key, and how many more."""
     problems = error.errors()
     first = problems[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        sentence = f"{key}: no such setting{_did_you_mean(first['loc'])}"
+        sentence = f"{key}: no such setting{_did_you_mean(root, first['loc'])}"
     elif first["type"] == "value_error":
         text = str(first["ctx"]["error"])
         # A section's own check names its key; a field's check has the field in its place already.
@@ -472,10 +472,10 @@ def describe(error: ValidationError) -> str:
     return sentence + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
 
 
-def _did_you_mean(loc: tuple[str | int, ...]) -> str:
+def _did_you_mean(root: type[Section], loc: tuple[str | int, ...]) -> str:
     import difflib
 
-    section: Any = Settings
+    section = root
     for part in loc[:-1]:
         section = section_type(section, str(part))
     close = difflib.get_close_matches(str(loc[-1]), list(section.model_fields), n=1)

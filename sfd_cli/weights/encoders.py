@@ -13,7 +13,7 @@ from sfd_cli.files import fingerprint
 from sfd_cli.networks.visual_encoder import VisualEncoder, timm_name
 from sfd_cli.weights.demo_encoder import read_demo_encoder
 from sfd_cli.weights.fetch import digest, fetch, fetch_weights
-from sfd_cli.weights.model_files import unwrap_checkpoint
+from sfd_cli.weights.model_files import load_config, unwrap_checkpoint
 from sfd_cli.weights.registry import REGISTRY, Https, Hub, Weights
 from sfd_cli.weights.torch_files import read_weights_file
 
@@ -69,9 +69,24 @@ def encoder_file(config: Encoder) -> Path | None:
     if config.weights == "published":
         return fetch(config.name) if config.name in REGISTRY else fetch_weights(timm_weights(config.name))
     path = Path(config.weights).expanduser()
+    if path.is_dir():
+        return _in_model_folder(path, config.name)
     if not path.is_file():
-        raise UserError(f"encoder.weights: {config.weights!r} is not a file; give one, or published, demo or random")
+        raise UserError(
+            f"encoder.weights: {config.weights!r} is not a file and not a model folder;"
+            " give one, or published, demo or random"
+        )
     return path
+
+
+def _in_model_folder(folder: Path, name: str) -> Path:
+    """The weights of an encoder that `sfd weights import` or a saved pipeline left in a folder."""
+    description = load_config(folder)
+    found = description["config"].get("name")
+    if description.get("type") != "VisualEncoder" or found != name:
+        what = f"encoder {found}" if description.get("type") == "VisualEncoder" else str(description.get("type"))
+        raise UserError(f"encoder.weights: {folder} holds the {what}, but encoder.name is {name}")
+    return folder / "model.safetensors"
 
 
 def timm_weights(name: str) -> Weights:

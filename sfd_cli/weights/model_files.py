@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -22,6 +23,8 @@ from sfd_cli.weights.torch_files import read_safetensors
 CONFIG = "config.json"
 TABLES = "_tables"
 """Ends the stem of a file with an imported transformer's own tables of positions: `ema_tables` belongs to `ema`."""
+
+POSITIONS = ("position", "rotary_cos", "rotary_sin")
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -53,6 +56,18 @@ def save_model(
         with atomic_path(folder / f"{stem}.safetensors") as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
     write_json(folder / CONFIG, {"type": module_type, "config": asdict(config), **extra})
+
+
+def dit_weights(network: LightningDiT, stem: str) -> dict[str, dict[str, Tensor]]:
+    """A transformer's weights for `save_model`, with its tables of positions where they are not just ours."""
+    with torch.device("cpu"):
+        fresh = dict(LightningDiT(replace(network.config, depth=0, repa_depth=0)).named_buffers())
+    tables = {
+        name: table
+        for name, table in network.named_buffers()
+        if name in POSITIONS and not torch.equal(table.cpu(), fresh[name])
+    }
+    return {stem: network.state_dict()} | ({f"{stem}{TABLES}": tables} if tables else {})
 
 
 def load_config(folder: Path) -> dict[str, Any]:
