@@ -85,6 +85,14 @@ class StageOutput:
     ) -> None:
         self._lock.close()
 
+    def recorded(self) -> bool:
+        """Whether an output of these very settings, finished or not, lies there already.
+
+        Touches nothing: for a stage that checks what it reads before it enters.
+        """
+        record = self.folder / SETTINGS
+        return record.exists() and read_json(record).get("fingerprint") == self.fingerprint
+
     def start_over(self, why: str) -> None:
         """Put what is there aside and begin with an empty folder; `why` completes "FOLDER ..." for the reader."""
         self._put_aside(read_json(self.folder / SETTINGS), why)

@@ -75,13 +75,14 @@ def run(
         return _write_latents(settings, inputs, latents_out, processes)
     folder = settings.paths.samples
     output = _output(settings, inputs)
+    # Entering makes room by putting other samples aside, so what would fail does so before.
+    sampler = None if processes.hear_first(output.recorded()) else _load(settings, inputs, processes)
     with output if processes.first else nullcontext():
         if processes.hear_first(output.complete and is_whole_folder(folder, inputs.count)):
             if processes.first:
                 say(f"{folder} is up to date")
         else:
-            sampler = Sampler.load(settings, processes.device(choose_device(settings.runtime.device)))
-            prepare(sampler.flow, inputs, processes)
+            sampler = sampler or _load(settings, inputs, processes)
             if processes.first:
                 remove_leftovers(folder)
             processes.wait()
@@ -119,8 +120,18 @@ def _output(settings: Settings, given: SampleInputs) -> StageOutput:
     }
     if sample.guidance == "autoguidance":
         inputs["guide"] = dit_fingerprint(settings, "guide")
-    inert = {"batch_size": sample.batch_size}
-    return StageOutput(paths.samples, STAGE, effective_settings(sample), inputs, paths.metrics, inert)
+    chosen, inert = effective_settings(sample), {"batch_size": sample.batch_size}
+    for name, array in (("seed", given.noise), ("classes", given.labels)):
+        if array is not None:
+            inert[name] = chosen.pop(name)
+    return StageOutput(paths.samples, STAGE, chosen, inputs, paths.metrics, inert)
+
+
+def _load(settings: Settings, inputs: SampleInputs, processes: Processes) -> Sampler:
+    """The models, checked against one another and the inputs."""
+    sampler = Sampler.load(settings, processes.device(choose_device(settings.runtime.device)))
+    prepare(sampler.flow, inputs, processes)
+    return sampler
 
 
 def prepare(flow: Flow, inputs: SampleInputs, processes: Processes) -> None:

@@ -1,0 +1,87 @@
+"""The `sfd` command in this process, and the files of the reference code that people give it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from reference_files import part
+from typer.testing import CliRunner
+
+from sfd_cli.cli import app
+from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
+from sfd_cli.weights.convert import texture_vae_to_ldm
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command left: exit code, standard output and standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+def sfd(*arguments: Any) -> Ran:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+    return Ran(result.exit_code, result.stdout, result.stderr)
+
+
+def done(*arguments: Any) -> Ran:
+    """The command, which must succeed."""
+    ran = sfd(*arguments)
+    assert ran.code == 0, ran.err
+    return ran
+
+
+def refused(*arguments: Any) -> str:
+    """The one sentence by which the command refuses; it must print nothing else and write nothing below this folder."""
+    before = files_below(Path.cwd())
+    ran = sfd(*arguments)
+    assert ran.code == 2, ran
+    assert ran.out == ""
+    (line,) = ran.err.splitlines()
+    assert line.startswith("sfd: error: ")
+    assert "Traceback" not in line
+    assert files_below(Path.cwd()) == before
+    return line
+
+
+def files_below(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file, hidden ones too, by its path; of folders only that they are there."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def training_checkpoint(path: Path, name: str = "sfd", which: str = "model") -> Path:
+    """A fixture's transformer as the reference's trainer saves it, with a settings object among the rest."""
+    weights = part(f"dit_{name}", f"{which}.")
+    last = {key: value + 1 if key.startswith("blocks.") else value for key, value in weights.items()}
+    settings = OmegaConf.create({"model": {"depth": 3}})
+    torch.save({"model": last, "ema": weights, "opt": {"state": {0: torch.ones(3)}}, "config": settings}, path)
+    return path
+
+
+def ema_checkpoint(path: Path, name: str = "sfd", which: str = "model") -> Path:
+    """A fixture's transformer as it is published."""
+    torch.save({"ema": part(f"dit_{name}", f"{which}.")}, path)
+    return path
+
+
+def ldm_checkpoint(path: Path, channels: int = 8) -> Path:
+    """A random LDM autoencoder whose images have twice the side of its latents."""
+    config = TextureVAEConfig(channels, (32, 32))
+    torch.manual_seed(0)
+    torch.save({"state_dict": texture_vae_to_ldm(config, TextureVAE(config).state_dict()), "epoch": 3}, path)
+    return path
+
+
+def statistics(path: Path, channels: int, mean: float = 0.1) -> Path:
+    torch.save({"mean": torch.full((1, channels, 1, 1), mean), "std": torch.full((1, channels, 1, 1), 0.9)}, path)
+    return path
