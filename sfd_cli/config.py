@@ -312,7 +312,8 @@ class Fid(Section):
     """`fid`: Fréchet distance, KID, precision and recall of the samples."""
 
     reference: Path | None = Field(
-        None, description="npz of images or of mu/sigma, or an image folder; unset: the training images"
+        None,
+        description="npz of images or of mu/sigma, an image folder, or adm_imagenet256; unset: the training images",
     )
     num_images: int | None = Field(None, gt=0, description="score exactly this many samples; unset: all there are")
     inception: Literal["auto", "none"] = Field("auto", description="auto: where its weights are present or fetchable")

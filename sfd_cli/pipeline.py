@@ -181,6 +181,11 @@ class SemanticFirstPipeline:
         return self._sampler.texture_vae
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of a composite latent."""
+        return self._sampler.flow.shape
+
+    @property
     def device(self) -> torch.device:
         """Where all models are."""
         return self._sampler.flow.device

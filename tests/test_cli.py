@@ -141,8 +141,10 @@ def test_help_is_quick_because_stages_are_imported_when_called() -> None:
     assert loaded.stdout == "False\n"
 
 
-def readme_commands() -> list[str]:
-    blocks = re.findall(r"```sh\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+def documented_commands() -> list[str]:
+    pages = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+    text = "\n".join(page.read_text() for page in pages).replace("\\\n", " ")
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
     return [
         line.replace("torchrun --nproc-per-node 8 -m sfd_cli", "sfd")
@@ -151,8 +153,8 @@ def readme_commands() -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("command", readme_commands())
-def test_the_readmes_commands_and_flags_exist(command: str) -> None:
+@pytest.mark.parametrize("command", documented_commands())
+def test_documented_commands_and_flags_exist(command: str) -> None:
     program, *words = shlex.split(command)
     assert program == "sfd"
     flags = [word for word in words if word.startswith("--")]
@@ -163,7 +165,7 @@ def test_the_readmes_commands_and_flags_exist(command: str) -> None:
 
 
 def test_the_readme_has_commands_to_check() -> None:
-    assert len(readme_commands()) >= 4
+    assert len(documented_commands()) >= 4
 
 
 def test_the_readmes_table_names_every_stage() -> None:

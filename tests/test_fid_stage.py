@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sfd_cli.evaluation.frechet import Moments, frechet_distance
 from sfd_cli.evaluation.sources import ImageFiles, image_files, open_npz
 from sfd_cli.files import write_json
 from sfd_cli.stages import fid
+from sfd_cli.weights.registry import REGISTRY
 
 WIDTH = 12
 
@@ -192,6 +194,20 @@ def test_an_npz_of_images_a_folder_and_the_training_set_are_the_same_reference(
         assert fid.run(with_fid(settings, reference=path))["fd_dinov2"] == pytest.approx(expected, rel=1e-9)
     from_folder = fid.run(with_fid(settings, reference=settings.paths.images))
     assert from_folder["fd_dinov2"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_registered_reference_batch_is_taken_by_its_name(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stacked = np.stack([np.asarray(Image.open(path)) for path in image_files(settings.paths.images)])
+    np.savez(tmp_path / "batch.npz", arr_0=stacked)
+    entry = replace(REGISTRY["adm_imagenet256"], file="batch.npz", sha256=None, size=None)
+    monkeypatch.setitem(REGISTRY, "adm_imagenet256", entry)
+    monkeypatch.setenv("SFD_CACHE", str(tmp_path))
+    expected = fid.run(settings)["fd_dinov2"]
+    named = fid.run(with_fid(settings, reference=Path("adm_imagenet256")))
+    assert named["fd_dinov2"] == pytest.approx(expected, rel=1e-9)
+    assert named["used"]["fd_dinov2_reference"] == str(tmp_path / "batch.npz")
 
 
 def test_an_npz_with_both_gives_distances_from_its_statistics_and_the_rest_from_its_images(

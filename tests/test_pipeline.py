@@ -142,7 +142,7 @@ def test_the_readmes_python_example_runs(project: Path, tmp_path: Path) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
     (copy / "example.py").write_text(example + "print(tuple(composite.shape))\n")
     said = run(copy, "python", "example.py")
-    assert said.endswith("(4, 8, 4, 4)\n")
+    assert said.endswith("(2, 8, 4, 4)\n")
     assert len(list((copy / "data" / "eight").glob("*.png"))) == 8
 
 

@@ -18,7 +18,9 @@ from sfd_cli.config import Encoder
 from sfd_cli.errors import UserError
 from sfd_cli.networks.visual_encoder import VisualEncoder, resample_dinov2_positions, timm_name
 from sfd_cli.weights import demo_encoder, encoders
+from sfd_cli.weights.convert import VisualEncoderConfig
 from sfd_cli.weights.encoders import encoder_fingerprint, load_visual_encoder
+from sfd_cli.weights.model_files import save_model
 from sfd_cli.weights.registry import Https, Hub
 
 REFERENCE = Path(__file__).parent / "reference" / "dinov2_reg.safetensors"
@@ -241,6 +243,20 @@ def test_a_weights_file_is_loaded_and_its_contents_are_the_fingerprint(
     larger = here.model_copy(update={"image_size": 224})
     tiled = here.model_copy(update={"tiles": 2})
     assert len({encoder_fingerprint(config) for config in (here, other, larger, tiled)}) == 4
+
+
+def test_an_imported_encoder_is_loaded_from_its_folder(
+    tmp_path: Path, reference: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shrink(monkeypatch, **TINY)
+    weights = plain_weights(reference)
+    save_model(tmp_path / "encoder", "VisualEncoder", VisualEncoderConfig("dinov2_vitb14"), {"model": weights}, {})
+    config = Encoder(name="dinov2_vitb14", weights=str(tmp_path / "encoder"), image_size=112)
+    loaded = load_visual_encoder(config)
+    torch.testing.assert_close(loaded.network.blocks[0].attn.qkv.weight, weights["blocks.0.attn.qkv.weight"])
+    encoder_fingerprint(config)
+    with pytest.raises(UserError, match=r"holds the encoder dinov2_vitb14, but encoder\.name is dinov2_vits14"):
+        load_visual_encoder(config.model_copy(update={"name": "dinov2_vits14"}))
 
 
 def test_impossible_encoder_weights_are_explained() -> None:

@@ -25,6 +25,7 @@ from sfd_cli.stages.sampled import Sampled
 from sfd_cli.stages.untrained import untrained_images
 from sfd_cli.weights.encoders import encoder_fingerprint
 from sfd_cli.weights.fetch import digest
+from sfd_cli.weights.sources import locate
 
 INCEPTION, DINOV2 = "inception", "dinov2"
 Features = dict[str, FeatureSet]
@@ -121,15 +122,15 @@ def _extractors(settings: Settings) -> tuple[list[Extractor], dict[str, str], di
 
 def _reference(settings: Settings, side: int) -> Source:
     """The reference that `fid.reference` names; images in a folder are centre-cropped to the samples' side."""
-    path = settings.fid.reference
-    if path is None:
+    if settings.fid.reference is None:
         return _training_images(settings, side)
+    path = locate(settings.fid.reference)
     if path.is_dir():
         return Source(str(path), ImageFiles(image_files(path), side, settings.runtime.workers))
     if path.suffix == ".npz":
         opened = open_npz(path)
         return Source(str(path), opened.images, opened.statistics)
-    raise UserError(f"fid.reference: {path} is neither a folder of images nor an npz")
+    raise UserError(f"fid.reference: {path} is neither a folder of images nor an npz, nor a name in `sfd weights list`")
 
 
 def _source_for(extractor: Extractor, source: Source, settings: Settings, side: int) -> Source:

@@ -223,6 +223,17 @@ _ENTRIES = [
         size=2_037_122_530,
         kind="metric",
     ),
+    Weights(
+        name="adm_imagenet512",
+        file="VIRTUAL_imagenet512.npz",
+        source=Https(
+            "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/512/"
+            "VIRTUAL_imagenet512.npz"
+        ),
+        purpose="reference batch and statistics of ImageNet 512 that published FIDs are measured against",
+        licence="unstated",
+        kind="metric",
+    ),
 ]
 
 REGISTRY: dict[str, Weights] = {entry.name: entry for entry in _ENTRIES}
