@@ -18,7 +18,8 @@ from sfd_cli.errors import UserError
 from sfd_cli.evaluation.features import Extractor
 from sfd_cli.files import read_json, write_json
 from sfd_cli.report.curves import read_curves, smooth
-from sfd_cli.report.pictures import pick_progress, principal_colours, shorten
+from sfd_cli.report.pictures import Trajectory, draw_trajectory, pick_progress, principal_colours, shorten
+from sfd_cli.report.tables import facts, setting_tables
 from sfd_cli.stages import fid, report, sample
 from sfd_cli.stages.sampled import Sampled
 from sfd_cli.stages.trajectory import follow_samples, nearest
@@ -209,6 +210,50 @@ def test_principal_colours_mean_the_same_at_every_point() -> None:
 def test_fewer_than_three_semantic_channels_have_colours_too(channels: int) -> None:
     latents = np.random.default_rng(0).normal(size=(2, 1, channels, 4, 4))
     assert principal_colours(latents).shape == (2, 1, 4, 4, 3)
+
+
+def test_the_phases_are_told_as_they_are() -> None:
+    semantics, both, textures = "only the semantic latent moves", "both latents move", "only the texture latent moves"
+    start = "Sampling runs along one progress T"
+    for offset, story in (
+        (0.3, f"{start}: up to T = 0.3 {semantics}, up to T = 1 {both}, up to T = 1.3 {textures}."),
+        (0.0, f"{start}: up to T = 1 {both}."),
+        (1.0, f"{start}: up to T = 1 {semantics}, up to T = 2 {textures}."),
+    ):
+        assert report.tell_phases(AsynchronousSchedule(offset), semantics=True) == story
+    alone = report.tell_phases(AsynchronousSchedule(0.0), semantics=False)
+    assert alone.startswith(start)
+    assert "semantic" not in alone
+
+
+def test_without_semantics_a_trajectory_shows_textures_alone(tmp_path: Path) -> None:
+    heights = {}
+    for channels in (0, 3):
+        semantics = np.random.default_rng(0).normal(size=(2, 1, channels, 4, 4))
+        trajectory = Trajectory([0.0, 1.0], np.zeros((2, 1, 8, 8, 3), np.uint8), semantics, ["a"])
+        draw_trajectory(tmp_path / "trajectory.png", trajectory, AsynchronousSchedule(0.0))
+        heights[channels] = Image.open(tmp_path / "trajectory.png").height
+    assert heights[0] < heights[3]
+
+
+def test_a_system_without_guide_and_semantics_is_described_without_them(tmp_path: Path) -> None:
+    transformer = {"semantics": False, "time_embedding": "single", "delta_t": 0.0, "repa": "none"}
+    settings = tiny_settings(tmp_path, dit=transformer).model_copy(update={"guide": None})
+    write_json(settings.paths.samples / "settings.json", {"settings": {"solver": "dopri5", "guidance": "cfg"}})
+    told = {fact["name"]: fact["note"] for fact in facts(settings, "")}
+    assert told == {"Samples": "dopri5, guidance cfg"}
+    (guide,) = [table for table in setting_tables(settings) if table["name"] == "guide"]
+    assert guide["rows"] == [("guide", "null")]
+    settings.paths.samples.joinpath("settings.json").unlink()
+    report.run(settings)
+    page = (settings.paths.reports / "index.html").read_text(encoding="utf-8")
+    assert "two streams" not in page
+
+
+def test_the_cosine_of_principal_components_is_not_called_a_vaes(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path, semvae={"compressor": "pca"})
+    write_json(settings.paths.metrics / "semvae.json", {"cosine": 0.9})
+    assert [fact["name"] for fact in facts(settings, "")] == ["Principal components"]
 
 
 def test_points_shown_are_ends_of_phases_and_points_inside_whatever_the_offset() -> None:

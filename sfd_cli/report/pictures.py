@@ -1,4 +1,4 @@
-"""Pictures of samples: the grid by class, and the three phases of asynchronous sampling."""
+"""Pictures of samples: the grid by class, and their way from noise, phase by phase."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Trajectory:
     Attributes:
         progress: T of each point, ascending, from 0 to the schedule's end.
         textures: decoded images (points, samples, H, W, 3), uint8.
-        semantics: semantic latents (points, samples, C_s, h, w).
+        semantics: semantic latents (points, samples, C_s, h, w); C_s may be 0.
         captions: class of each sample.
     """
 
@@ -92,7 +92,7 @@ def draw_samples(path: Path, images: list[np.ndarray], captions: list[str]) -> N
 
 
 def draw_trajectory(path: Path, trajectory: Trajectory, schedule: AsynchronousSchedule) -> None:
-    """Write the three phases as PNG: the schedule on top, below it each sample's texture and semantics."""
+    """Write the phases as PNG: the schedule on top, below it each sample's texture and, where there are, semantics."""
     from matplotlib.figure import Figure
 
     points, samples = trajectory.textures.shape[:2]
@@ -101,7 +101,7 @@ def draw_trajectory(path: Path, trajectory: Trajectory, schedule: AsynchronousSc
     figure = Figure(figsize=(1.05 * points + 0.9, 1.9 + 1.08 * streams * samples), layout="constrained")
     parts: Any = figure.subfigures(2, 1, height_ratios=[1.9, 1.08 * streams * samples])
     top, bottom = parts
-    _draw_schedule(top.subplots(), schedule, trajectory.progress)
+    _draw_schedule(top.subplots(), schedule, trajectory.progress, colours is not None)
     grid = bottom.subplots(streams * samples, points, squeeze=False)
     for sample in range(samples):
         for point in range(points):
@@ -122,15 +122,17 @@ def shorten(caption: str, length: int = 18) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _draw_schedule(axes: Axes, schedule: AsynchronousSchedule, shown: list[float]) -> None:
+def _draw_schedule(axes: Axes, schedule: AsynchronousSchedule, shown: list[float], semantics: bool) -> None:
     line = np.linspace(0, schedule.end, 400)
     times = [schedule.times(float(progress)) for progress in line]
-    axes.plot(line, [float(time.semantic) for time in times], color=SEMANTIC, label="semantic time", linewidth=2)
+    if semantics:
+        axes.plot(line, [float(time.semantic) for time in times], color=SEMANTIC, label="semantic time", linewidth=2)
     axes.plot(line, [float(time.texture) for time in times], color=TEXTURE, label="texture time", linewidth=2)
     for progress in shown:
         axes.axvline(progress, color="#999999", linewidth=0.6, linestyle=":")
     for phase in schedule.phases:
-        colour = BOTH if phase.texture_rate and phase.semantic_rate else TEXTURE if phase.texture_rate else SEMANTIC
+        both = phase.texture_rate and phase.semantic_rate and semantics
+        colour = BOTH if both else TEXTURE if phase.texture_rate else SEMANTIC
         name = {BOTH: "both streams", TEXTURE: "textures only", SEMANTIC: "semantics only"}[colour]
         axes.axvspan(phase.start, phase.end, color=colour, alpha=0.10, linewidth=0)
         axes.text((phase.start + phase.end) / 2, 1.06, name, ha="center", va="bottom", fontsize=8, color=colour)

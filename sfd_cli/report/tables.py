@@ -38,15 +38,18 @@ def facts(settings: Settings, total_seconds: str) -> list[dict[str, str]]:
             found.append((f"Fréchet distance, {features}", f"{scores[fd]:.4g}", "; ".join(stands)))
     sample = _recorded(settings.paths.samples)
     if sample:
-        note = f"{sample.get('solver')}, {sample.get('steps')} steps, guidance {sample.get('guidance')}"
+        steps = f", {sample['steps']} steps" if "steps" in sample else ""  # an adaptive solver chooses its own
+        note = f"{sample.get('solver')}{steps}, guidance {sample.get('guidance')}"
         found.append(("Samples", f"{sample.get('num_images', 0):,}", note))
-        found.append(("Offset delta_t", f"{sample.get('delta_t')}", "semantics lead textures by this much"))
+        if settings.dit.semantics:
+            found.append(("Offset delta_t", f"{sample.get('delta_t')}", "semantics lead textures by this much"))
     psnr = _read(metrics / "texture_vae.json").get("psnr")
     if psnr is not None:
         found.append(("Texture VAE", f"{psnr:.1f} dB", "PSNR on held-out images"))
     cosine = _read(metrics / "semvae.json").get("cosine")
     if cosine is not None:
-        found.append(("Semantic VAE", f"{cosine:.3f}", "cosine to held-out patch tokens; 1 is perfect"))
+        name = "Principal components" if settings.semvae.compressor == "pca" else "Semantic VAE"
+        found.append((name, f"{cosine:.3f}", "cosine to held-out patch tokens; 1 is perfect"))
     if total_seconds:
         found.append(("Time", f"{total_seconds} s", "all stages"))
     return [{"name": name, "value": value, "note": note} for name, value, note in found]
@@ -158,7 +161,10 @@ def setting_tables(settings: Settings) -> list[dict[str, Any]]:
     recorded_in = {name: getattr(paths, name, None) for name in type(settings).model_fields} | {"sample": paths.samples}
     tables = []
     for name in type(settings).model_fields:
-        section: Section = getattr(settings, name)
+        section: Section | None = getattr(settings, name)
+        if section is None:  # `guide: null`
+            tables.append({"name": name, "rows": [(name, "null")], "help": {name: "there is none"}, "open": False})
+            continue
         recorded = _recorded(recorded_in[name]) if name != "paths" else {}
         values = section.model_dump(mode="json")
         rows = [(key, Markup("<br>").join(_lines(recorded.get(key, value)))) for key, value in values.items()]

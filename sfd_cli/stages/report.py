@@ -13,6 +13,7 @@ from tqdm import tqdm
 from sfd_cli import __version__
 from sfd_cli.config import Settings
 from sfd_cli.data.images import decode_image
+from sfd_cli.diffusion.schedule import AsynchronousSchedule
 from sfd_cli.errors import UserError
 from sfd_cli.files import atomic_path, read_json, write_json
 from sfd_cli.report.curves import draw_curves, read_curves
@@ -51,7 +52,7 @@ def run(settings: Settings) -> dict[str, Any]:
     timings, total = timing_rows(settings.paths.metrics / "timings")
     page = render_page(
         title=settings.report.title,
-        subtitle="Semantics first: one flow, two streams, textures following by an offset (arXiv 2512.04926).",
+        subtitle=_subtitle(settings),
         version=__version__,
         facts=facts(settings, total),
         samples=samples,
@@ -68,6 +69,12 @@ def run(settings: Settings) -> dict[str, Any]:
     for reason in {part["reason"] for part in (samples, phases, scores)} - {""}:
         say(f"not on the page: {reason}")
     return {"page": str(folder / "index.html"), "bytes": len(page.encode())}
+
+
+def _subtitle(settings: Settings) -> str:
+    if settings.dit.delta_t:
+        return "Semantics first: one flow, two streams, textures following by an offset (arXiv 2512.04926)."
+    return "A system that Semantic-First Diffusion (arXiv 2512.04926) is compared with."
 
 
 def spread_over_classes(labels: list[int], count: int) -> list[int]:
@@ -110,12 +117,31 @@ def _phases(settings: Settings, path: Path) -> dict[str, Any]:
     except UserError as error:
         return {"picture": None, "reason": str(error)}
     draw_trajectory(path, trajectory, schedule)
-    caption = (
-        "The same samples at several points of the schedule. Texture: the texture latent as it is at T, decoded."
-        " Semantics: the semantic latent as it is at T, its first three principal components as red, green and blue;"
-        " components and ranges are those of the finished semantics."
-    )
-    return {"picture": picture_uri(path), "delta_t": schedule.delta_t, "caption": caption, "reason": ""}
+    semantics = bool(trajectory.semantics.shape[2])
+    caption = "The same samples at several points of the schedule. Texture: the texture latent as it is at T, decoded."
+    if semantics:
+        caption += (
+            " Semantics: the semantic latent as it is at T, its first three principal components as red, green and"
+            " blue; components and ranges are those of the finished semantics."
+        )
+    story = tell_phases(schedule, semantics)
+    return {"picture": picture_uri(path), "story": story, "caption": caption, "reason": ""}
+
+
+def tell_phases(schedule: AsynchronousSchedule, semantics: bool) -> str:
+    """Which latent moves when, in words; without `semantics` there is only that of the textures."""
+    if not semantics:
+        return "Sampling runs along one progress T, from noise at T = 0 to the image at T = 1."
+    moving = {
+        (True, True): "both latents move",
+        (False, True): "only the semantic latent moves",
+        (True, False): "only the texture latent moves",
+    }
+    parts = [
+        f"up to T = {phase.end:g} {moving[bool(phase.texture_rate), bool(phase.semantic_rate)]}"
+        for phase in schedule.phases
+    ]
+    return f"Sampling runs along one progress T: {', '.join(parts)}."
 
 
 def _scores(settings: Settings) -> dict[str, Any]:
