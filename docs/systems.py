@@ -6,7 +6,7 @@ meta device, and GPU hours follow from a stated share of a data sheet's peak.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 from sfd_cli.config import DiT, Settings, load_settings
 from sfd_cli.engine.flops import PEAKS, training_flops
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
+from sfd_cli.stages.train import network_config
 
 PRESETS = Path(__file__).parents[1] / "sfd_cli" / "presets"
 CLASSES = 1000
@@ -44,19 +45,12 @@ class Row:
         )
 
 
-def network_config(settings: Settings, section: DiT) -> LightningDiTConfig:
-    """The architecture that a section of a preset asks for, on ImageNet's classes."""
+def architecture(settings: Settings, section: DiT) -> LightningDiTConfig:
+    """What `sfd train` builds for a section of a preset on ImageNet's classes."""
     semantic = settings.semvae.channels if section.semantics else 0
-    shared = {field.name for field in fields(LightningDiTConfig)} & set(DiT.model_fields) - {"repa_depth"}
-    return LightningDiTConfig(
-        grid=settings.grid,
-        in_channels=settings.texture_vae.channels * settings.texture_vae.space_to_depth**2 + semantic,
-        num_classes=CLASSES,
-        semantic_channels=semantic,
-        repa_depth=0 if section.repa == "none" else section.repa_depth,
-        feature_width=0 if section.repa == "none" else token_width(settings.encoder.name),
-        **{name: getattr(section, name) for name in shared},
-    )
+    channels = settings.texture_vae.channels * settings.texture_vae.space_to_depth**2 + semantic
+    shape = (channels, settings.grid, settings.grid)
+    return network_config(section, shape, semantic, token_width(settings.encoder.name), CLASSES)
 
 
 def token_width(encoder: str) -> int:
@@ -85,7 +79,7 @@ def row(preset: str) -> Row:
     """The row of a preset, for its main transformer; a guide is the row of imagenet256-guide-b."""
     settings = load_settings(PRESETS / f"{preset}.yaml")
     section = settings.dit
-    config = network_config(settings, section)
+    config = architecture(settings, section)
     flops, images = flops_per_image(config), section.steps * section.batch_size
     texture = config.in_channels - config.semantic_channels
     patch = f", patch {config.patch_size}" if config.patch_size > 1 else ""

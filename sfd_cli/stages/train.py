@@ -108,7 +108,7 @@ def _train(settings: Settings, section: DiT, folder: Path, log: Path, processes:
     store = Store(settings.paths.latents)
     decoder = _decoder(settings, device) if section.repa == "decoded" else None
     task = VelocityTask(store, section, decoder, device)
-    config = network_config(section, task, len(store.classes))
+    config = network_config(section, task.shape, task.semantic_channels, task.feature_width, len(store.classes))
     torch.manual_seed(section.seed)
     model = LightningDiT(config)
     if section.init is not None:
@@ -140,8 +140,17 @@ def _train(settings: Settings, section: DiT, folder: Path, log: Path, processes:
     return {"steps": result.step, "parameters": sum(parameter.numel() for parameter in model.parameters())}
 
 
-def network_config(section: DiT, task: VelocityTask, num_classes: int) -> LightningDiTConfig:
+def network_config(
+    section: DiT, shape: tuple[int, ...], semantic_channels: int, feature_width: int, num_classes: int
+) -> LightningDiTConfig:
     """The architecture that the settings and the latents ask for.
+
+    Args:
+        section: the settings.
+        shape: (C, h, w) of a composite latent.
+        semantic_channels: how many of the C are semantic.
+        feature_width: of the patch tokens that REPA looks at.
+        num_classes: of the data set.
 
     Raises:
         UserError: they do not fit together.
@@ -150,12 +159,12 @@ def network_config(section: DiT, task: VelocityTask, num_classes: int) -> Lightn
         return LightningDiTConfig(
             **_shared(LightningDiTConfig, section)
             | {
-                "grid": task.shape[-1],
-                "in_channels": task.shape[0],
+                "grid": shape[-1],
+                "in_channels": shape[0],
                 "num_classes": num_classes,
-                "semantic_channels": task.semantic_channels,
+                "semantic_channels": semantic_channels,
                 "repa_depth": 0 if section.repa == "none" else section.repa_depth,
-                "feature_width": task.feature_width,
+                "feature_width": 0 if section.repa == "none" else feature_width,
             }
         )
     except ValueError as error:
