@@ -442,10 +442,19 @@ def load_settings(path: Path = Path("params.yaml"), overrides: dict[str, dict[st
         if not isinstance(present, dict):
             raise UserError(f"{path}: {section} must be a section of keys, found {present!r}")
         values[section] = {**present, **keys}
+    return validate_settings(values, str(path))
+
+
+def validate_settings(values: dict[str, Any], source: str) -> Settings:
+    """Settings from plain values, section by section.
+
+    Raises:
+        UserError: a value is not acceptable; names `source` and the key.
+    """
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{path}: {describe(error)}") from None
+        raise UserError(f"{source}: {describe(error)}") from None
 
 
 def section_type(parent: type[Section], key: str) -> type[Section]:

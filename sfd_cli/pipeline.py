@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from sfd_cli import __version__
-from sfd_cli.config import Encoder, Sample, Settings, describe, load_settings
+from sfd_cli.config import Encoder, Sample, Settings, describe, load_settings, validate_settings
 from sfd_cli.data.images import as_rgb, center_crop
 from sfd_cli.errors import UserError
 from sfd_cli.files import read_json, write_json
@@ -101,6 +101,40 @@ class SemanticFirstPipeline:
             pipeline.semantic = open_semantic(settings).to(place)
             pipeline.encoder = load_visual_encoder(settings.encoder).to(place)
         return pipeline
+
+    @classmethod
+    def from_checkpoints(
+        cls,
+        dit: str | Path,
+        texture_vae: str | Path,
+        guide: str | Path | None = None,
+        *,
+        texture_statistics: str | Path | None = None,
+        semantic_statistics: str | Path | None = None,
+        device: str = "auto",
+        **sampling: Any,
+    ) -> Self:
+        """Models by themselves, each a folder made here, a checkpoint of the reference code, or a registered name.
+
+        Args:
+            dit: the transformer.
+            texture_vae: of the latents it was trained on.
+            guide: the weaker model; AutoGuidance is the default of calls then.
+            texture_statistics: mean and std of the texture latents, for a checkpoint that neither holds them nor is
+                registered.
+            semantic_statistics: likewise.
+            device: auto, cpu, cuda or cuda:N.
+            **sampling: defaults of calls, settings of the section `sample`.
+
+        Raises:
+            UserError: a model is missing or damaged, or they do not fit together.
+        """
+        paths = {"dit": dit, "texture_vae": texture_vae} | ({} if guide is None else {"guide": guide})
+        told = {"texture_statistics": texture_statistics, "semantic_statistics": semantic_statistics}
+        foreign = {name: str(source) for name, source in told.items() if source is not None}
+        guided = {} if guide is None else {"guidance": "autoguidance"}
+        sections = {"paths": paths, "foreign": foreign, "sample": guided | sampling}
+        return cls.from_settings(validate_settings(sections, "from_checkpoints"), device)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, device: str = "auto", revision: str | None = None) -> Self:

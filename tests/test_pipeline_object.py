@@ -68,16 +68,14 @@ def test_given_noise_and_labels_give_the_references_sample(tmp_path: Path) -> No
     for name, channels in (("texture", 8), ("semantic", 4)):
         shape = (1, channels, 1, 1)
         torch.save({"mean": torch.full(shape, 0.5), "std": torch.full(shape, 2.0)}, tmp_path / f"{name}.pt")
-    settings = Settings.model_validate(
-        {
-            "paths": {"dit": tmp_path / "4000000.pt", "texture_vae": tmp_path / "vae.ckpt"},
-            "foreign": {
-                "texture_statistics": str(tmp_path / "texture.pt"),
-                "semantic_statistics": str(tmp_path / "semantic.pt"),
-            },
-        }
+    pipeline = SemanticFirstPipeline.from_checkpoints(
+        tmp_path / "4000000.pt",
+        tmp_path / "vae.ckpt",
+        texture_statistics=tmp_path / "texture.pt",
+        semantic_statistics=tmp_path / "semantic.pt",
+        device="cpu",
+        seed=3,
     )
-    pipeline = SemanticFirstPipeline.from_settings(settings, device="cpu")
     options = {"solver": "euler", "steps": 20, "time_grid": "one-span"}
     latents = pipeline.sample_latents(given["y"].tolist(), noise=given["noise"], **options)
     torch.testing.assert_close(latents, given["euler21"], atol=1e-4, rtol=0)
@@ -167,6 +165,8 @@ def test_pictures_of_any_size_and_mode_are_cropped_to_the_pipelines(pipeline: Se
         (lambda pipe: pipe(0, output="jpeg"), "'jpeg' is not known"),
         (lambda pipe: pipe.encode(torch.zeros(1, 3, 8, 8)), "expected uint8 of shape"),
         (lambda pipe: SemanticFirstPipeline.from_pretrained("no such thing"), "no folder, and no name of a hub"),
+        (lambda pipe: SemanticFirstPipeline.from_checkpoints("a.pt", "b.ckpt"), "a.pt holds no whole model"),
+        (lambda pipe: SemanticFirstPipeline.from_checkpoints("a", "b", steps=0), "from_checkpoints: sample.steps"),
     ],
 )
 def test_mistakes_are_one_sentence(pipeline: SemanticFirstPipeline, call: Any, words: str) -> None:

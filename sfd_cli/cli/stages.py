@@ -9,6 +9,8 @@ import typer
 
 from sfd_cli.cli.options import Stage, add_stage
 
+# A checkpoint of the reference code may stand where the trained transformer does.
+ALIASES = {"dit": "checkpoint"}
 DATA, MODELS, IMAGES = "1. Data", "2. Models", "3. Images and scores"
 
 
@@ -96,7 +98,7 @@ _FILE = {"dir_okay": False, "rich_help_panel": "Given inputs"}
         "sample",
         {"sample": "", "foreign": "foreign-"},
         ("dit", "guide", "texture_vae", "samples", "metrics"),
-        {"dit": "checkpoint"},
+        ALIASES,
     ),
 )
 def sample(
@@ -119,7 +121,7 @@ def sample(
 @add_stage(
     "fid",
     IMAGES,
-    Stage("fid", {"fid": "", "foreign": "foreign-"}, ("samples", "images", "dit", "texture_vae", "metrics")),
+    Stage("fid", {"fid": "", "foreign": "foreign-"}, ("samples", "images", "dit", "texture_vae", "metrics"), ALIASES),
 )
 def fid() -> None:
     """Score the samples: Fréchet distance, KID, precision and recall.
@@ -135,6 +137,7 @@ def fid() -> None:
         "report",
         {"report": "", "foreign": "foreign-"},
         ("samples", "images", "semvae", "texture_vae", "latents", "dit", "guide", "metrics", "reports"),
+        ALIASES,
     ),
 )
 def report() -> None:

@@ -16,6 +16,9 @@ import typer
 
 from sfd_cli.errors import StageFailure, UserError
 
+# A path that cannot be read or written as asked; like any mistake, the user's to change.
+UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+
 
 def _fail(message: str, code: int) -> typing.NoReturn:
     typer.secho(f"sfd: error: {message}", fg="red", err=True)
@@ -46,6 +49,11 @@ def friendly_errors(command: Callable[..., Any]) -> Callable[..., Any]:
                 _fail(str(error), 1)
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 _fail(f"the disk is full ({error}); free some space and run the same command to go on", 1)
+            if isinstance(error, OSError) and error.errno in UNUSABLE:
+                _fail(
+                    f"{error.filename or 'a path'} cannot be used ({error.strerror}); give another path or see to this one",
+                    2,
+                )
             _fail(f"{type(error).__name__}: {' '.join(str(error).split())} (SFD_DEBUG=1 shows the traceback)", 1)
 
     return wrapped

@@ -20,12 +20,14 @@ _NAME = Annotated[str, typer.Argument(help="a name from `sfd weights list`")]
 @weights_app.command("list")
 @friendly_errors
 def weights_list() -> None:
-    """List the named weights: licence, size where it is known, what for."""
-    from sfd_cli.weights.registry import REGISTRY
+    """List the named weights: licence, size where it is published, whether they are here, what for."""
+    from sfd_cli.weights.fetch import find_local
+    from sfd_cli.weights.registry import REGISTRY, UNKNOWN
 
     for entry in REGISTRY.values():
-        size = f"{entry.size / 1e6:,.0f} MB" if entry.size else ""
-        typer.echo(f"{entry.name:<28} {entry.licence:<14} {size:>8}  {entry.purpose}")
+        size = f"{entry.size / 1e6:,.0f} MB" if entry.size else UNKNOWN
+        here = "here" if find_local(entry) is not None else ""
+        typer.echo(f"{entry.name:<24} {entry.licence:<11} {size:>8}  {here:<4}  {entry.purpose}")
 
 
 @weights_app.command("info")
