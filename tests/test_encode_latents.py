@@ -273,7 +273,7 @@ def test_what_is_missing_or_does_not_fit_is_a_users_error():
     with pytest.raises(UserError, match="4 x 4 latent of 16 px images, but the settings promise 2 x 2"):
         encode_latents.run(settings_with())
     shutil.rmtree("models/texture_vae")
-    with pytest.raises(UserError, match="models/texture_vae holds no whole model"):
+    with pytest.raises(UserError, match="models/texture_vae does not exist"):
         encode_latents.run(settings_with())
     shutil.rmtree("data/images")
     with pytest.raises(UserError, match="sfd prepare-data"):

@@ -504,7 +504,7 @@ def test_an_import_cut_short_leaves_no_model(tmp_path: Path) -> None:
     broken = Foreign(foreign.module_type, foreign.config, foreign.weights | {"model": {"a": None}}, {})  # type: ignore[dict-item]
     with pytest.raises(AttributeError):
         save_foreign(broken, tmp_path / "ours")
-    with pytest.raises(UserError, match="no whole model"):
+    with pytest.raises(UserError, match="ours does not exist"):
         load_config(tmp_path / "ours")
 
 

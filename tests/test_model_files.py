@@ -101,7 +101,7 @@ def test_extra_keys_cannot_overwrite_the_description(tmp_path: Path) -> None:
 
 
 def test_a_missing_model_is_one_clear_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no whole model"):
+    with pytest.raises(UserError, match="nowhere does not exist"):
         load_dit(tmp_path / "nowhere")
     saved_dit(tmp_path)
     (tmp_path / "ema.safetensors").unlink()

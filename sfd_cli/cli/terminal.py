@@ -50,10 +50,7 @@ def friendly_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 _fail(f"the disk is full ({error}); free some space and run the same command to go on", 1)
             if isinstance(error, OSError) and error.errno in UNUSABLE:
-                _fail(
-                    f"{error.filename or 'a path'} cannot be used ({error.strerror}); give another path or see to this one",
-                    2,
-                )
+                _fail(f"{error.filename} cannot be used ({error.strerror}); give another path or see to this one", 2)
             _fail(f"{type(error).__name__}: {' '.join(str(error).split())} (SFD_DEBUG=1 shows the traceback)", 1)
 
     return wrapped

@@ -51,7 +51,7 @@ def use_preset(name: str, params: Path, images: Path | None = None) -> list[str]
             raise UserError(f"--images: {images} is not a folder; give one with a folder of images per class")
         if not _FOLDER_LINE.search(text):
             raise UserError(f"--images: the preset {name!r} brings its own images")
-        quoted = yaml.safe_dump(str(images.resolve()), width=10_000).splitlines()[0]
+        quoted = yaml.safe_dump(str(images.resolve()), width=10_000, allow_unicode=True).splitlines()[0]
         text = _FOLDER_LINE.sub(lambda _: f"  folder: {quoted}", text)
     done = []
     if params.exists() and params.read_text() not in {text, *(path.read_text() for path in FOLDER.glob("*.yaml"))}:

@@ -51,13 +51,15 @@ def run(settings: Settings) -> dict[str, Any]:
         sources["encoder"] = encoder_fingerprint(settings.encoder)
     output = _output(settings, sources)
     processes = Processes.join()
+    device = processes.device(choose_device(settings.runtime.device))
+    # Entering makes room by putting other latents aside, so models that do not fit are found out before.
+    encoder = None if processes.hear_first(output.recorded()) else LatentEncoder(settings, manifest, sources, device)
     with output if processes.first else nullcontext():
         if processes.hear_first(output.complete and _is_readable(paths.latents)):
             if processes.first:
                 say(f"{output.folder} is up to date")
         else:
-            device = processes.device(choose_device(settings.runtime.device))
-            encoder = LatentEncoder(settings, manifest, sources, device)
+            encoder = encoder or LatentEncoder(settings, manifest, sources, device)
             writer = _writer(settings, encoder, len(manifest), output.fingerprint)
             if processes.first:
                 writer.remove_leftovers()

@@ -11,7 +11,7 @@ from sfd_cli.errors import UserError
 from sfd_cli.files import sha256_file
 from sfd_cli.stages.output import StageOutput, say
 from sfd_cli.weights.foreign import Foreign, Hints, export_model, read_foreign, save_foreign
-from sfd_cli.weights.reference_latents import SHARDS, export_latents, import_latents, latents_fingerprint
+from sfd_cli.weights.reference_latents import SHARDS, check_latents, export_latents, import_latents, latents_fingerprint
 from sfd_cli.weights.sources import joined_statistics, locate, read_statistics, registered_hints
 
 STAGE = "weights import"
@@ -71,10 +71,15 @@ def import_shards(source: Path, target: Path, encoder: str, image_size: int, num
         num_classes: of the data set; None: up to the largest label.
 
     Raises:
-        UserError: a shard is damaged or unlike the others; names it.
+        UserError: a shard is damaged or unlike the others, naming it; or `target` holds something else.
     """
     chosen = {"encoder": encoder, "image_size": image_size, "num_classes": num_classes}
-    with StageOutput(target, STAGE, chosen, {"shards": latents_fingerprint(source)}, None) as output:
+    output = StageOutput(target, STAGE, chosen, {"shards": latents_fingerprint(source)}, None)
+    if not output.recorded():
+        if target.exists():
+            raise UserError(f"{target} exists already, from other shards or settings; remove it or give another name")
+        check_latents(source, num_classes)
+    with output:
         if output.complete:
             say(f"{target} is up to date")
         else:

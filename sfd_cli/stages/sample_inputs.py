@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -65,9 +66,13 @@ class SampleInputs:
             UserError: noise of another shape, or a label out of range.
         """
         if self.noise is not None and self.noise.shape[1:] != tuple(shape):
-            raise UserError(f"--noise has shape {self.noise.shape}, but the network takes (N, {str(tuple(shape))[1:]}")
-        if self.noise is not None and not all(np.isfinite(image).all() for image in self.noise):
-            raise UserError("--noise holds values that are not finite; give standard normal noise")
+            raise UserError(
+                f"--noise has shape {self.noise.shape}, but the network takes (N, {str(tuple(shape))[1:]};"
+                " give noise of that shape"
+            )
+        for index, image in enumerate([] if self.noise is None else self.noise):
+            if not np.isfinite(_float32(image)).all():
+                raise UserError(f"--noise: image {index} is not finite in float32; give standard normal noise")
         for name, labels in (("--labels", self.labels), ("sample.classes", self.classes)):
             wrong = [int(label) for label in ([] if labels is None else labels) if not 0 <= label < num_classes]
             if wrong or (labels is not None and len(labels) == 0):
@@ -80,7 +85,7 @@ class SampleInputs:
         """Noise (n, *shape) float32 on the CPU; past the end of what is given it begins again."""
         if self.noise is None:
             return initial_noise(self.seed, indices, shape)
-        return torch.from_numpy(self.noise[np.asarray(indices) % self.count].astype(np.float32))
+        return torch.from_numpy(_float32(self.noise[np.asarray(indices) % self.count]))
 
     def labels_of(self, indices: Sequence[int], num_classes: int) -> Tensor:
         """Labels (n,) int64."""
@@ -109,11 +114,17 @@ def _read_array(flag: str, path: Path) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"{flag}: {path} does not exist") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{flag}: {path} is not a whole .npy file ({' '.join(str(error).split())})") from None
+    except (OSError, ValueError, EOFError, BadZipFile):
+        raise UserError(f"{flag}: {path} is not a whole .npy file of numbers; write it with numpy.save") from None
     if not isinstance(array, np.ndarray):
         raise UserError(f"{flag}: {path} is an archive of arrays; give one array, saved with numpy.save")
     return array
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    """In this machine's byte order; too large a number becomes infinite."""
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
 
 
 def _kind(array: np.ndarray) -> str:

@@ -138,6 +138,7 @@ class Sampler:
                 f"{paths.dit} was trained on latents of another texture VAE than {paths.texture_vae};"
                 " run `sfd encode-latents` and `sfd train` again"
             )
+        mean, std = read_statistics(flow.about, flow.dit, flow.name)
         texture_vae = open_texture_vae(settings)
         config = flow.dit.config
         textures = config.in_channels - config.semantic_channels
@@ -146,7 +147,6 @@ class Sampler:
                 f"{paths.dit} makes {textures} texture channels, but {paths.texture_vae} decodes "
                 f"{texture_vae.latent_channels}; use the texture VAE that its latents were encoded with"
             )
-        mean, std = read_statistics(flow.about, flow.dit, flow.name)
         return cls(flow, texture_vae.to(device), (mean.to(device), std.to(device)))
 
     @property
@@ -225,9 +225,11 @@ def read_statistics(extra: dict[str, Any], dit: LightningDiT, source: str) -> tu
     try:
         mean, std = (torch.tensor(found[key], dtype=torch.float32).reshape(channels, 1, 1) for key in ("mean", "std"))
     except (KeyError, TypeError, ValueError, RuntimeError):
+        others = f", only for {len(found['mean'])}" if found.get("mean") else ""
         raise UserError(
-            f"{source} has no latent statistics for {channels} channels, and its samples cannot be decoded without: "
-            "give those of its training set (--texture-statistics, --semantic-statistics)"
+            f"{source} has no latent statistics for {channels} channels{others}, and its samples cannot be decoded"
+            " without; give those of its training set (--foreign-texture-statistics and --foreign-semantic-statistics,"
+            " or --texture-statistics and --semantic-statistics of `sfd weights import`)"
         ) from None
     return mean, std
 

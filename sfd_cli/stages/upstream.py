@@ -43,7 +43,10 @@ def model_fingerprint(source: Path, made_by: str, weights: str = "model") -> str
         upstream_fingerprint(folder, made_by)
     description, path = load_config(folder), folder / f"{weights}.safetensors"
     if not path.exists():
-        raise UserError(f"{path} does not exist; run `{made_by}` to make it")
+        present = ", ".join(file.stem for file in sorted(folder.glob("*.safetensors"))) or "none"
+        raise UserError(
+            f"{path} does not exist (weights present: {present}); run `{made_by}` to make it, or choose with --weights"
+        )
     return fingerprint({"description": description, "weights": sha256_file(path)})
 
 

@@ -142,11 +142,17 @@ def _dit_config(
     if qk_norm:
         heads = width // shape_of(weights, "blocks.0.attn.q_norm.weight", 1, KIND)[0]
     if heads is None:
-        raise UserError("the checkpoint has no q/k norms that would tell the number of attention heads; give `heads`")
+        raise UserError(
+            "the checkpoint has no q/k norms that would tell the number of attention heads; give `heads`"
+            " (--foreign-heads, or --heads of `sfd weights import`)"
+        )
     if heads < 1:
         raise UserError(f"a LightningDiT of width {width} cannot have {heads} attention heads; give another number")
     if dual and semantic_channels is None:
-        raise UserError("the checkpoint does not tell how many of its channels are semantic; give `semantic_channels`")
+        raise UserError(
+            "the checkpoint does not tell how many of its channels are semantic; give `semantic_channels`"
+            " (--foreign-semantic-channels, or --semantic-channels of `sfd weights import`)"
+        )
     if not 0 <= (semantic_channels or 0) <= in_channels:
         raise UserError(f"{semantic_channels} of the checkpoint's {in_channels} channels cannot be semantic")
     if "pos_embed" not in weights:

@@ -107,8 +107,8 @@ class Foreign:
     extra: dict[str, Any]
 
 
-def read_foreign(source: Path, hints: Hints = Hints()) -> Foreign:
-    """A file, or a folder of diffusers' AutoencoderKL, of whatever kind it is.
+def read_foreign(source: Path, hints: Hints = Hints(), wanted: str | None = None) -> Foreign:
+    """A file, or a folder of diffusers' AutoencoderKL, of whatever kind it is, or of the kind `wanted`.
 
     Of a training checkpoint the weights are taken, averaged (`ema`) and last (`model`); the optimiser's state and
     the configuration object beside them are no weights and are not carried over. Tensors keep their dtype.
@@ -118,14 +118,18 @@ def read_foreign(source: Path, hints: Hints = Hints()) -> Foreign:
     """
     source = Path(source)
     if source.is_dir():
+        _require_kind("TextureVAE", wanted, source)
         return _read_folder(source)
     checkpoint = read_weights_file(source)
     with _named(source):
         if "mean" in checkpoint and "std" in checkpoint:
+            _require_kind("LatentStatistics", wanted, source)
             return Foreign("LatentStatistics", statistics_from_reference(checkpoint), {}, {})
         state_dicts = _state_dicts(checkpoint)
         first = next(iter(state_dicts.values()))
         kind = _kind(first)
+        if kind is not None:
+            _require_kind(kind, wanted, source)
         if kind == "LightningDiT":
             return _read_dit(state_dicts, hints)
         if kind == "SemanticVAE":
@@ -220,6 +224,12 @@ def _kind(names: Mapping[str, Tensor]) -> str | None:
     return None
 
 
+def _require_kind(found: str, wanted: str | None, source: Path) -> None:
+    """Raise UserError for another kind, before anything is asked about it."""
+    if wanted not in (None, found):
+        raise UserError(f"{source} holds a {found}, but a {wanted} is wanted; check the path")
+
+
 def _stranger(names: Mapping[str, Tensor]) -> str:
     """The sentence about a file of no known kind."""
     if any(name.startswith(NAMES_OF_OURS) for name in names):
@@ -257,7 +267,10 @@ def _read_dit(state_dicts: Mapping[str, dict[str, Tensor]], hints: Hints) -> For
 
 def _read_semantic_vae(checkpoint: Mapping[str, Any], weights: dict[str, Tensor], hints: Hints) -> Foreign:
     if hints.heads is None:
-        raise UserError("no tensor of a Semantic VAE tells the number of its attention heads; give `heads`")
+        raise UserError(
+            "no tensor of a Semantic VAE tells the number of its attention heads; give `heads` (--heads of"
+            " `sfd weights import`)"
+        )
     config, converted = semantic_vae_from_reference(weights, hints.heads)
     for key, expected in _semantic_vae_sizes(config).items():
         if checkpoint.get(key, expected) != expected:

@@ -77,6 +77,10 @@ def load_config(folder: Path) -> dict[str, Any]:
         UserError: there is none, or it is not a model's.
     """
     path = Path(folder) / CONFIG
+    if not Path(folder).exists():
+        raise UserError(
+            f"{folder} does not exist, and is no name in `sfd weights list`; check it, or run the stage that makes it"
+        )
     if not path.exists():
         raise UserError(f"{folder} holds no whole model (no {CONFIG}); run the stage that makes it")
     description = read_json(path)

@@ -82,6 +82,17 @@ def latents_fingerprint(source: Path) -> str:
     return fingerprint([parts, [sha256_file(path) if path.exists() else None for path in files]])
 
 
+def check_latents(source: Path, num_classes: int | None = None) -> None:
+    """See that `import_latents` would begin: headers, labels and statistics are looked at, nothing is written.
+
+    Raises:
+        UserError: as `import_latents`.
+    """
+    shards = _inspect(Path(source))
+    _labels(shards, num_classes)
+    _published_statistics(Path(source), _fields(shards[0]))
+
+
 def import_latents(
     source: Path,
     folder: Path,

@@ -20,7 +20,7 @@ from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.weights.convert import LatentStatistics
 from sfd_cli.weights.fetch import fetch
-from sfd_cli.weights.foreign import DIFFUSERS_WEIGHTS, Foreign, Hints, read_foreign
+from sfd_cli.weights.foreign import DIFFUSERS_WEIGHTS, Hints, read_foreign
 from sfd_cli.weights.model_files import (
     TABLES,
     fill_buffers,
@@ -75,9 +75,10 @@ def open_dit(settings: Settings, which: Literal["dit", "guide"] = "dit") -> tupl
     told = settings.foreign.model_dump(include={"heads", "semantic_channels", "delta_t"}, exclude_none=True)
     if "semantic" in statistics:
         told = {"semantic_channels": len(statistics["semantic"].mean)} | told
-    found = _expect(path, "LightningDiT", Hints(**{**registered_hints(source), **told}))
+    found = read_foreign(path, Hints(**{**registered_hints(source), **told}), "LightningDiT")
     if weights not in found.weights:
-        raise UserError(f"{path} holds no {weights!r} weights, only {', '.join(found.weights)}; choose with --weights")
+        present = ", ".join(stem for stem in found.weights if not stem.endswith(TABLES))
+        raise UserError(f"{path} holds no {weights!r} weights, only {present}; choose with --weights {present}")
     network = _filled(LightningDiT(found.config), found.weights[weights])
     fill_buffers(network, found.weights.get(f"{weights}{TABLES}", {}), str(path))
     return network, found.extra | joined_statistics(statistics)
@@ -105,7 +106,7 @@ def initial_weights(source: str, config: LightningDiTConfig) -> dict[str, Tensor
     path = locate(source)
     if is_foreign(path):
         hints = Hints(config.heads, config.semantic_channels, config.repa_depth or Hints.repa_depth)
-        foreign = _expect(path, "LightningDiT", hints)
+        foreign = read_foreign(path, hints, "LightningDiT")
         found, weights = foreign.config, next(iter(foreign.weights.values()))
     else:
         network, _ = load_dit(path)
@@ -135,7 +136,7 @@ def read_semantic(source: str | Path, section: SemVAE, tiles: int) -> SemanticCo
     path = locate(source)
     if not is_foreign(path):
         return load_semantic(path)[0]
-    foreign = _expect(path, "SemanticVAE", Hints(**{"heads": section.heads, **registered_hints(source)}))
+    foreign = read_foreign(path, Hints(**{"heads": section.heads, **registered_hints(source)}), "SemanticVAE")
     found = foreign.config
     told = SemanticVAEConfig(found.feature_width, section.channels, section.width, section.depth, section.heads)
     if found != told:
@@ -160,7 +161,7 @@ def read_texture_vae(source: str | Path, space_to_depth: int) -> TextureVAE:
     path = locate(source)
     if not is_foreign(path):
         return load_texture_vae(path)[0]
-    found = _expect(path, "TextureVAE", Hints())
+    found = read_foreign(path, Hints(), "TextureVAE")
     return _filled(TextureVAE(replace(found.config, space_to_depth=space_to_depth)), found.weights["model"])
 
 
@@ -188,7 +189,7 @@ def read_latent_statistics(source: str | Path) -> LatentStatistics:
     """
     path = locate(source)
     if path.is_file():
-        return _expect(path, "LatentStatistics", Hints()).config
+        return read_foreign(path, Hints(), "LatentStatistics").config
     description = load_config(path)
     if description.get("type") != "LatentStatistics":
         raise UserError(f"{path} holds a {description.get('type')}, but latent statistics are wanted; check the path")
@@ -201,13 +202,6 @@ def foreign_fingerprint(settings: Settings, which: Literal["dit", "guide"]) -> s
     hints = settings.foreign.model_dump(include={"heads", "semantic_channels", "delta_t"})
     path = locate(getattr(settings.paths, which))
     return fingerprint({"weights": weights_digest(path), "hints": hints, "statistics": statistics})
-
-
-def _expect(path: Path, kind: str, hints: Hints) -> Foreign:
-    found = read_foreign(path, hints)
-    if found.module_type != kind:
-        raise UserError(f"{path} holds a {found.module_type}, but a {kind} is wanted; check the path")
-    return found
 
 
 def _filled(module: Any, weights: dict[str, Any]) -> Any:
