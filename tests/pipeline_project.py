@@ -14,11 +14,22 @@ import yaml
 
 REPOSITORY = Path(__file__).parents[1]
 
-TINY: dict[str, dict[str, Any]] = {
+Params = dict[str, dict[str, Any] | None]
+
+TINY: Params = {
     "images": {"size": 32, "limit": 48},
     "encoder": {"name": "dinov2_vits14", "weights": "random", "image_size": 56},
     "features": {"shard_size": 16},
-    "semvae": {"channels": 4, "width": 32, "depth": 1, "heads": 2, "steps": 6, "batch_size": 8, "log_every": 2},
+    "semvae": {
+        "compressor": "vae",
+        "channels": 4,
+        "width": 32,
+        "depth": 1,
+        "heads": 2,
+        "steps": 6,
+        "batch_size": 8,
+        "log_every": 2,
+    },
     "texture_vae": {
         "channels": 4,
         "block_channels": [8, 8, 8, 8],
@@ -54,6 +65,24 @@ TINY: dict[str, dict[str, Any]] = {
     "report": {"grid_images": 9, "trajectory_images": 2},
 }
 
+# The same without semantics, and without a guide.
+PLAIN: Params = TINY | {
+    "encoder": {},
+    "features": {},
+    "semvae": {"compressor": "none"},
+    "latents": {"shard_size": 8, "batch_size": 8, "store_features": False},
+    "dit": {
+        **(TINY["dit"] or {}),
+        "semantics": False,
+        "time_embedding": "single",
+        "delta_t": 0.0,
+        "repa": "none",
+        "steps": 4,
+    },
+    "guide": None,
+    "sample": {"delta_t": 0.0, "steps": 2, "num_images": 6, "batch_size": 6, "guidance": "cfg"},
+}
+
 
 def environment(**changes: str) -> dict[str, str]:
     """The test's environment with this interpreter's `sfd` and `dvc` first, one thread, no network."""
@@ -70,7 +99,7 @@ def environment(**changes: str) -> dict[str, str]:
     }
 
 
-def create(folder: Path) -> Path:
+def create(folder: Path, params: Params = TINY) -> Path:
     """A committed project in `folder`, with a DVC cache of its own."""
     folder.mkdir(parents=True)
     shutil.copy(REPOSITORY / "dvc.yaml", folder)
@@ -79,7 +108,7 @@ def create(folder: Path) -> Path:
         (folder / name).mkdir()
         shutil.copy(REPOSITORY / name / ".gitignore", folder / name)
     shutil.copy(REPOSITORY / ".dvc" / "config", folder / ".dvc")
-    (folder / "params.yaml").write_text(yaml.safe_dump(TINY, sort_keys=False))
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     run(folder, "git", "init", "--quiet")
     run(folder, "git", "add", "--all")
     run(folder, "git", "commit", "--quiet", "--message", "A tiny project")

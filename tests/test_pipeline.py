@@ -13,13 +13,14 @@ import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from pipeline_project import REPOSITORY, artifacts, create, environment, run
+from pipeline_project import PLAIN, REPOSITORY, artifacts, create, environment, run
 
 STAGES = re.compile(r"Running stage '([\w-]+)'")
 
@@ -95,6 +96,42 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_artifacts(project: Path, tm
     assert artifacts(copy) == artifacts(project)
 
 
+def test_another_compressor_begins_with_other_features(project: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "project"
+    shutil.copytree(project, copy, symlinks=True)
+    change_params(copy, semvae={"compressor": "pca"})
+    assert changed_stages(copy) >= {"extract-features", "train-semvae"}
+    assert not changed_stages(copy) & {"prepare-data", "train-texture-vae"}
+
+
+def test_without_semantics_and_guide_the_graph_is_the_same(tmp_path: Path) -> None:
+    stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+    assert changed_stages(create(tmp_path / "project", PLAIN)) == set(stages)
+
+
+@pytest.mark.slow
+def test_without_semantics_and_guide_it_runs_to_the_report_and_follows_its_settings(tmp_path: Path) -> None:
+    plain = create(tmp_path / "project", PLAIN)
+    assert "is empty" not in run(plain, "dvc", "repro")
+    assert STAGES.findall(run(plain, "dvc", "repro")) == []
+    assert "failed" not in run(plain, "dvc", "metrics", "show")
+    run(plain, "git", "add", "--all")
+    run(plain, "git", "commit", "--quiet", "--message", "Results")
+    clone = tmp_path / "clone"
+    run(tmp_path, "git", "clone", "--quiet", str(plain), str(clone))
+    run(clone, "dvc", "cache", "dir", "--local", str(plain / ".dvc" / "cache"))
+    run(clone, "dvc", "checkout")
+    assert "up to date" in run(clone, "dvc", "status")
+
+    encoder = {"name": "dinov2_vits14", "weights": "random", "image_size": 56}
+    change_params(plain, semvae={"compressor": "pca", "channels": 4}, encoder=encoder)
+    assert STAGES.findall(run(plain, "dvc", "repro", "encode-latents")) == [
+        "extract-features",
+        "train-semvae",
+        "encode-latents",
+    ]
+
+
 @pytest.mark.slow
 def test_killed_at_three_random_moments_it_goes_on_to_the_same_artifacts(project: Path, tmp_path: Path) -> None:
     copy = create(tmp_path / "project")
@@ -106,6 +143,17 @@ def test_killed_at_three_random_moments_it_goes_on_to_the_same_artifacts(project
         _kill(process)
     run(copy, "dvc", "repro")
     assert artifacts(copy) == artifacts(project), f"killed after {moments} seconds"
+
+
+def change_params(folder: Path, **sections: dict[str, Any]) -> None:
+    """Lay keys over sections of params.yaml."""
+    path = folder / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(params | {name: params[name] | keys for name, keys in sections.items()}))
+
+
+def changed_stages(folder: Path) -> set[str]:
+    return set(json.loads(run(folder, "dvc", "status", "--json")))
 
 
 def _kill_repro_when(folder: Path, path: Path) -> None:

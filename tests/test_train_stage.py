@@ -347,3 +347,23 @@ def test_training_can_start_from_given_weights(root: Path, form: str) -> None:
         train.run(settings_with(init=source, depth=1, repa_depth=1))
     with pytest.raises(UserError, match=r"dit\.init: nowhere is no file"):
         train.run(settings_with(init="nowhere"))
+
+
+def test_without_a_guide_there_is_its_record_alone_and_no_curves_of_one_before(root: Path) -> None:
+    settings = settings_with(steps=2)
+    train.run(settings, "guide")
+    without = settings.model_copy(update={"guide": None})
+    for _ in range(2):
+        assert "none" in train.run(without, "guide")["guide"]
+        assert [path.name for path in (root / "models" / "guide").iterdir()] == ["settings.json"]
+        assert [path.name for path in (root / "metrics" / "guide").iterdir()] == ["metrics.json"]
+
+
+def test_without_a_section_a_guide_from_elsewhere_is_left_as_it_is(root: Path) -> None:
+    settings = settings_with(steps=2)
+    train.run(settings, "guide")
+    elsewhere = settings.paths.guide.rename(root / "models" / "my-guide")
+    before = sorted(path.name for path in elsewhere.iterdir())
+    paths = settings.paths.model_copy(update={"guide": elsewhere})
+    train.run(settings.model_copy(update={"guide": None, "paths": paths}), "guide")
+    assert sorted(path.name for path in elsewhere.iterdir()) == before

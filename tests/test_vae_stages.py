@@ -23,6 +23,7 @@ from sfd_cli.networks.gaussian import draw, kl_divergence
 from sfd_cli.networks.semantic_pca import SemanticPCA
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE
+from sfd_cli.report.curves import read_curves
 from sfd_cli.stages import train_semvae, train_texture_vae
 from sfd_cli.weights.convert import semantic_vae_to_reference
 from sfd_cli.weights.model_files import load_semantic, load_semantic_vae, load_texture_vae
@@ -193,6 +194,19 @@ def test_without_semantics_only_the_record_is_written(tmp_path: Path) -> None:
     assert train_semvae.run(settings)["compressor"] == "none"
     assert [path.name for path in settings.paths.semvae.iterdir()] == ["settings.json"]
     assert json.loads((settings.paths.metrics / "semvae.json").read_text()) == {"compressor": "none"}
+
+
+def test_what_is_not_trained_has_no_curves_of_what_was(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, steps=10)
+    write_features(settings)
+    train_semvae.run(settings)
+    log = settings.paths.metrics / "semvae"
+    assert read_curves(log)
+    for compressor in ("pca", "none"):
+        section = settings.semvae.model_copy(update={"compressor": compressor})
+        train_semvae.run(settings.model_copy(update={"semvae": section}))
+        assert read_curves(log) == []
+        assert [path.name for path in log.iterdir()] == ["metrics.json"]
 
 
 def test_a_reference_semantic_vae_is_imported_and_scored(tmp_path: Path) -> None:

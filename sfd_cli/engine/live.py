@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,6 +29,12 @@ class LiveLog:
         for name, value in values.items():
             self._live.log_metric(name, value)
         self._live.make_summary()
+
+
+def clear_log(folder: Path) -> None:
+    """Make `folder` the log of no training: no curves of an earlier one, but a file, for git keeps no empty folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    write_json(folder / "metrics.json", {})
 
 
 def _open(folder: Path, resume: bool):  # type: ignore[no-untyped-def]

@@ -10,12 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from sfd_cli.config import DiT, Settings
+from sfd_cli.config import DiT, Paths, Settings
 from sfd_cli.data.sampler import EpochSampler
 from sfd_cli.data.store import Store
 from sfd_cli.engine.checkpoint import Checkpoints
 from sfd_cli.engine.distributed import Processes
 from sfd_cli.engine.flops import training_flops
+from sfd_cli.engine.live import clear_log
 from sfd_cli.engine.loop import LoopSettings, train
 from sfd_cli.engine.precision import choose_precision
 from sfd_cli.errors import UserError
@@ -76,10 +77,12 @@ def run(settings: Settings, which: Which = "dit") -> dict[str, Any]:
 
 def _skip(settings: Settings, folder: Path) -> dict[str, Any]:
     """With `guide: null` there is only the record that there is none."""
+    clear_log(settings.paths.metrics / "guide")
+    if folder != Paths().guide:  # one that was trained elsewhere, which is to be used as it is
+        return {"guide": "not trained, for the section guide is null", "folder": str(folder)}
     with StageOutput(folder, STAGES["guide"], {"guide": None}, {}, settings.paths.metrics) as output:
         if not output.complete:
             output.finish()
-    (settings.paths.metrics / "guide").mkdir(parents=True, exist_ok=True)
     return {"guide": "none, for the section guide is null", "folder": str(folder)}
 
 

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sfd_cli.config import Settings
+from sfd_cli.config import SemVAE, Settings
 from sfd_cli.data.holdout import split_holdout
 from sfd_cli.data.sampler import EpochSampler
 from sfd_cli.data.store import Store
 from sfd_cli.engine.distributed import Processes
+from sfd_cli.engine.live import clear_log
 from sfd_cli.engine.loop import LoopSettings, train
 from sfd_cli.errors import UserError
 from sfd_cli.files import write_json
@@ -103,6 +104,8 @@ def run(settings: Settings) -> dict[str, Any]:
                 output.finish(**facts)
         if processes.first:
             (paths.metrics / "semvae").mkdir(parents=True, exist_ok=True)
+            if not _is_trained(section):
+                clear_log(paths.metrics / "semvae")
             shutil.rmtree(output.folder / CHECKPOINTS, ignore_errors=True)
             write_json(paths.metrics / "semvae.json", output.facts)
     if not processes.first:
@@ -110,17 +113,21 @@ def run(settings: Settings) -> dict[str, Any]:
     return output.facts | {"folder": str(paths.semvae)}
 
 
+def _is_trained(section: SemVAE) -> bool:
+    """Rather than fitted, imported or left out."""
+    return section.compressor == "vae" and section.weights is None
+
+
 def _make(settings: Settings, output: StageOutput, processes: Processes) -> dict[str, Any]:
     """The facts to record, in the first process; the model folder has been written then."""
     section, device = settings.semvae, processes.device(choose_device(settings.runtime.device))
     if section.compressor == "none":
         return {"compressor": "none"}
-    if section.compressor == "vae" and section.weights is None:
+    if _is_trained(section):
         model: SemanticCompressor = _train(settings, output, processes, device)
     elif not processes.first:
         return {}  # fitting and importing need no company
     else:
-        shutil.rmtree(settings.paths.metrics / "semvae" / "plots", ignore_errors=True)  # of a model trained before
         if section.compressor == "pca":
             model = fit_components(settings, device)
         else:
