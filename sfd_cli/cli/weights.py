@@ -62,7 +62,7 @@ def weights_verify(
 
     chosen = names or [name for name, entry in REGISTRY.items() if find_local(entry) is not None]
     for name in chosen:
-        print_result({name: verify(name)})
+        print_result({name: {key: "not here" if fact is None else fact for key, fact in verify(name).items()}})
     if not chosen:
         typer.echo("no registered weights are here; `sfd weights fetch NAME` brings them")
 

@@ -17,7 +17,8 @@ _FOLDER_LINE = re.compile(r"^  folder: .*$", re.MULTILINE)
 
 def list_presets() -> dict[str, str]:
     """Names and first lines of all presets, in the order of their names."""
-    return {path.stem: path.read_text().split("\n", 1)[0].lstrip("# ") for path in sorted(FOLDER.glob("*.yaml"))}
+    paths = sorted(FOLDER.glob("*.yaml"), key=lambda path: path.stem)
+    return {path.stem: path.read_text().split("\n", 1)[0].lstrip("# ") for path in paths}
 
 
 def preset_text(name: str) -> str:
@@ -54,14 +55,15 @@ def use_preset(name: str, params: Path, images: Path | None = None) -> list[str]
         quoted = yaml.safe_dump(str(images.resolve()), width=10_000, allow_unicode=True).splitlines()[0]
         text = _FOLDER_LINE.sub(lambda _: f"  folder: {quoted}", text)
     done = []
-    if params.exists() and params.read_text() not in {text, *(path.read_text() for path in FOLDER.glob("*.yaml"))}:
+    presets = {path.read_bytes() for path in FOLDER.glob("*.yaml")}
+    if params.exists() and params.read_bytes() not in {text.encode(), *presets}:
         number = 1
         while (kept := params.with_name(f"{params.name}.{number}")).exists():
             number += 1
         params.rename(kept)
         done.append(f"what was in {params} is now in {kept}")
     with atomic_path(params) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
     folder = yaml.safe_load(text).get("images", {}).get("folder")
     done.append(f"{params} holds the preset {name}" + (f", for the images in {folder}" if folder else ""))
     return done
