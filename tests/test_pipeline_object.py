@@ -165,7 +165,7 @@ def test_pictures_of_any_size_and_mode_are_cropped_to_the_pipelines(pipeline: Se
         (lambda pipe: pipe(0, output="jpeg"), "'jpeg' is not known"),
         (lambda pipe: pipe.encode(torch.zeros(1, 3, 8, 8)), "expected uint8 of shape"),
         (lambda pipe: SemanticFirstPipeline.from_pretrained("no such thing"), "no folder, and no name of a hub"),
-        (lambda pipe: SemanticFirstPipeline.from_checkpoints("a.pt", "b.ckpt"), "a.pt holds no whole model"),
+        (lambda pipe: SemanticFirstPipeline.from_checkpoints("a.pt", "b.ckpt"), "a.pt does not exist"),
         (lambda pipe: SemanticFirstPipeline.from_checkpoints("a", "b", steps=0), "from_checkpoints: sample.steps"),
     ],
 )

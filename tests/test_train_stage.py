@@ -367,3 +367,16 @@ def test_without_a_section_a_guide_from_elsewhere_is_left_as_it_is(root: Path) -
     paths = settings.paths.model_copy(update={"guide": elsewhere})
     train.run(settings.model_copy(update={"guide": None, "paths": paths}), "guide")
     assert sorted(path.name for path in elsewhere.iterdir()) == before
+
+
+def test_a_mistake_leaves_the_finished_model_where_it_is(root: Path) -> None:
+    train.run(settings_with())
+    before = contents(Path("models"))
+    write_latents(Path("data/latents"), features=False)
+    for mistake, words in (
+        ({"repa": "stored"}, "holds no features"),
+        ({"init": "models/semvae"}, "holds a SemanticVAE"),
+    ):
+        with pytest.raises(UserError, match=words):
+            train.run(settings_with(**{"repa": "none", "seed": 1, **mistake}))
+    assert contents(Path("models")) == before

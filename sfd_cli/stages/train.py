@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,6 +61,8 @@ def run(settings: Settings, which: Which = "dit") -> dict[str, Any]:
     output = _output(settings, section, folder, STAGES[which])
     log = settings.paths.metrics / which
     processes = Processes.join()
+    # Entering makes room by putting another model aside, so what would fail does so before.
+    learner = None if processes.hear_first(output.recorded()) else _build(settings, section, processes)
     with output if processes.first else nullcontext():
         if processes.first:
             _start_over_if_past(output, section.steps)
@@ -69,7 +71,8 @@ def run(settings: Settings, which: Which = "dit") -> dict[str, Any]:
             if processes.first:
                 say(f"{folder} is up to date")
         else:
-            facts = _train(settings, section, folder, log, processes)
+            learner = learner or _build(settings, section, processes)
+            facts = _train(settings, section, learner, folder, log, processes)
             if processes.first:
                 output.finish(**facts)
     return _summary(output, log) if processes.first else {}
@@ -106,7 +109,22 @@ def _output(settings: Settings, section: DiT, folder: Path, stage: str) -> Stage
     return StageOutput(folder, stage, section.model_dump(exclude=INERT), inputs, paths.metrics, inert)
 
 
-def _train(settings: Settings, section: DiT, folder: Path, log: Path, processes: Processes) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Learner:
+    """What is trained, and on what."""
+
+    store: Store
+    task: VelocityTask
+    model: LightningDiT
+    device: torch.device
+
+
+def _build(settings: Settings, section: DiT, processes: Processes) -> Learner:
+    """The network with its first weights, its task and the latents.
+
+    Raises:
+        UserError: they are missing or do not fit together.
+    """
     device = processes.device(choose_device(settings.runtime.device))
     store = Store(settings.paths.latents)
     decoder = _decoder(settings, device) if section.repa == "decoded" else None
@@ -117,6 +135,14 @@ def _train(settings: Settings, section: DiT, folder: Path, log: Path, processes:
     if section.init is not None:
         model.load_state_dict(initial_weights(section.init, config))
     model.checkpoint_activations = section.checkpoint_activations
+    return Learner(store, task, model, device)
+
+
+def _train(
+    settings: Settings, section: DiT, learner: Learner, folder: Path, log: Path, processes: Processes
+) -> dict[str, Any]:
+    store, task, model, device = learner.store, learner.task, learner.model, learner.device
+    config = model.config
     checkpoints = Checkpoints(folder / CHECKPOINTS)
     grids = None
     if section.sample_every and processes.first:
