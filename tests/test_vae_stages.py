@@ -170,6 +170,7 @@ def test_published_weights_are_imported_and_scored(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"has channels 6, block_channels .* section texture_vae"):
         train_texture_vae.run(wrong)
+    assert load_texture_vae(settings.paths.texture_vae)[0].config == model.config
 
 
 def test_principal_components_keep_what_varies_and_are_saved_like_a_semantic_vae(tmp_path: Path) -> None:
@@ -225,8 +226,10 @@ def test_a_reference_semantic_vae_is_imported_and_scored(tmp_path: Path) -> None
     assert model.config == config
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in weights.items())
     wider = imported.model_copy(update={"width": 32})
-    with pytest.raises(UserError, match="Semantic VAE with channels 3, width 16 and depth 1"):
+    before = {path.name: path.read_bytes() for path in settings.paths.semvae.iterdir()}
+    with pytest.raises(UserError, match="Semantic VAE with channels 3, width 16, depth 1 and 2 heads"):
         train_semvae.run(settings.model_copy(update={"semvae": wider}))
+    assert {path.name: path.read_bytes() for path in settings.paths.semvae.iterdir()} == before
 
 
 def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:

@@ -94,6 +94,9 @@ def run(settings: Settings) -> dict[str, Any]:
     inert = section.model_dump(include=INERT)
     output = StageOutput(paths.semvae, STAGE, section.model_dump(exclude=INERT), inputs, paths.metrics, inert)
     processes = Processes.join()
+    if section.weights is not None and processes.first and not output.recorded():
+        # Entering makes room by putting another model aside, so weights that do not fit are refused before.
+        _imported(settings, Store(paths.features))
     with output if processes.first else nullcontext():
         if processes.hear_first(output.complete):
             if processes.first:
@@ -131,11 +134,10 @@ def _make(settings: Settings, output: StageOutput, processes: Processes) -> dict
         if section.compressor == "pca":
             model = fit_components(settings, device)
         else:
-            model = read_semantic(str(section.weights), section, settings.encoder.tiles)
+            model = _imported(settings, Store(settings.paths.features))
     if not processes.first:
         return {}
     store = Store(settings.paths.features)
-    require_width(model, store, str(section.weights or output.folder))
     _, held_out = split_holdout(len(store), section.holdout)
     scores = evaluate(model.to(device), store, held_out, section.batch_size, device)
     save_model(output.folder, type(model).__name__, model.config, {"model": model.state_dict()}, {"held_out": scores})
@@ -183,11 +185,16 @@ def fit_components(settings: Settings, device: torch.device) -> SemanticPCA:
     return covariance.principal_components(section.channels)
 
 
-def require_width(model: SemanticCompressor, store: Store, source: str) -> None:
-    """Raise UserError if the compressor was made for tokens of another width."""
+def _imported(settings: Settings, store: Store) -> SemanticCompressor:
+    """The network at `semvae.weights`, which must be made for the stored tokens."""
+    section = settings.semvae
+    model = read_semantic(str(section.weights), section, settings.encoder.tiles)
     width, expected = store.fields["tokens"].shape[-1], model.config.feature_width
     if width != expected:
-        raise UserError(f"semvae.weights: {source} compresses tokens {expected} wide, but {store.folder} has {width}")
+        raise UserError(
+            f"semvae.weights: {section.weights} compresses tokens {expected} wide, but {store.folder} has {width}"
+        )
+    return model
 
 
 def vae_loop(section: Any) -> LoopSettings:

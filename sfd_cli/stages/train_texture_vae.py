@@ -106,6 +106,9 @@ def run(settings: Settings) -> dict[str, Any]:
     pictures = paths.metrics / "texture_vae"
     output = StageOutput(paths.texture_vae, STAGE, chosen, inputs, paths.metrics, inert)
     processes = Processes.join()
+    if section.weights is not None and processes.first and not output.recorded():
+        # Entering makes room by putting another model aside, so weights that do not fit are refused before.
+        _imported(settings)
     with output if processes.first else nullcontext():
         if processes.hear_first(output.complete):
             if processes.first:
@@ -130,8 +133,7 @@ def _make(
     training, held_out = split_holdout(len(reader.manifest), section.holdout)
     if section.weights is not None:
         shutil.rmtree(pictures / "plots", ignore_errors=True)  # curves of a model that was trained here before
-        model = read_texture_vae(section.weights, section.space_to_depth)
-        _require_layout(model.config, settings)
+        model = _imported(settings)
     else:
         model = _trained(settings, reader, training, output, device)
     if not processes.first:
@@ -206,13 +208,16 @@ def save_reconstructions(
         picture.save(temporary, "PNG")
 
 
-def _require_layout(imported: TextureVAEConfig, settings: Settings) -> None:
-    """The imported network must give the latent that the settings promise to the other stages."""
+def _imported(settings: Settings) -> TextureVAE:
+    """The network at `texture_vae.weights`, which must give the latent that the settings promise to other stages."""
     section = settings.texture_vae
+    model = read_texture_vae(str(section.weights), section.space_to_depth)
+    found = model.config
     told = (section.channels, tuple(section.block_channels), section.space_to_depth)
-    if told != (imported.channels, imported.block_channels, imported.space_to_depth):
+    if told != (found.channels, found.block_channels, found.space_to_depth):
         raise UserError(
-            f"texture_vae.weights: {section.weights} has channels {imported.channels}, block_channels"
-            f" {list(imported.block_channels)} and space_to_depth {imported.space_to_depth}; set these in the"
+            f"texture_vae.weights: {section.weights} has channels {found.channels}, block_channels"
+            f" {list(found.block_channels)} and space_to_depth {found.space_to_depth}; set these in the"
             " section texture_vae"
         )
+    return model
