@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sfd_cli.config import Encoder
 from sfd_cli.errors import StageFailure
-from sfd_cli.evaluation.frechet import Gaussian, Moments
+from sfd_cli.evaluation.frechet import GATHERED, Gaussian, Moments
 from sfd_cli.weights.encoders import load_visual_encoder
 from sfd_cli.weights.torch_files import read_weights_file
 
@@ -74,7 +74,9 @@ class FeatureSet:
         if count > ROWS_KEPT:
             self._kept[torch.randperm(count, generator=generator)[ROWS_KEPT:]] = False
         self._halves = (Moments(width), Moments(width))
-        self._rows: list[Tensor] = []
+        # Whole from the start: joined later, the features would be there twice.
+        self._rows = torch.empty(int(self._kept.sum()), width)
+        self._filled = 0
 
     @property
     def count(self) -> int:
@@ -84,7 +86,7 @@ class FeatureSet:
     @property
     def rows(self) -> Tensor:
         """Kept features (k, D), float32, in the order of the images."""
-        return torch.cat(self._rows)
+        return self._rows[: self._filled]
 
     def half(self, which: int) -> Gaussian:
         """The Gaussian of one random half; the first has floor(count / 2) images."""
@@ -102,7 +104,9 @@ class FeatureSet:
         """Add the features (n, D) of the next n images."""
         span = slice(self.count, self.count + len(features))
         first, kept = self._first_half[span], self._kept[span]
-        self._rows.append(features[kept])
+        rows = features[kept]
+        self._rows[self._filled : self._filled + len(rows)] = rows
+        self._filled += len(rows)
         self._halves[0].update(features[first])
         self._halves[1].update(features[~first])
 
@@ -110,7 +114,8 @@ class FeatureSet:
 def gaussian_of_subset(rows: Tensor, count: int, seed: int) -> Gaussian:
     """The Gaussian of `count` random rows of features (n, D); the order of rows may follow the classes."""
     moments = Moments(rows.shape[1])
-    moments.update(rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count]])
+    for chosen in torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count].split(GATHERED):
+        moments.update(rows[chosen])
     return moments.gaussian()
 
 

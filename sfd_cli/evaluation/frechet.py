@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sfd_cli.errors import UserError
@@ -44,8 +43,8 @@ class Moments:
         self._scatter = np.zeros((width, width))
 
     def update(self, features: Tensor) -> None:
-        """Add a batch of features (n, D)."""
-        self._waiting.append(features.detach().to("cpu", torch.float64).numpy())
+        """Add a batch of features (n, D), float32 or float64, which must not change afterwards."""
+        self._waiting.append(features.detach().cpu().numpy())
         self.count += len(features)
         # One update of a 2048 x 2048 scatter costs as much as hundreds of rows, so rows are gathered first.
         if sum(map(len, self._waiting)) >= GATHERED:
@@ -74,11 +73,11 @@ class Moments:
     def _flush(self) -> None:
         if not self.count - self._absorbed:
             return
-        rows = np.concatenate(self._waiting)
+        rows = np.concatenate(self._waiting, dtype=np.float64)
         self._waiting = []
         mean = rows.mean(axis=0)
-        centred = rows - mean
-        self._absorb(len(rows), mean, centred.T @ centred)
+        rows -= mean
+        self._absorb(len(rows), mean, rows.T @ rows)
 
     def _absorb(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
         if not count:
