@@ -1,5 +1,6 @@
 """HDF5 stores: what is written is read back, whole or not at all."""
 
+import errno
 import os
 import pickle
 import signal
@@ -94,14 +95,19 @@ def test_a_batch_can_fill_an_array_of_the_callers(store):
     out = np.empty((3, 5, 6), np.float16)
     assert store.read("tokens", [1, 9, 4], [0, 1, 1], out=out) is out
     assert np.array_equal(out, arrays_of(23)["tokens"][[1, 9, 4], [0, 1, 1]])
-    with pytest.raises(ValueError, match="out has shape"):
-        store.read("tokens", [1], out=out)
+    every_other = np.empty((6, 5, 6), np.float16)[::2]
+    for wrong in (out[:2], out.astype(np.float32), every_other):
+        with pytest.raises(ValueError, match="out has shape"):
+            store.read("tokens", [1, 9, 4], [0, 1, 1], out=wrong)
 
 
 def test_positions_outside_the_store_are_refused(store):
     for outside in (-1, 23):
         with pytest.raises(IndexError):
             store.read("texture", [0, outside])
+    for outside in (-1, 2):
+        with pytest.raises(IndexError):
+            store.read("texture", [0, 1], [0, outside])
 
 
 def test_reading_opens_no_files(store, monkeypatch):
@@ -111,6 +117,90 @@ def test_reading_opens_no_files(store, monkeypatch):
     monkeypatch.setattr(h5py, "File", refuse)
     monkeypatch.setattr("builtins.open", refuse)
     assert store.read("texture", [20, 1]).shape == (2, 2, 3, 4, 4)
+
+
+def evict(store: Store) -> None:
+    """Ask for the store's files to leave the page cache."""
+    for path in store.folder.iterdir():
+        file = os.open(path, os.O_RDONLY)
+        os.fsync(file)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(file)
+
+
+def test_what_is_not_in_the_page_cache_is_read_from_the_disk(store):
+    expected, order = arrays_of(23)["tokens"], [22, 0, 9, 9, 14]
+    for _ in range(3):
+        evict(store)
+        assert np.array_equal(store.read("tokens", order), expected[order])
+
+
+@pytest.mark.parametrize("cached", [0, 7, None])
+def test_file_systems_that_cannot_tell_what_is_cached_or_hold_a_part_give_the_same_values(store, monkeypatch, cached):
+    preadv = os.preadv
+
+    def answer(file, buffers, begin, flags=0):
+        if flags and cached is None:
+            raise OSError(errno.EOPNOTSUPP, "no such flag")
+        if flags:
+            return preadv(file, [buffers[0][:cached]], begin) if cached else 0
+        return preadv(file, [buffers[0][:11]], begin)  # a disk may also give less than was asked for
+
+    monkeypatch.setattr(os, "preadv", answer)
+    order, flips = [22, 0, 9, 9, 14], [1, 0, 0, 1, 1]
+    assert np.array_equal(store.read("tokens", order, flips), arrays_of(23)["tokens"][order, flips])
+
+
+def test_a_shard_that_is_cut_short_while_it_is_open_is_named(store):
+    assert store.read("tokens", [12]).any()
+    os.truncate(store.folder / shard_name(2), 10)
+    with pytest.raises(UserError, match=r"shard-00002\.h5 was cut short"):
+        store.read("tokens", [12])
+
+
+def test_memory_does_not_grow_with_what_has_been_read(tmp_path):
+    fields = {"tokens": Field((2, 64, 512))}
+    writer = StoreWriter(tmp_path, fields, 256, 128, "f")
+    for shard in range(2):
+        writer.write_shard(shard, {"tokens": np.ones((128, 2, 64, 512), np.float16)})
+    writer.finish([0] * 256, ["x"] * 256, range(256), ["a"])
+    store, out = Store(tmp_path), np.zeros((8, 64, 512), np.float16)
+    store.read("tokens", range(8), [0] * 8, out=out)
+    before = resident()
+    for start in range(0, 256, 8):
+        for flip in (0, 1):
+            store.read("tokens", range(start, start + 8), [flip] * 8, out=out)
+    assert resident() - before < 2**23, "of a store of 32 MiB"
+
+
+def resident() -> int:
+    """Memory of this process that is in use, bytes, mapped files included."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_store_of_more_shards_than_a_shell_lets_files_be_open_raises_its_own_limit(tmp_path):
+    writer = StoreWriter(tmp_path, FIELDS, 40, 1, "f")
+    for shard in range(40):
+        writer.write_shard(shard, arrays_of(1, seed=shard))
+    finish(writer)
+    script = """
+import resource, sys
+from sfd_cli.data.store import Store
+from sfd_cli.errors import UserError
+resource.setrlimit(resource.RLIMIT_NOFILE, (30, int(sys.argv[2])))
+try:
+    print(Store(sys.argv[1]).read("texture", [39]).shape)
+except UserError as error:
+    print(error)
+"""
+    answers = [
+        subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path), str(hard)], capture_output=True, text=True, check=True
+        ).stdout
+        for hard in (1000, 35)
+    ]
+    assert answers[0] == "(1, 2, 3, 4, 4)\n"
+    assert "more shards than files may be open at once; raise `ulimit -n`" in answers[1]
 
 
 @pytest.mark.parametrize("options", [{"chunks": True}, {"chunks": True, "compression": "gzip"}])

@@ -1,4 +1,4 @@
-"""Sharded HDF5 stores of per-image arrays: written shard by shard and resumable, read through memory maps.
+"""Sharded HDF5 stores of per-image arrays: written shard by shard and resumable, read from known places in the files.
 
 A store is a folder of `shard-NNNNN.h5`, each whole or absent, and an `index.h5` whose virtual data sets
 present them as one. Any HDF5 program can open either; no array needs this module to be read.
@@ -6,8 +6,11 @@ present them as one. Any HDF5 program can open either; no array needs this modul
 
 from __future__ import annotations
 
+import errno
 import json
-import mmap
+import os
+import resource
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +27,10 @@ from sfd_cli.files import atomic_path
 INDEX = "index.h5"
 EXTRAS = "extras"
 PAGE = 4096
+# Reads only what is in the page cache; where a system lacks it, every read is an ordinary one.
+CACHED_ONLY = getattr(os, "RWF_NOWAIT", 0)
+# Files that the rest of the program may need beside the shards.
+SPARE_FILES = 512
 
 
 @dataclass(frozen=True)
@@ -229,7 +236,13 @@ class Store:
         except (OSError, KeyError, ValueError) as error:
             raise UserError(f"{path} is damaged ({error}); run the stage that writes it again") from None
         shards = -(-len(self) // self._shard_size)
-        self._views = [self._map_shard(shard) for shard in range(shards)]
+        _allow_open_files(shards + SPARE_FILES)
+        self._files: list[int] = []
+        weakref.finalize(self, _close, self._files)
+        # Where a field begins in every shard's file, bytes; -1 where HDF5 must find it (chunked or compressed).
+        self._offsets = {name: np.full(shards, -1, np.int64) for name in self.fields}
+        for shard in range(shards):
+            self._open_shard(shard)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -256,32 +269,65 @@ class Store:
             (n, *shape) without `flips`, (n, *shape[1:]) with; the dtype of the field.
 
         Raises:
-            IndexError: a position is outside the store.
+            IndexError: a position or a flip is outside the store.
+            ValueError: `out` is of another shape or dtype, or not contiguous.
+            UserError: a file was cut short since the store was opened.
         """
         positions = np.asarray(indices, np.int64)
-        if len(positions) and not (positions.min() >= 0 and positions.max() < len(self)):
-            raise IndexError(f"positions {positions.min()} to {positions.max()} of a store of {len(self)} images")
-        sides = None if flips is None else np.asarray(flips, np.int64)
-        shape = self.fields[field].shape if sides is None else self.fields[field].shape[1:]
-        batch = np.empty((len(positions), *shape), self.fields[field].dtype) if out is None else out
-        if batch.shape != (len(positions), *shape):
-            raise ValueError(f"out has shape {batch.shape}, not {(len(positions), *shape)}")
+        flipped = None if flips is None else np.asarray(flips, np.int64)
+        shape, dtype = self.fields[field].shape, np.dtype(self.fields[field].dtype)
+        _require_within(positions, len(self), "positions")
+        if flipped is not None:
+            _require_within(flipped, shape[0], "flips")
+        per_image = (len(positions), *(shape if flipped is None else shape[1:]))
+        batch = np.empty(per_image, dtype) if out is None else out
+        if (batch.shape, batch.dtype) != (per_image, dtype) or not batch.flags.c_contiguous:
+            raise ValueError(f"out has shape {batch.shape} and {batch.dtype}, not {per_image} and {dtype}, contiguous")
         shards, rows = np.divmod(positions, self._shard_size)
-        picks: list[Any] = [slice(None)] * len(positions) if sides is None else sides.tolist()
-        unmapped = set()
-        for place, (shard, row, side) in enumerate(zip(shards.tolist(), rows.tolist(), picks, strict=True)):
-            view = self._views[shard].get(field)
-            if view is None:
-                unmapped.add(shard)
-            else:
-                batch[place] = view[row, side]
-        for shard in unmapped:
+        size = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
+        pieces = rows * shape[0] if flipped is None else rows * shape[0] + flipped
+        begins = self._offsets[field][shards]
+        direct = np.flatnonzero(begins >= 0)
+        self._read_pieces(batch, direct, shards[direct], (begins + pieces * size)[direct])
+        for shard in np.unique(shards[begins < 0]).tolist():
             here = np.flatnonzero(shards == shard)
-            values, back = self._read_unmapped(field, shard, rows[here])
-            batch[here] = values[back] if sides is None else values[back, sides[here]]
+            values, back = self._read_through_hdf5(field, shard, rows[here])
+            batch[here] = values[back] if flipped is None else values[back, flipped[here]]
         return batch
 
-    def _read_unmapped(self, field: str, shard: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _read_pieces(self, batch: np.ndarray, places: np.ndarray, shards: np.ndarray, begins: np.ndarray) -> None:
+        """Fill `batch[places]` from byte `begins` of the files of `shards`.
+
+        Plain reads rather than memory maps: they count no file pages as the program's memory, and a file that is cut
+        short or a disk that fails is an error and no crash. What is not in the page cache is asked for all at once
+        and read last, so that the disk works on many images at a time and not on one after the other.
+        """
+        if not batch.size:
+            return
+        memory = batch.reshape(-1).view(np.uint8).data
+        size = batch.nbytes // len(batch)
+        late = []
+        for place, shard, begin in zip(places.tolist(), shards.tolist(), begins.tolist(), strict=True):
+            piece = memory[place * size : (place + 1) * size]
+            try:
+                count = os.preadv(self._files[shard], (piece,), begin, CACHED_ONLY)
+            except OSError:  # nothing of it is there, or this file system cannot tell
+                count = 0
+            if count < size:
+                _announce(self._files[shard], begin, size)
+                late.append((piece, shard, begin))
+        for piece, shard, begin in late:
+            self._read_whole(piece, shard, begin)
+
+    def _read_whole(self, piece: memoryview, shard: int, begin: int) -> None:
+        done = 0
+        while done < len(piece):
+            count = os.preadv(self._files[shard], (piece[done:],), begin + done)
+            if not count:
+                raise UserError(f"{self.folder / shard_name(shard)} was cut short; {_AGAIN}")
+            done += count
+
+    def _read_through_hdf5(self, field: str, shard: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows of a chunked or compressed shard: the distinct ones, and where each of `rows` is among them."""
         wanted, back = np.unique(rows, return_inverse=True)
         with h5py.File(self.folder / shard_name(shard), "r") as file:
@@ -307,32 +353,58 @@ class Store:
         self.classes = _read_texts(index, "classes")
         self.statistics = {name: values[:] for name, values in index.get("statistics", {}).items()}
 
-    def _map_shard(self, shard: int) -> dict[str, np.ndarray]:
-        """Fields of a shard as read-only views of its mapped file; chunked or compressed ones are left out."""
+    def _open_shard(self, shard: int) -> None:
+        """Open a shard's file and note where its fields begin."""
         path = self.folder / shard_name(shard)
         count = min(self._shard_size, len(self) - shard * self._shard_size)
-        views = {}
         try:
-            with h5py.File(path, "r") as file, open(path, "rb") as raw:
+            self._files.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            with h5py.File(path, "r") as file:
                 if file.attrs.get("fingerprint") != self.fingerprint:
                     raise UserError(f"{path} was made by other settings than {self.folder / INDEX}; {_AGAIN}")
-                mapped = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
                 for name, field in self.fields.items():
                     data = file[name]
                     if data.shape != (count, *field.shape):
                         raise UserError(f"{path}: {name} has shape {data.shape}, not {(count, *field.shape)}; {_AGAIN}")
                     offset = data.id.get_offset()
-                    if offset is not None:
-                        flat = np.frombuffer(mapped, data.dtype, data.size, offset)
-                        views[name] = flat.reshape(data.shape)
+                    if offset is not None and data.dtype == field.dtype:
+                        self._offsets[name][shard] = offset
         except FileNotFoundError:
             raise UserError(f"{path} is missing; {_AGAIN}") from None
         except (OSError, KeyError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EMFILE:
+                raise UserError(
+                    f"{self.folder} has more shards than files may be open at once; raise `ulimit -n`, or write the"
+                    " store again with a larger shard_size"
+                ) from None
             raise UserError(f"{path} is truncated or damaged ({error}); delete it and {_AGAIN}") from None
-        return views
 
 
 _AGAIN = "run the stage that writes this store again"
+
+
+def _allow_open_files(count: int) -> None:
+    """Raise this process's own limit to `count` open files, as far as it may; a shell's is often 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def _close(files: list[int]) -> None:
+    for file in files:
+        os.close(file)
+
+
+def _announce(file: int, begin: int, size: int) -> None:
+    """Tell the system that these bytes are read soon."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file, begin, size, os.POSIX_FADV_WILLNEED)
+
+
+def _require_within(values: np.ndarray, count: int, what: str) -> None:
+    if len(values) and not (values.min() >= 0 and values.max() < count):
+        raise IndexError(f"{what} {values.min()} to {values.max()}, but there are {count}")
 
 
 def _write_texts(file: h5py.File, name: str, texts: Sequence[str]) -> None:
