@@ -39,7 +39,11 @@ class Timing:
 
 
 def interleaved(
-    candidates: dict[str, Callable[[], object]], repetitions: int, warmup: int = 1, device: torch.device | None = None
+    candidates: dict[str, Callable[[], object]],
+    repetitions: int,
+    warmup: int = 1,
+    device: torch.device | None = None,
+    before: Callable[[], object] | None = None,
 ) -> dict[str, Timing]:
     """Time each candidate `repetitions` times, in turn, so that what else the machine does falls on all alike.
 
@@ -48,10 +52,13 @@ def interleaved(
         repetitions: timed calls of each.
         warmup: calls of each before the first that counts.
         device: a CUDA device is waited for after every call.
+        before: called before every call, outside its time.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(-warmup, repetitions):
         for name, call in candidates.items():
+            if before is not None:
+                before()
             _wait(device)
             started = time.perf_counter()
             call()
