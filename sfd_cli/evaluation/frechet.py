@@ -36,19 +36,29 @@ class Moments:
     """
 
     def __init__(self, width: int) -> None:
-        self.count = 0
         self._absorbed = 0
-        self._waiting: list[np.ndarray] = []
+        # One update of a 2048 x 2048 scatter costs as much as hundreds of rows, so rows are gathered first: in one
+        # array, because small ones that live long between images that come and go would fragment the heap.
+        self._waiting = np.empty((GATHERED, width))
+        self._filled = 0
         self._mean = np.zeros(width)
         self._scatter = np.zeros((width, width))
 
+    @property
+    def count(self) -> int:
+        """Images seen."""
+        return self._absorbed + self._filled
+
     def update(self, features: Tensor) -> None:
-        """Add a batch of features (n, D), float32 or float64, which must not change afterwards."""
-        self._waiting.append(features.detach().cpu().numpy())
-        self.count += len(features)
-        # One update of a 2048 x 2048 scatter costs as much as hundreds of rows, so rows are gathered first.
-        if sum(map(len, self._waiting)) >= GATHERED:
-            self._flush()
+        """Add a batch of features (n, D)."""
+        rows = features.detach().cpu().numpy()
+        while len(rows):
+            taken = rows[: len(self._waiting) - self._filled]
+            self._waiting[self._filled : self._filled + len(taken)] = taken
+            self._filled += len(taken)
+            rows = rows[len(taken) :]
+            if self._filled == len(self._waiting):
+                self._flush()
 
     def merged(self, other: Moments) -> Moments:
         """The moments of both sets together."""
@@ -56,7 +66,6 @@ class Moments:
         for part in (self, other):
             part._flush()
             result._absorb(part.count, part._mean, part._scatter)
-            result.count = result._absorbed
         return result
 
     def gaussian(self) -> Gaussian:
@@ -71,13 +80,11 @@ class Moments:
         return Gaussian(self._mean.copy(), self._scatter / (self.count - 1), self.count)
 
     def _flush(self) -> None:
-        if not self.count - self._absorbed:
-            return
-        rows = np.concatenate(self._waiting, dtype=np.float64)
-        self._waiting = []
-        mean = rows.mean(axis=0)
-        rows -= mean
-        self._absorb(len(rows), mean, rows.T @ rows)
+        rows, self._filled = self._waiting[: self._filled], 0
+        if len(rows):
+            mean = rows.mean(axis=0)
+            rows -= mean
+            self._absorb(len(rows), mean, rows.T @ rows)
 
     def _absorb(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
         if not count:
