@@ -243,7 +243,7 @@ class DiT(Section):
     clip_norm: float | None = Field(None, gt=0, description="clip the gradient's norm to this; unset: no clipping")
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="decay of the averaged weights that sampling uses")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on CUDA, fp32 on a CPU")
-    compile: bool = Field(False, description="torch.compile the network")
+    compile: bool = Field(False, description="torch.compile the blocks: faster steps, a slower first one")
     checkpoint_activations: bool = Field(False, description="recompute block activations to save memory")
     checkpoint_every: int = Field(10_000, gt=0, description="steps between checkpoints")
     log_every: int = Field(100, gt=0, description="steps between logged losses")
@@ -280,7 +280,7 @@ class Sample(Section):
 
     delta_t: float = Field(0.3, ge=0, le=1, description="offset by which semantics lead textures")
     steps: int = Field(50, gt=0, description="solver steps over the whole schedule (unused by dopri5)")
-    solver: Literal["euler", "heun", "ab2", "dopri5"] = Field("heun", description="ODE solver")
+    solver: Literal["euler", "heun", "ab2", "ab3", "dopri5"] = Field("heun", description="ODE solver")
     time_grid: Literal["phases", "one-span"] = Field(
         "phases", description="phases: each ends on a breakpoint; one-span: the reference code's equal steps"
     )

@@ -4,6 +4,7 @@ import pytest
 import torch
 from reference_files import part
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from sfd_cli.errors import UserError
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
@@ -178,6 +179,18 @@ def test_the_forward_pass_is_one_graph() -> None:
     expected_velocity, expected_projection = network(*random_input(), project=True)
     torch.testing.assert_close(velocity, expected_velocity)
     torch.testing.assert_close(projection, expected_projection)
+
+
+def test_compiled_blocks_share_one_graph_and_keep_their_names() -> None:
+    network = random_network()
+    names = list(network.state_dict())
+    expected = network(*random_input())
+    torch.compiler.reset()
+    counters.clear()
+    network.compile(backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(network(*random_input()), expected)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert list(network.state_dict()) == names
 
 
 def test_bfloat16_autocast_stays_near_float64() -> None:

@@ -15,6 +15,7 @@ import torch
 import yaml
 from diffusion_reference import load
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from sfd_cli.config import DiT, Settings, load_settings
 from sfd_cli.data.store import Field, Store, StoreWriter
@@ -137,6 +138,26 @@ def test_equal_settings_give_equal_bytes_however_the_run_was_cut(root: Path) -> 
         "ema.safetensors",
         "checkpoints/step-0000006/optimizer.safetensors",
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint_activations", [False, True])
+def test_compiled_training_is_eager_training_and_resumes_exactly(root: Path, checkpoint_activations: bool) -> None:
+    train.run(settings_with(log_every=1))
+    eager = {name: logged_values(name) for name in ("loss", *TERMS, "gradient_norm")}
+    Path("models/dit").rename("eager")
+    compiled: dict[str, Any] = {"compile": True, "log_every": 1, "checkpoint_activations": checkpoint_activations}
+    torch.compiler.reset()
+    counters.clear()
+    train.run(settings_with(**compiled))
+    assert counters["stats"]["unique_graphs"] == 1
+    for name, values in eager.items():
+        np.testing.assert_allclose(logged_values(name), values, rtol=1e-4)
+    whole = contents(Path("models/dit"))
+    Path("models/dit").rename("whole")
+    for steps in (2, 6):
+        train.run(settings_with(steps=steps, **compiled))
+    assert contents(Path("models/dit")) == whole
 
 
 def test_a_finished_run_is_up_to_date_and_more_steps_continue_it(

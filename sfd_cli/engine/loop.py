@@ -200,8 +200,9 @@ class _Run:
     def go(self, checkpoints: Checkpoints, live: LiveLog | None, speed: Throughput, on_step: OnStep | None) -> None:
         """All remaining steps."""
         settings, first, read_at = self.settings, self.processes.first, self.step
-        network = cast(nn.Module, torch.compile(self.model)) if settings.compile else self.model
-        network = self.processes.wrap(network)
+        if settings.compile:
+            self.model.compile()  # a module that knows better compiles its parts
+        network = self.processes.wrap(self.model)
         bar = tqdm(
             desc=self.description, total=settings.steps, initial=self.step, unit="step", disable=None if first else True
         )
