@@ -279,8 +279,8 @@ class Sample(Section):
     """`sample`: integrate the flow from noise, decode textures, write PNGs and an npz."""
 
     delta_t: float = Field(0.3, ge=0, le=1, description="offset by which semantics lead textures")
-    steps: int = Field(50, gt=0, description="solver steps over the whole schedule (unused by dopri5)")
-    solver: Literal["euler", "heun", "ab2", "ab3", "dopri5"] = Field("heun", description="ODE solver")
+    steps: int = Field(24, gt=0, description="solver steps over the whole schedule (unused by dopri5)")
+    solver: Literal["euler", "heun", "ab2", "ab3", "dopri5"] = Field("ab3", description="ODE solver")
     time_grid: Literal["phases", "one-span"] = Field(
         "phases", description="phases: each ends on a breakpoint; one-span: the reference code's equal steps"
     )

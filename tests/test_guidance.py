@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sfd_cli.diffusion.guidance import AutoGuidance, ClassifierFreeGuidance, GuidanceScale
+from sfd_cli.diffusion.guidance import AutoGuidance, ClassifierFreeGuidance, GuidanceScale, VelocityField
 from sfd_cli.diffusion.objective import split_streams
-from sfd_cli.diffusion.solver import CallCounter
+from sfd_cli.diffusion.schedule import AsynchronousSchedule
+from sfd_cli.diffusion.solver import CallCounter, integrate
 
 NULL, SEMANTIC = 9, 2
 X = torch.randn((3, 5, 2, 2), generator=torch.Generator().manual_seed(0))
@@ -114,3 +117,22 @@ def test_images_of_one_batch_may_have_their_own_times() -> None:
     assert scale is not None
     assert scale.texture.tolist() == [1, 2, 1]
     assert scale.semantic.tolist() == [3, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("texture", "semantic", "asked"), [(2.0, 1.0, 8), (1.0, 2.0, 8), (2.0, 2.0, 12), (1.0, 1.0, 0)]
+)
+@pytest.mark.parametrize("grid", ["phases", "one-span"])
+def test_the_guide_is_not_asked_about_a_frozen_stream(texture: float, semantic: float, asked: int, grid: Any) -> None:
+    """Of 12 steps with offset 0.5 four are on semantics alone and four on textures alone; nothing else changes."""
+    guide = CallCounter(_guide)
+    scale, schedule = GuidanceScale(texture, semantic), AsynchronousSchedule(0.5)
+
+    def latents(velocity: VelocityField) -> Tensor:
+        return integrate(velocity, X, LABELS, schedule, SEMANTIC, solver="euler", steps=12, grid=grid)
+
+    always = AutoGuidance(_model, guide, scale, SEMANTIC)
+    expected = latents(lambda *arguments: always(*arguments))
+    guide.calls = 0
+    assert torch.equal(latents(always), expected)
+    assert guide.calls == pytest.approx(asked, abs=1 if grid == "one-span" else 0)

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from sfd_cli.diffusion.objective import split_streams
 from sfd_cli.diffusion.schedule import AsynchronousSchedule
-from sfd_cli.diffusion.solver import CallCounter, allot, integrate, phase_points, shifted
+from sfd_cli.diffusion.solver import CallCounter, allot, extrapolation_weights, integrate, phase_points, shifted
 
-SOLVERS = ["euler", "heun", "ab2", "dopri5"]
+SOLVERS = ["euler", "heun", "ab2", "ab3", "dopri5"]
 
 
 def _rmse(one: Tensor, other: Tensor) -> float:
@@ -60,6 +60,7 @@ def test_adaptive_steps_across_the_jumps_hang_on_the_last_bits() -> None:
         ({"solver": "euler", "steps": 21}, 21, 3.9e-3),
         ({"solver": "heun", "steps": 9}, 18, 1.4e-4),
         ({"solver": "ab2", "steps": 15}, 18, 1.7e-4),
+        ({"solver": "ab3", "steps": 15}, 18, 3e-5),
         ({"solver": "dopri5"}, 48, 8e-6),
     ],
 )
@@ -96,9 +97,9 @@ def _error(delta_t: float, **options: Any) -> float:
 
 @pytest.mark.parametrize("delta_t", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("shift", [1.0, 0.5])
-@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("ab2", 2)])
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("ab2", 2), ("ab3", 3)])
 def test_by_phases_a_solver_keeps_its_order(solver: str, order: int, shift: float, delta_t: float) -> None:
-    errors = [_error(delta_t, solver=solver, steps=steps, shift=shift) for steps in (104, 208)]
+    errors = [_error(delta_t, solver=solver, steps=steps, shift=shift) for steps in (208, 416)]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.2)
 
 
@@ -150,7 +151,7 @@ def test_a_frozen_stream_keeps_every_bit(solver: Any, delta_t: float, steps: int
     assert [progress for progress, _ in points] == sorted(progress for progress, _ in points)
 
 
-@pytest.mark.parametrize("solver", ["euler", "heun", "ab2"])
+@pytest.mark.parametrize("solver", ["euler", "heun", "ab2", "ab3"])
 def test_what_the_field_says_of_a_frozen_stream_does_not_matter(solver: Any) -> None:
     noise = torch.randn((2, 4, 2, 2), generator=torch.Generator().manual_seed(0))
     labels = torch.zeros(2, dtype=torch.int64)
@@ -190,7 +191,7 @@ def test_any_offset_and_any_number_of_steps_reach_the_end(solver: Any, delta_t: 
     torch.testing.assert_close(found, noise + velocity, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("solver", "calls"), [("euler", 12), ("heun", 24), ("ab2", 15)])
+@pytest.mark.parametrize(("solver", "calls"), [("euler", 12), ("heun", 24), ("ab2", 15), ("ab3", 15)])
 def test_network_calls_are_as_many_as_documented(solver: Any, calls: int) -> None:
     counter = CallCounter(_decay)
     noise = torch.randn((1, 2, 1, 1))
@@ -232,6 +233,17 @@ def test_the_shift_keeps_the_ends_and_has_the_documented_inverse(u: float, k: fl
     assert shifted(0.0, k) == 0
     assert shifted(1.0, k) == pytest.approx(1)
     assert shifted(shifted(u, k), 1 / k) == pytest.approx(u, abs=1e-9)
+
+
+@settings(deadline=None)
+@given(st.floats(0.1, 1), st.lists(st.floats(0.1, 1), min_size=1, max_size=2))
+def test_slopes_on_a_polynomial_extrapolate_to_its_integral(step: float, gaps: list[float]) -> None:
+    ages = [sum(gaps[: count + 1]) for count in range(len(gaps))]
+    weights = extrapolation_weights(step, ages)
+    for degree in range(len(ages) + 1):
+        slopes = [(-age) ** degree for age in (0.0, *ages)]
+        mean = sum(weight * slope for weight, slope in zip(weights, slopes, strict=True))
+        assert mean == pytest.approx(step**degree / (degree + 1), abs=1e-9)
 
 
 @settings(deadline=None)

@@ -7,7 +7,7 @@ time lies inside the guidance interval (arXiv 2404.07724); outside it the better
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,6 +44,13 @@ class GuidanceScale:
         if self.interval != (0.0, 1.0) and bool((torch.stack(scale) == 1).all()):
             return None
         return scale
+
+    def of_moving(self, rates: Streams[float]) -> GuidanceScale:
+        """The scales where streams move at `rates`: 1 for a frozen one."""
+        texture, semantic = (
+            scale if rate else 1.0 for scale, rate in zip((self.texture, self.semantic), rates, strict=True)
+        )
+        return replace(self, texture=texture, semantic=semantic)
 
     def _inside(self, t: Tensor, scale: float) -> Tensor:
         # Clamped because an adaptive solver looks past time 1, where an interval that ends at 1 must not end.
@@ -87,6 +94,13 @@ class AutoGuidance:
         if scale is None:
             return better
         return extrapolate(better, self.guide(x, t_texture, t_semantic, labels), scale, self.semantic_channels)
+
+
+def guide_moving(velocity: VelocityField, rates: Streams[float]) -> VelocityField:
+    """`velocity` where streams move at `rates`: what a frozen one would be guided by is not asked for in vain."""
+    if isinstance(velocity, ClassifierFreeGuidance | AutoGuidance):
+        return replace(velocity, scale=velocity.scale.of_moving(rates))
+    return velocity
 
 
 def extrapolate(better: Tensor, worse: Tensor, scale: Streams[Tensor], semantic_channels: int) -> Tensor:

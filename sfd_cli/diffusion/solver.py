@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sfd_cli.diffusion.guidance import VelocityField
+from sfd_cli.diffusion.guidance import VelocityField, guide_moving
 from sfd_cli.diffusion.objective import split_streams
 from sfd_cli.diffusion.schedule import AsynchronousSchedule, Phase
 
@@ -23,6 +23,8 @@ Slope = Callable[[float, Tensor], Tensor]
 """(T, x) -> dx/dT."""
 OnPoint = Callable[[float, Tensor], None]
 """Told every point of the solution, (T, x): the start, and the end of every step."""
+FixedStepSolver = Callable[[Slope, Tensor, list[float], OnPoint], Tensor]
+"""(slope, x, points, on_point) -> x at the last point."""
 
 
 @dataclass
@@ -45,8 +47,8 @@ def integrate(
     schedule: AsynchronousSchedule,
     semantic_channels: int,
     *,
-    solver: Literal["euler", "heun", "ab2", "dopri5"] = "heun",
-    steps: int = 50,
+    solver: Literal["euler", "heun", "ab2", "ab3", "dopri5"] = "ab3",
+    steps: int = 24,
     grid: Literal["phases", "one-span"] = "phases",
     shift: float = 1.0,
     rtol: float = 1e-3,
@@ -55,7 +57,7 @@ def integrate(
 ) -> Tensor:
     """Integrate from noise to data. By phases, a stream that is frozen keeps its values bit for bit.
 
-    Network calls: `steps` by euler, twice that by heun, `steps` and one more per phase by ab2; dopri5 decides.
+    Network calls: `steps` by euler, twice that by heun, `steps` and one more per phase by ab2 and ab3; dopri5 decides.
 
     Args:
         velocity: the (guided) velocity field.
@@ -63,8 +65,8 @@ def integrate(
         labels: (B,) int64.
         schedule: when each stream moves.
         semantic_channels: how many of the last channels are semantic.
-        solver: euler; heun, the trapezoidal predictor-corrector; ab2, Adams-Bashforth of order 2, which starts
-            every phase with a step of heun; dopri5, adaptive, its step size shared by the whole batch.
+        solver: euler; heun, the trapezoidal predictor-corrector; ab2 and ab3, Adams-Bashforth of order 2 and 3, which
+            start every phase with a step of heun; dopri5, adaptive, its step size shared by the whole batch.
         steps: over the whole schedule, unused by dopri5; every phase takes one at least.
         grid: "phases" or "one-span".
         shift: k of the time shift, see `shifted`; unused by dopri5.
@@ -149,7 +151,8 @@ def _slope(
         times = (phase or schedule.phase_at(progress)).times(progress)
         t_texture, t_semantic = (torch.full((x.shape[0],), t, dtype=x.dtype, device=x.device) for t in times)
         rates = phase.rates if phase else schedule.rates(progress)
-        streams = split_streams(velocity(x, t_texture, t_semantic, labels), semantic_channels)
+        guided = guide_moving(velocity, rates)
+        streams = split_streams(guided(x, t_texture, t_semantic, labels), semantic_channels)
         # Not rate * velocity: what a network says of a frozen stream may be anything, a NaN too.
         moving = [rate * v if rate else torch.zeros_like(v) for v, rate in zip(streams, rates, strict=True)]
         return torch.cat(moving, dim=1)
@@ -173,23 +176,53 @@ def _heun(slope: Slope, x: Tensor, points: list[float], tell: OnPoint) -> Tensor
     return x
 
 
-def _ab2(slope: Slope, x: Tensor, points: list[float], tell: OnPoint) -> Tensor:
-    """Adams-Bashforth 2 with variable steps. It has no earlier slope at the start, so Heun takes the first step."""
-    before = slope(points[0], x)
-    step_before = points[1] - points[0]
-    x = x + step_before / 2 * (before + slope(points[1], x + step_before * before))
-    tell(points[1], x)
-    for start, end in pairwise(points[1:]):
-        step = end - start
-        here = slope(start, x)
-        half_ratio = step / (2 * step_before)
-        x = x + step * ((1 + half_ratio) * here - half_ratio * before)
-        tell(end, x)
-        before, step_before = here, step
-    return x
+def _adams_bashforth(order: int) -> FixedStepSolver:
+    """Adams-Bashforth of `order` 2 or 3 with variable steps; the first step has no earlier slope, so Heun takes it."""
+
+    def solve(slope: Slope, x: Tensor, points: list[float], tell: OnPoint) -> Tensor:
+        past: list[tuple[float, Tensor]] = []  # where slopes were taken, the latest first
+        for start, end in pairwise(points):
+            step = end - start
+            here = slope(start, x)
+            if past:
+                weights = extrapolation_weights(step, [start - progress for progress, _ in past])
+                increment = weights[0] * here
+                for weight, (_, before) in zip(weights[1:], past, strict=True):
+                    increment = increment + weight * before
+                x = x + step * increment
+            else:
+                x = x + step / 2 * (here + slope(end, x + step * here))
+            tell(end, x)
+            past = [(start, here), *past][: order - 1]
+        return x
+
+    return solve
 
 
-FIXED_STEP_SOLVERS = {"euler": _euler, "heun": _heun, "ab2": _ab2}
+def extrapolation_weights(step: float, ages: list[float]) -> list[float]:
+    """Weights of the slope here and of one or two earlier ones, `ages` ago, in the mean slope of the coming step.
+
+    They integrate the line, or the parabola, through these slopes exactly over the step.
+    """
+    last = ages[0]
+    if len(ages) == 1:
+        half_ratio = step / (2 * last)
+        return [1 + half_ratio, -half_ratio]
+    first = ages[1]
+    half, third = step / 2, step**2 / 3
+    return [
+        1 + (half * (last + first) + third) / (last * first),
+        -(half * first + third) / (last * (first - last)),
+        (half * last + third) / (first * (first - last)),
+    ]
+
+
+FIXED_STEP_SOLVERS: dict[str, FixedStepSolver] = {
+    "euler": _euler,
+    "heun": _heun,
+    "ab2": _adams_bashforth(2),
+    "ab3": _adams_bashforth(3),
+}
 
 
 def _dopri5(slope: Slope, x: Tensor, start: float, end: float, rtol: float, atol: float) -> Tensor:
