@@ -283,6 +283,19 @@ def test_the_network_sees_normalised_latents_between_noise_and_data_and_the_null
     torch.testing.assert_close(losses["loss"], losses["mse"] + losses["cosine"])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_batches_for_a_gpu_are_read_into_pinned_memory(root: Path) -> None:
+    store = Store(Path("data/latents"))
+    task = VelocityTask(store, DiT(**NETWORK | {"repa": "none"}), None, torch.device("cuda"))
+    indices, flips = np.arange(COUNT), np.arange(COUNT) % 2
+    for _ in range(3):
+        batch = task.fetch(indices, flips)
+        for name in ("texture", "semantic"):
+            assert batch[name].is_pinned()
+            assert np.array_equal(batch[name].cuda().cpu().numpy(), store.read(name, indices, flips))
+
+
 def test_the_objective_is_the_references_in_all_its_terms() -> None:
     reference = load("sfd")
     given, config = reference.loss, reference.model.config

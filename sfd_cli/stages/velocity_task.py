@@ -60,8 +60,16 @@ class VelocityTask:
 
     def fetch(self, indices: np.ndarray, flips: np.ndarray) -> dict[str, Tensor]:
         """Labels (B,) int64 and the stored arrays as they are, float16."""
-        arrays = {name: torch.from_numpy(self._store.read(name, indices, flips)) for name in self._fields}
+        arrays = {name: self._read(name, indices, flips) for name in self._fields}
         return arrays | {"labels": torch.from_numpy(self._store.labels[indices])}
+
+    def _read(self, name: str, indices: np.ndarray, flips: np.ndarray) -> Tensor:
+        """One field of a batch; for a GPU straight into pinned memory, which torch uses again when it is free."""
+        if self._mean.device.type != "cuda":
+            return torch.from_numpy(self._store.read(name, indices, flips))
+        out = torch.empty((len(indices), *self._store.fields[name].shape[1:]), dtype=torch.float16, pin_memory=True)
+        self._store.read(name, indices, flips, out=out.numpy())
+        return out
 
     def draw(self, generator: torch.Generator, count: int) -> dict[str, Tensor]:
         """Progress T (count,), noise (count, C, h, w), and which labels are dropped (count,) bool."""
