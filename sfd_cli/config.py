@@ -299,6 +299,10 @@ class Sample(Section):
     classes: list[int] | None = Field(None, description="class indices, e.g. 0,3,7; unset: all, equally often")
     seed: int = Field(0, ge=0, description="image i depends on the seed and i alone")
     batch_size: int = Field(64, gt=0, description="images per network call")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="fp32 as the published numbers (TF32 products on CUDA); bf16: autocast of the transformers"
+    )
+    compile: bool = Field(False, description="compile the transformers' blocks; pays in runs of thousands of images")
     weights: Literal["ema", "model"] = Field("ema", description="averaged or last weights")
 
     @model_validator(mode="after")

@@ -27,7 +27,7 @@ from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.stages import sample as stage
 from sfd_cli.stages import sample_files
 from sfd_cli.stages.sample_inputs import SampleInputs, balanced_labels, initial_noise
-from sfd_cli.stages.sampler import Sampler, decode_textures, sample_latents
+from sfd_cli.stages.sampler import Flow, Sampler, decode_textures, sample_latents
 from sfd_cli.weights.model_files import load_dit, load_texture_vae, save_model
 
 
@@ -161,7 +161,34 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     assert _contents(folder) == _contents(whole.paths.samples)
 
 
-@pytest.mark.parametrize("solver", ["heun", "dopri5"])
+def test_in_bf16_latents_differ_by_its_rounding_and_stay_float32(tmp_path: Path) -> None:
+    settings = _project(tmp_path, guidance="autoguidance")
+    _write_guide(settings)
+    dit, guide = (load_dit(path)[0] for path in (settings.paths.dit, settings.paths.guide))
+    noise, labels = initial_noise(0, range(12), (7, 2, 2)), balanced_labels(range(12), range(3))
+
+    def latents(rows: slice, **options: Any) -> torch.Tensor:
+        options = {"guidance": "autoguidance", "solver": "ab3", "steps": 9} | options
+        return sample_latents(dit, guide, Sample(**options), noise[rows], labels[rows])
+
+    every = slice(None)
+    full, half = latents(every), latents(every, precision="bf16")
+    assert half.dtype == torch.float32
+    assert 0 < (half - full).square().mean().sqrt() < 2**-7
+    assert (latents(slice(5), precision="bf16") - half[:5]).abs().max() < 2**-6, "whatever the batch"
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_transformers_are_compiled_where_asked(tmp_path: Path, compile: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = _project(tmp_path, guidance="autoguidance", compile=compile)
+    _write_guide(settings)
+    compiled: list[LightningDiT] = []
+    monkeypatch.setattr(LightningDiT, "compile", lambda network, **options: compiled.append(network))
+    flow = Flow.load(settings, torch.device("cpu"))
+    assert compiled == ([flow.dit, flow.guide] if compile else [])
+
+
+@pytest.mark.parametrize("solver", ["heun", "ab3", "dopri5"])
 def test_an_image_does_not_depend_on_how_many_are_made_or_in_what_batches(tmp_path: Path, solver: str) -> None:
     found = {}
     for count, batch_size in ((12, 12), (12, 5), (7, 5)):
@@ -179,10 +206,10 @@ def test_a_batch_size_may_change_and_another_setting_starts_afresh(
 ) -> None:
     stage.run(_project(tmp_path))
     capsys.readouterr()
-    for unused in ({"batch_size": 3}, {"rtol": 1e-5}, {"scale": 3.0}, {"interval_start": 0.5}):
+    for unused in ({"batch_size": 3}, {"compile": True}, {"rtol": 1e-5}, {"scale": 3.0}, {"interval_start": 0.5}):
         stage.run(_project(tmp_path, **unused))
         assert "up to date" in capsys.readouterr().err, unused
-    for changed in ({"seed": 1}, {"steps": 5}, {"guidance": "cfg"}, {"num_images": 3}, {"shift": 0.5}):
+    for changed in ({"seed": 1}, {"steps": 5}, {"guidance": "cfg"}, {"num_images": 3}, {"precision": "bf16"}):
         stage.run(_project(tmp_path, **changed))
         assert "starting afresh" in capsys.readouterr().err, changed
 

@@ -100,9 +100,10 @@ def run(
 def effective_settings(sample: Sample) -> dict[str, Any]:
     """The settings that bear on the images, so that changing another leaves finished samples as they are.
 
-    The batch size moves an image by rounding only, so that a run short of memory may go on with a smaller one.
+    The batch size and compiling move an image by rounding only, so that a run short of memory may go on with smaller
+    batches.
     """
-    settings = sample.model_dump(exclude={"batch_size", "scale", "interval_start", "interval_end"})
+    settings = sample.model_dump(exclude={"batch_size", "compile", "scale", "interval_start", "interval_end"})
     unused = {"steps", "shift"} if sample.solver == "dopri5" else {"rtol", "atol"}
     if sample.guidance == "none":
         unused |= {"scale_texture", "scale_semantic"}
@@ -120,7 +121,7 @@ def _output(settings: Settings, given: SampleInputs) -> StageOutput:
     }
     if sample.guidance == "autoguidance":
         inputs["guide"] = dit_fingerprint(settings, "guide")
-    chosen, inert = effective_settings(sample), {"batch_size": sample.batch_size}
+    chosen, inert = effective_settings(sample), sample.model_dump(include={"batch_size", "compile"})
     for name, array in (("seed", given.noise), ("classes", given.labels)):
         if array is not None:
             inert[name] = chosen.pop(name)

@@ -14,6 +14,7 @@ from sfd_cli.config import Sample, Settings
 from sfd_cli.diffusion.guidance import AutoGuidance, ClassifierFreeGuidance, GuidanceScale, VelocityField
 from sfd_cli.diffusion.schedule import AsynchronousSchedule
 from sfd_cli.diffusion.solver import OnPoint, integrate
+from sfd_cli.engine.precision import Precision, autocast
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.texture_vae import TextureVAE, to_pixels
@@ -61,6 +62,10 @@ class Flow:
         flow = cls(dit.to(device), guide, settings.sample, about, str(paths.dit))
         flow.require_fit(str(paths.guide))
         return flow
+        if settings.sample.compile:
+            for network in (dit, guide):
+                if network is not None:
+                    network.compile(dynamic=False)  # batches have one shape, or two with classifier-free guidance
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -241,5 +246,17 @@ def _velocity_field(dit: LightningDiT, guide: LightningDiT | None, sample: Sampl
     if sample.guidance == "autoguidance":
         if guide is None:
             raise ValueError("autoguidance needs a guide")
-        return AutoGuidance(dit, guide, guidance_scale(sample), semantic_channels)
-    return dit
+        weaker = _in_precision(guide, sample.precision)
+        return AutoGuidance(velocity, weaker, guidance_scale(sample), semantic_channels)
+    return velocity
+
+
+def _in_precision(network: LightningDiT, precision: Precision) -> VelocityField:
+    """The network's velocity; guidance and the solver go on in the format of the latent."""
+
+    def velocity(x: Tensor, t_texture: Tensor, t_semantic: Tensor, labels: Tensor) -> Tensor:
+        with autocast(precision, x.device):
+            return network(x, t_texture, t_semantic, labels).to(x.dtype)
+
+    return velocity
+    velocity = _in_precision(dit, sample.precision)
