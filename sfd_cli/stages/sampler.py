@@ -242,7 +242,7 @@ def read_statistics(extra: dict[str, Any], dit: LightningDiT, source: str) -> tu
 def _velocity_field(dit: LightningDiT, guide: LightningDiT | None, sample: Sample) -> VelocityField:
     semantic_channels = dit.config.semantic_channels
     if sample.guidance == "cfg":
-        return ClassifierFreeGuidance(dit, dit.config.num_classes, guidance_scale(sample), semantic_channels)
+        return ClassifierFreeGuidance(velocity, dit.config.num_classes, guidance_scale(sample), semantic_channels)
     if sample.guidance == "autoguidance":
         if guide is None:
             raise ValueError("autoguidance needs a guide")
