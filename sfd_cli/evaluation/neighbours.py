@@ -10,7 +10,7 @@ from torch import Tensor
 SUBSETS = 100
 LARGEST_SUBSET = 1000
 # Rows of features whose distances to all others are held at once; torch's kthvalue takes five times their memory.
-DISTANCES = 1024
+DISTANCES = 512
 
 
 def kernel_distance(samples: Tensor, reference: Tensor, seed: int = 0) -> dict[str, Any]:
