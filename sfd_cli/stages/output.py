@@ -120,8 +120,12 @@ class StageOutput:
                 self.facts = found.get("facts", {})
                 self.resumed = True
                 return
-            changes = differences(found, {"settings": self.settings, "inputs": self.inputs})
-            self._put_aside(found, f"was made by other settings ({', '.join(changes) or 'of another stage'})")
+            if found.get("stage") != self.stage:
+                self._put_aside(found, f"was made by another stage ({found.get('stage')})")
+            else:
+                known = {key: value for key, value in found["settings"].items() if key not in self.inert}
+                changes = differences(found | {"settings": known}, {"settings": self.settings, "inputs": self.inputs})
+                self._put_aside(found, f"was made by other settings ({', '.join(changes)})")
         elif self.folder.exists() and any(self.folder.iterdir()):
             self._put_aside({}, "was not made by this stage")
         else:
@@ -191,13 +195,15 @@ def say(message: str) -> None:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """`key old -> new` for every setting or input that differs."""
+    """`key old -> new` for every setting or input that differs, "unset" where one of both has none."""
     changed = []
     for part in ("settings", "inputs"):
         before, after = old.get(part, {}), new[part]
-        for key, value in after.items():
-            if key in before and before[key] != value and fingerprint(before[key]) != fingerprint(value):
-                changed.append(f"{key} {_short(before[key])} -> {_short(value)}")
+        for key in [*after, *(key for key in before if key not in after)]:
+            if key in before and key in after and fingerprint(before[key]) == fingerprint(after[key]):
+                continue
+            was, now = (_short(side[key]) if key in side else "unset" for side in (before, after))
+            changed.append(f"{key} {was} -> {now}")
     return changed
 
 

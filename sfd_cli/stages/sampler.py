@@ -19,7 +19,7 @@ from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.texture_vae import TextureVAE, to_pixels
 from sfd_cli.stages.sample_inputs import SampleInputs
-from sfd_cli.stages.upstream import model_fingerprint
+from sfd_cli.stages.upstream import texture_vae_fingerprint
 from sfd_cli.weights.sources import open_dit, open_texture_vae
 
 # Images per call of the VAE decoder, whose activations are far larger than the transformer's.
@@ -56,16 +56,17 @@ class Flow:
         guide = None
         if settings.sample.guidance == "autoguidance":
             guide, of_guide = open_dit(settings, "guide")
-            if of_guide.get("statistics", about.get("statistics")) != about.get("statistics"):
+            both = [part["statistics"] for part in (about, of_guide) if part.get("statistics") is not None]
+            if len(both) == 2 and both[0] != both[1]:
                 raise UserError(f"{paths.guide} was trained on other latents than {paths.dit}; train it again")
             guide = guide.to(device)
         flow = cls(dit.to(device), guide, settings.sample, about, str(paths.dit))
         flow.require_fit(str(paths.guide))
-        return flow
         if settings.sample.compile:
             for network in (dit, guide):
                 if network is not None:
                     network.compile(dynamic=False)  # batches have one shape, or two with classifier-free guidance
+        return flow
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -77,6 +78,11 @@ class Flow:
     def device(self) -> torch.device:
         """Where the transformers are."""
         return next(self.dit.parameters()).device
+
+    @property
+    def class_names(self) -> list[str]:
+        """Of every class, in order; numbers where the transformer's folder has no names."""
+        return [str(name) for name in self.about.get("classes", range(self.dit.config.num_classes))]
 
     def latents(self, inputs: SampleInputs, indices: Sequence[int], on_point: OnPoint | None = None) -> Tensor:
         """Normalised composite latents (n, C, h, w) of images `indices`.
@@ -90,7 +96,7 @@ class Flow:
         if not bool(latents.isfinite().all()):
             raise StageFailure(
                 f"the latents of images {indices[0]} to {indices[-1]} are not finite; "
-                "sample with more --steps or a smaller --scale, or look at the training losses"
+                "sample with more steps or a smaller scale, or look at the training losses"
             )
         return latents
 
@@ -100,7 +106,7 @@ class Flow:
         if sample.delta_t and (config.semantic_channels == 0 or config.time_embedding == "single"):
             lacks = "has no semantic channels" if config.semantic_channels == 0 else "has one time for both streams"
             raise UserError(
-                f"sample.delta_t: {self.name} {lacks}, so there is no offset to sample with; use --delta-t 0"
+                f"sample.delta_t: {self.name} {lacks}, so there is no offset to sample with; use 0"
             )
         if self.guide is None:
             return
@@ -112,7 +118,7 @@ class Flow:
                     "train both on the same latents"
                 )
         if sample.delta_t and self.guide.config.time_embedding == "single":
-            raise UserError(f"{guide} has one time for both streams, so it can guide with --delta-t 0 only")
+            raise UserError(f"{guide} has one time for both streams, so it can guide with delta_t 0 only")
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,15 @@ class Sampler:
     texture_vae: TextureVAE
     statistics: tuple[Tensor, Tensor]
 
+    def __post_init__(self) -> None:
+        config, decoded = self.flow.dit.config, self.texture_vae.latent_channels
+        textures = config.in_channels - config.semantic_channels
+        if textures != decoded:
+            raise UserError(
+                f"{self.flow.name} makes {textures} texture channels, but the texture VAE decodes {decoded};"
+                " use the one that its latents were encoded with"
+            )
+
     @classmethod
     def load(cls, settings: Settings, device: torch.device) -> Self:
         """Load the models of `settings.paths`.
@@ -137,27 +152,21 @@ class Sampler:
             UserError: a model is missing or damaged, or models and settings do not fit together.
         """
         paths, flow = settings.paths, Flow.load(settings, device)
-        made_for = flow.about.get("texture_vae")
-        if made_for not in (None, model_fingerprint(paths.texture_vae, "sfd train-texture-vae")):
+        config = flow.dit.config
+        texture_vae = open_texture_vae(settings, config.in_channels - config.semantic_channels)
+        made_for, fold = flow.about.get("texture_vae"), texture_vae.config.space_to_depth
+        if made_for not in (None, texture_vae_fingerprint(paths.texture_vae, fold)):
             raise UserError(
                 f"{paths.dit} was trained on latents of another texture VAE than {paths.texture_vae};"
                 " run `sfd encode-latents` and `sfd train` again"
             )
         mean, std = read_statistics(flow.about, flow.dit, flow.name)
-        texture_vae = open_texture_vae(settings)
-        config = flow.dit.config
-        textures = config.in_channels - config.semantic_channels
-        if textures != texture_vae.latent_channels:
-            raise UserError(
-                f"{paths.dit} makes {textures} texture channels, but {paths.texture_vae} decodes "
-                f"{texture_vae.latent_channels}; use the texture VAE that its latents were encoded with"
-            )
         return cls(flow, texture_vae.to(device), (mean.to(device), std.to(device)))
 
     @property
     def class_names(self) -> list[str]:
-        """Of every class, in order; numbers where the transformer's folder has no names."""
-        return [str(name) for name in self.flow.about.get("classes", range(self.flow.dit.config.num_classes))]
+        """As the flow's."""
+        return self.flow.class_names
 
     def images(self, inputs: SampleInputs, indices: Sequence[int]) -> np.ndarray:
         """Images `indices` of this run, uint8 (n, H, W, 3).
@@ -233,14 +242,15 @@ def read_statistics(extra: dict[str, Any], dit: LightningDiT, source: str) -> tu
         others = f", only for {len(found['mean'])}" if found.get("mean") else ""
         raise UserError(
             f"{source} has no latent statistics for {channels} channels{others}, and its samples cannot be decoded"
-            " without; give those of its training set (--foreign-texture-statistics and --foreign-semantic-statistics,"
-            " or --texture-statistics and --semantic-statistics of `sfd weights import`)"
+            " without; give those of its training set (the section `foreign`:"
+            " --foreign-texture-statistics and --foreign-semantic-statistics, or --texture-statistics and --semantic-statistics of `sfd weights import`)"
         ) from None
     return mean, std
 
 
 def _velocity_field(dit: LightningDiT, guide: LightningDiT | None, sample: Sample) -> VelocityField:
     semantic_channels = dit.config.semantic_channels
+    velocity = _in_precision(dit, sample.precision)
     if sample.guidance == "cfg":
         return ClassifierFreeGuidance(velocity, dit.config.num_classes, guidance_scale(sample), semantic_channels)
     if sample.guidance == "autoguidance":
@@ -259,4 +269,3 @@ def _in_precision(network: LightningDiT, precision: Precision) -> VelocityField:
             return network(x, t_texture, t_semantic, labels).to(x.dtype)
 
     return velocity
-    velocity = _in_precision(dit, sample.precision)

@@ -25,7 +25,7 @@ from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.stages.device import choose_device
 from sfd_cli.stages.output import CHECKPOINTS, SETTINGS, StageOutput, say
 from sfd_cli.stages.sample_grids import SampleGrids
-from sfd_cli.stages.upstream import model_fingerprint, source_digest, upstream_fingerprint
+from sfd_cli.stages.upstream import semvae_fingerprint, source_digest, upstream_fingerprint
 from sfd_cli.stages.velocity_task import VelocityTask
 from sfd_cli.weights.model_files import save_model
 from sfd_cli.weights.sources import SemanticCompressor, initial_weights, open_semantic
@@ -33,8 +33,18 @@ from sfd_cli.weights.sources import SemanticCompressor, initial_weights, open_se
 Which = Literal["dit", "guide"]
 
 STAGES: dict[Which, str] = {"dit": "train", "guide": "train-guide"}
-# How far a run goes and how it is carried out: none of it moves a result by more than rounding.
-INERT = {"steps", "accumulate", "compile", "checkpoint_activations", "checkpoint_every", "log_every", "sample_every"}
+# How far a run goes and how it is carried out: none of it moves a result by more than rounding. Nor does it matter where
+# initial weights lie, whose digest is among the inputs.
+INERT = {
+    "init",
+    "steps",
+    "accumulate",
+    "compile",
+    "checkpoint_activations",
+    "checkpoint_every",
+    "log_every",
+    "sample_every",
+}
 
 
 def run(settings: Settings, which: Which = "dit") -> dict[str, Any]:
@@ -58,11 +68,11 @@ def run(settings: Settings, which: Which = "dit") -> dict[str, Any]:
     folder: Path = getattr(settings.paths, which)
     if section is None:
         return _skip(settings, folder)
-    output = _output(settings, section, folder, STAGES[which])
+    output = _output(settings, section, which)
     log = settings.paths.metrics / which
     processes = Processes.join()
     # Entering makes room by putting another model aside, so what would fail does so before.
-    learner = None if processes.hear_first(output.recorded()) else _build(settings, section, processes)
+    learner = None if processes.hear_first(output.recorded()) else _build(settings, section, which, processes)
     with output if processes.first else nullcontext():
         if processes.first:
             _start_over_if_past(output, section.steps)
@@ -71,7 +81,7 @@ def run(settings: Settings, which: Which = "dit") -> dict[str, Any]:
             if processes.first:
                 say(f"{folder} is up to date")
         else:
-            learner = learner or _build(settings, section, processes)
+            learner = learner or _build(settings, section, which, processes)
             facts = _train(settings, section, learner, folder, log, processes)
             if processes.first:
                 output.finish(**facts)
@@ -80,12 +90,13 @@ def run(settings: Settings, which: Which = "dit") -> dict[str, Any]:
 
 def _skip(settings: Settings, folder: Path) -> dict[str, Any]:
     """With `guide: null` there is only the record that there is none."""
-    clear_log(settings.paths.metrics / "guide")
     if folder != Paths().guide:  # one that was trained elsewhere, which is to be used as it is
         return {"guide": "not trained, for the section guide is null", "folder": str(folder)}
-    with StageOutput(folder, STAGES["guide"], {"guide": None}, {}, settings.paths.metrics) as output:
-        if not output.complete:
-            output.finish()
+    if Processes.join().first:
+        with StageOutput(folder, STAGES["guide"], {"guide": None}, {}, settings.paths.metrics) as output:
+            clear_log(settings.paths.metrics / "guide")
+            if not output.complete:
+                output.finish()
     return {"guide": "none, for the section guide is null", "folder": str(folder)}
 
 
@@ -96,17 +107,18 @@ def _start_over_if_past(output: StageOutput, steps: int) -> None:
         output.start_over(f"is at step {done} already, past the {steps} asked for")
 
 
-def _output(settings: Settings, section: DiT, folder: Path, stage: str) -> StageOutput:
+def _output(settings: Settings, section: DiT, which: Which) -> StageOutput:
     paths = settings.paths
     inputs = {"latents": upstream_fingerprint(paths.latents, "sfd encode-latents")}
     if section.repa == "decoded":
-        inputs["semvae"] = model_fingerprint(paths.semvae, "sfd train-semvae")
+        inputs["semvae"] = semvae_fingerprint(settings)
         if read_json(paths.latents / SETTINGS).get("inputs", {}).get("semvae", inputs["semvae"]) != inputs["semvae"]:
             raise UserError(f"{paths.latents} was encoded by another Semantic VAE than {paths.semvae}; encode it again")
     if section.init is not None:
-        inputs["init"] = source_digest("dit.init", section.init)
+        inputs["init"] = source_digest(f"{which}.init", section.init)
     inert = section.model_dump(include=INERT)
-    return StageOutput(folder, stage, section.model_dump(exclude=INERT), inputs, paths.metrics, inert)
+    chosen, folder = section.model_dump(exclude=INERT), getattr(paths, which)
+    return StageOutput(folder, STAGES[which], chosen, inputs, paths.metrics, inert)
 
 
 @dataclass(frozen=True)
@@ -119,7 +131,7 @@ class Learner:
     device: torch.device
 
 
-def _build(settings: Settings, section: DiT, processes: Processes) -> Learner:
+def _build(settings: Settings, section: DiT, which: Which, processes: Processes) -> Learner:
     """The network with its first weights, its task and the latents.
 
     Raises:
@@ -133,7 +145,7 @@ def _build(settings: Settings, section: DiT, processes: Processes) -> Learner:
     torch.manual_seed(section.seed)
     model = LightningDiT(config)
     if section.init is not None:
-        model.load_state_dict(initial_weights(section.init, config))
+        model.load_state_dict(initial_weights(f"{which}.init", section.init, config))
     model.checkpoint_activations = section.checkpoint_activations
     return Learner(store, task, model, device)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,8 @@ from sfd_cli.weights.model_files import save_model
 from sfd_cli.weights.sources import SemanticCompressor, read_semantic
 
 STAGE = "train-semvae"
-INERT = {"checkpoint_every", "log_every"}
+# The digest of imported weights is among the inputs; where they lie does not matter.
+INERT = {"weights", "checkpoint_every", "log_every"}
 
 
 class SemanticVAETask:
@@ -189,6 +191,13 @@ def _imported(settings: Settings, store: Store) -> SemanticCompressor:
     """The network at `semvae.weights`, which must be made for the stored tokens."""
     section = settings.semvae
     model = read_semantic(str(section.weights), section, settings.encoder.tiles)
+    if not isinstance(model, SemanticVAE) or model.config.channels != section.channels:
+        what = f"{type(model).__name__} of {model.config.channels} channels"
+        raise UserError(f"semvae.weights: {section.weights} is a {what}, not a SemanticVAE of {section.channels}")
+    if model.config.tiles != settings.encoder.tiles:
+        weights = model.state_dict()
+        model = SemanticVAE(replace(model.config, tiles=settings.encoder.tiles)).eval().requires_grad_(False)
+        model.load_state_dict(weights)
     width, expected = store.fields["tokens"].shape[-1], model.config.feature_width
     if width != expected:
         raise UserError(

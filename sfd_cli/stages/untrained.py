@@ -20,7 +20,8 @@ STEPS = 2
 def untrained_images(settings: Settings, count: int, device: torch.device) -> Iterator[Tensor]:
     """The first `count` images that `sfd sample` would give had the network never been trained.
 
-    The same architecture with seeded random weights, the same noise, labels and texture VAE; no guidance.
+    The same architecture with seeded random weights and the same texture VAE; noise and labels follow from
+    `sample.seed`, also where the samples were made from given ones; no guidance.
 
     Returns:
         Batches of uint8 (n, 3, H, W).

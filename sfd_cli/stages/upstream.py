@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -9,8 +11,9 @@ from sfd_cli.config import Settings
 from sfd_cli.errors import UserError
 from sfd_cli.files import fingerprint, read_json, sha256_file
 from sfd_cli.stages.output import SETTINGS
-from sfd_cli.weights.model_files import load_config
-from sfd_cli.weights.sources import foreign_fingerprint, is_foreign, locate, weights_digest
+from sfd_cli.weights.model_files import CONFIG, load_config
+from sfd_cli.weights.reference_latents import is_shards
+from sfd_cli.weights.sources import is_foreign, locate, read_foreign_dit
 
 
 def upstream_fingerprint(folder: Path, made_by: str) -> str:
@@ -20,6 +23,10 @@ def upstream_fingerprint(folder: Path, made_by: str) -> str:
         UserError: it is not there or not complete; names the command that makes it.
     """
     record = Path(folder) / SETTINGS
+    if is_shards(Path(folder)):
+        raise UserError(
+            f"{folder} holds latent shards of the reference code; `sfd weights import` makes a store of them"
+        )
     if not record.exists():
         raise UserError(f"{folder} does not hold the output of `{made_by}`; run that first")
     found = read_json(record)
@@ -51,11 +58,30 @@ def model_fingerprint(source: Path, made_by: str, weights: str = "model") -> str
 
 
 def dit_fingerprint(settings: Settings, which: Literal["dit", "guide"]) -> str:
-    """`model_fingerprint` of a transformer, and of what was told about one of the reference code."""
+    """`model_fingerprint` of a transformer; of one of the reference code with what was told about it."""
     source, made_by = getattr(settings.paths, which), {"dit": "sfd train", "guide": "sfd train --model guide"}[which]
-    if is_foreign(locate(source)):
-        return foreign_fingerprint(settings, which)
-    return model_fingerprint(source, made_by, settings.sample.weights)
+    path = locate(source)
+    if not is_foreign(path):
+        return model_fingerprint(source, made_by, settings.sample.weights)
+    found, statistics = read_foreign_dit(settings, which)
+    told = {"config": asdict(found.config), "statistics": {name: asdict(part) for name, part in statistics.items()}}
+    return fingerprint({"weights": weights_digest(path), **told})
+
+
+def semvae_fingerprint(settings: Settings) -> str:
+    """`model_fingerprint` of the semantic compressor; of a foreign one with how its tokens attend to each other."""
+    source = settings.paths.semvae
+    if not is_foreign(locate(source)):
+        return model_fingerprint(source, "sfd train-semvae")
+    told = {"heads": settings.semvae.heads, "tiles": settings.encoder.tiles}
+    return fingerprint({"weights": weights_digest(locate(source)), **told})
+
+
+def texture_vae_fingerprint(source: Path, space_to_depth: int) -> str:
+    """`model_fingerprint` of the texture VAE; of a foreign one with how its latent is folded."""
+    if not is_foreign(locate(source)):
+        return model_fingerprint(source, "sfd train-texture-vae")
+    return fingerprint({"weights": weights_digest(locate(source)), "space_to_depth": space_to_depth})
 
 
 def source_digest(key: str, source: str) -> str:
@@ -68,3 +94,15 @@ def source_digest(key: str, source: str) -> str:
     if not path.exists():
         raise UserError(f"{key}: {source} is no file, no folder and no name in `sfd weights list`")
     return weights_digest(path)
+
+
+def weights_digest(path: Path) -> str:
+    """SHA-256 of a weights file; of a folder, of its weights and the configuration that they are read by."""
+    files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob(CONFIG)])
+    return " ".join(_digest(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+
+
+@cache
+def _digest(path: Path, size: int, modified: int) -> str:
+    """Of a file as it is now: gigabytes are hashed once in a run."""
+    return sha256_file(path)

@@ -14,7 +14,7 @@ from sfd_cli.networks.visual_encoder import VisualEncoder, timm_name
 from sfd_cli.weights.demo_encoder import read_demo_encoder
 from sfd_cli.weights.fetch import digest, fetch, fetch_weights
 from sfd_cli.weights.model_files import load_config, unwrap_checkpoint
-from sfd_cli.weights.registry import REGISTRY, Https, Hub, Weights
+from sfd_cli.weights.registry import REGISTRY, Https, Hub, Weights, Wheel
 from sfd_cli.weights.torch_files import read_weights_file
 
 DEMO_ARCHITECTURE = "vit_small_patch14_dinov2"
@@ -68,6 +68,9 @@ def encoder_file(config: Encoder) -> Path | None:
         return fetch("demo_encoder")
     if config.weights == "published":
         return fetch(config.name) if config.name in REGISTRY else fetch_weights(timm_weights(config.name))
+    entry = REGISTRY.get(config.weights)
+    if entry is not None and not isinstance(entry.source, Wheel):
+        return fetch(entry.name)
     path = Path(config.weights).expanduser()
     if path.is_dir():
         return _in_model_folder(path, config.name)

@@ -24,6 +24,7 @@ from sfd_cli.data.store import Field, ShardWriter, Store, StoreWriter
 from sfd_cli.errors import UserError
 from sfd_cli.files import atomic_path, fingerprint, sha256_file
 from sfd_cli.weights.convert import LatentStatistics, statistics_from_reference, statistics_to_reference
+from sfd_cli.weights.model_files import configured
 from sfd_cli.weights.torch_files import read_weights_file
 
 SHARDS = "latents_rank*_shard*.safetensors"
@@ -60,6 +61,11 @@ class SourceShard:
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]
     metadata: dict[str, str]
+
+
+def is_shards(path: Path) -> bool:
+    """Whether this is a folder of the reference's latent shards."""
+    return path.is_dir() and any(path.glob(SHARDS))
 
 
 def latents_fingerprint(source: Path) -> str:
@@ -107,8 +113,8 @@ def import_latents(
 
     The store has the fields `texture` (2, C_z, h, w), `semantic` (2, C_s, h, w) and, where all files have features,
     `features` (2, h*w, D), tokens row-major, in the dtypes of the source. Its statistics are those of
-    `latents_stats.pt` and `latents_sv_stats.pt` beside the shards if both are there, since published models need
-    just these; otherwise they are computed over both flips. Classes are named by their numbers.
+    `latents_stats.pt` and `latents_sv_stats.pt` beside the shards, since published models need just these; without
+    either file they are computed over both flips. Classes are named by their numbers.
 
     Args:
         source: the folder.
@@ -285,10 +291,16 @@ def _labels(shards: Sequence[SourceShard], num_classes: int | None) -> np.ndarra
 
 
 def _published_statistics(source: Path, fields: Mapping[str, Field]) -> dict[str, np.ndarray] | None:
-    """`mean` and `std` (C_z + C_s,) of the files beside the shards; None unless both are there."""
+    """`mean` and `std` (C_z + C_s,) of the files beside the shards; None if there are none."""
     paths = {field: source / name for field, name in STATISTICS.items()}
-    if not all(path.exists() for path in paths.values()):
+    missing = [path for path in paths.values() if not path.exists()]
+    if len(missing) == len(paths):
         return None
+    if missing:
+        raise UserError(
+            f"{missing[0]} is missing, but the other statistics are there; put it beside them, or take both away to"
+            " have them computed"
+        )
     parts = []
     for field, path in paths.items():
         try:
@@ -437,6 +449,7 @@ def _create_safetensors(
 def _export_statistics(store: Store, target: Path) -> None:
     channels = store.fields["texture"].shape[1]
     for field, part in (("texture", slice(0, channels)), ("semantic", slice(channels, None))):
-        mean, std = (tuple(store.statistics[name][part].tolist()) for name in ("mean", "std"))
+        values = {name: store.statistics[name][part].tolist() for name in ("mean", "std")}
+        statistics = configured(LatentStatistics, values, f"the statistics in {store.folder}")
         with atomic_path(target / STATISTICS[field]) as temporary, open(temporary, "wb") as file:
-            torch.save(statistics_to_reference(LatentStatistics(mean, std)), file)
+            torch.save(statistics_to_reference(statistics), file)

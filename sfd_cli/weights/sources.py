@@ -5,6 +5,7 @@ Whatever reads a model opens it here, so that every stage takes published files 
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,49 +14,49 @@ from torch import Tensor, nn
 
 from sfd_cli.config import SemVAE, Settings
 from sfd_cli.errors import UserError
-from sfd_cli.files import fingerprint, sha256_file
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.networks.semantic_pca import SemanticPCA
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE
-from sfd_cli.weights.convert import LatentStatistics
+from sfd_cli.weights.convert import LatentStatistics, load_statistics
 from sfd_cli.weights.fetch import fetch
-from sfd_cli.weights.foreign import DIFFUSERS_WEIGHTS, Hints, read_foreign
+from sfd_cli.weights.foreign import Foreign, Hints, is_diffusers_folder, read_foreign
 from sfd_cli.weights.model_files import (
     TABLES,
     fill_buffers,
-    load_config,
     load_dit,
     load_semantic,
     load_texture_vae,
 )
-from sfd_cli.weights.registry import REGISTRY
+from sfd_cli.weights.registry import KINDS, REGISTRY, Kind
 
 SemanticCompressor = SemanticVAE | SemanticPCA
 
 
-def locate(source: str | Path) -> Path:
+def locate(source: str | Path, *kinds: Kind) -> Path:
     """Where `source` is: a path that exists as it stands, else registered weights of that name, fetched.
 
     A path that does not exist comes back as it is, for the one who opens it to complain about.
 
+    Args:
+        source: a path, or a name in the registry.
+        kinds: of which the registered weights must be; none: of any.
+
     Raises:
-        UserError: registered weights that cannot be had.
+        UserError: registered weights that cannot be had, or of another kind, which are not fetched.
     """
-    if not Path(source).exists() and str(source) in REGISTRY:
-        return fetch(str(source))
-    return Path(source)
+    entry = REGISTRY.get(str(source))
+    if entry is None or Path(source).exists():
+        return Path(source)
+    if kinds and entry.kind not in kinds:
+        wanted = " or ".join(KINDS[kind] for kind in kinds)
+        raise UserError(f"{source} is {KINDS[entry.kind]}, but {wanted} is wanted; see `sfd weights list`")
+    return fetch(str(source))
 
 
 def is_foreign(path: Path) -> bool:
     """Whether this is somebody else's file or diffusers folder, and not one of our model folders."""
-    return path.is_file() or (path / DIFFUSERS_WEIGHTS).exists()
-
-
-def weights_digest(path: Path) -> str:
-    """SHA-256 of a weights file, or of every one in a folder."""
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    return " ".join(sha256_file(file) for file in files)
+    return path.is_file() or is_diffusers_folder(path)
 
 
 def open_dit(settings: Settings, which: Literal["dit", "guide"] = "dit") -> tuple[LightningDiT, dict[str, Any]]:
@@ -67,21 +68,30 @@ def open_dit(settings: Settings, which: Literal["dit", "guide"] = "dit") -> tupl
     Raises:
         UserError: it is missing, damaged or something else, or a hint is needed.
     """
-    source, weights = getattr(settings.paths, which), settings.sample.weights
-    path = locate(source)
+    weights, path = settings.sample.weights, locate(getattr(settings.paths, which), "dit")
     if not is_foreign(path):
         return load_dit(path, weights)
-    statistics = foreign_statistics(settings, which)
-    told = settings.foreign.model_dump(include={"heads", "semantic_channels", "delta_t"}, exclude_none=True)
-    if "semantic" in statistics:
-        told = {"semantic_channels": len(statistics["semantic"].mean)} | told
-    found = read_foreign(path, Hints(**{**registered_hints(source), **told}), "LightningDiT")
+    found, statistics = read_foreign_dit(settings, which)
     if weights not in found.weights:
         present = ", ".join(stem for stem in found.weights if not stem.endswith(TABLES))
         raise UserError(f"{path} holds no {weights!r} weights, only {present}; choose with --weights {present}")
     network = _filled(LightningDiT(found.config), found.weights[weights])
     fill_buffers(network, found.weights.get(f"{weights}{TABLES}", {}), str(path))
     return network, found.extra | joined_statistics(statistics)
+
+
+def read_foreign_dit(settings: Settings, which: Literal["dit", "guide"]) -> tuple[Foreign, dict[str, LatentStatistics]]:
+    """A transformer of the reference code with what is told about it, and the statistics of its latents by stream."""
+    source, told = getattr(settings.paths, which), settings.foreign
+    statistics = read_statistics(source, told.texture_statistics, told.semantic_statistics)
+    heads = told.heads if which == "dit" else told.guide_heads
+    channels = told.semantic_channels
+    if channels is None and "semantic" in statistics:
+        channels = len(statistics["semantic"].mean)
+    hints = {"heads": heads, "semantic_channels": channels, "delta_t": told.delta_t}
+    given = {key: value for key, value in hints.items() if value is not None}
+    found = read_foreign(locate(source, "dit"), Hints(**{**registered_hints(source), **given}), "LightningDiT")
+    return found, statistics
 
 
 def registered_hints(source: str | Path) -> dict[str, Any]:
@@ -97,13 +107,13 @@ def joined_statistics(statistics: dict[str, LatentStatistics]) -> dict[str, Any]
     return {"statistics": joined} if parts else {}
 
 
-def initial_weights(source: str, config: LightningDiTConfig) -> dict[str, Tensor]:
-    """Averaged weights of a transformer of the architecture `config`, to start training from.
+def initial_weights(key: str, source: str, config: LightningDiTConfig) -> dict[str, Tensor]:
+    """Averaged weights of a transformer of the architecture `config`, to start training from; `key` names the setting.
 
     Raises:
         UserError: it is missing, damaged or of another architecture; names what differs.
     """
-    path = locate(source)
+    path = locate(source, "dit")
     if is_foreign(path):
         hints = Hints(config.heads, config.semantic_channels, config.repa_depth or Hints.repa_depth)
         foreign = read_foreign(path, hints, "LightningDiT")
@@ -117,7 +127,7 @@ def initial_weights(source: str, config: LightningDiTConfig) -> dict[str, Tensor
         if value != asdict(config)[key]
     ]
     if wrong:
-        raise UserError(f"dit.init: {path} has another architecture than the settings: {', '.join(wrong)}")
+        raise UserError(f"{key}: {path} has another architecture than the settings: {', '.join(wrong)}")
     return weights
 
 
@@ -133,7 +143,7 @@ def open_semantic(settings: Settings) -> SemanticCompressor:
 
 def read_semantic(source: str | Path, section: SemVAE, tiles: int) -> SemanticCompressor:
     """As `open_semantic`, from anywhere; `tiles` of the encoder, for a checkpoint of the reference code."""
-    path = locate(source)
+    path = locate(source, "semvae")
     if not is_foreign(path):
         return load_semantic(path)[0]
     foreign = read_foreign(path, Hints(**{"heads": section.heads, **registered_hints(source)}), "SemanticVAE")
@@ -147,28 +157,30 @@ def read_semantic(source: str | Path, section: SemVAE, tiles: int) -> SemanticCo
     return _filled(SemanticVAE(replace(found, tiles=tiles)), foreign.weights["model"])
 
 
-def open_texture_vae(settings: Settings) -> TextureVAE:
+def open_texture_vae(settings: Settings, channels: int | None = None) -> TextureVAE:
     """The texture VAE at `paths.texture_vae`, on the CPU, frozen.
+
+    Args:
+        settings: where it is.
+        channels: texture channels of the transformer whose latents it is to decode: they tell how a foreign file's
+            latent is folded. Without them `texture_vae.space_to_depth` does.
 
     Raises:
         UserError: it is missing, damaged or something else.
     """
-    return read_texture_vae(settings.paths.texture_vae, settings.texture_vae.space_to_depth)
+    return read_texture_vae(settings.paths.texture_vae, settings.texture_vae.space_to_depth, channels)
 
 
-def read_texture_vae(source: str | Path, space_to_depth: int) -> TextureVAE:
-    """As `open_texture_vae`, from anywhere; a foreign file's latent is folded by `space_to_depth`."""
-    path = locate(source)
+def read_texture_vae(source: str | Path, space_to_depth: int, channels: int | None = None) -> TextureVAE:
+    """As `open_texture_vae`, from anywhere; a foreign file's latent is folded by `space_to_depth`, or to `channels`."""
+    path = locate(source, "vae")
     if not is_foreign(path):
         return load_texture_vae(path)[0]
     found = read_foreign(path, Hints(), "TextureVAE")
+    if channels is not None:
+        fold = math.isqrt(channels // found.config.channels)
+        space_to_depth = fold if fold * fold * found.config.channels == channels else 1
     return _filled(TextureVAE(replace(found.config, space_to_depth=space_to_depth)), found.weights["model"])
-
-
-def foreign_statistics(settings: Settings, which: Literal["dit", "guide"]) -> dict[str, LatentStatistics]:
-    """Statistics by stream of the latents a foreign transformer was trained on: as told, else as the registry knows."""
-    told = settings.foreign
-    return read_statistics(getattr(settings.paths, which), told.texture_statistics, told.semantic_statistics)
 
 
 def read_statistics(source: str | Path, texture: str | None, semantic: str | None) -> dict[str, LatentStatistics]:
@@ -187,21 +199,10 @@ def read_latent_statistics(source: str | Path) -> LatentStatistics:
     Raises:
         UserError: it is missing or something else.
     """
-    path = locate(source)
+    path = locate(source, "statistics")
     if path.is_file():
         return read_foreign(path, Hints(), "LatentStatistics").config
-    description = load_config(path)
-    if description.get("type") != "LatentStatistics":
-        raise UserError(f"{path} holds a {description.get('type')}, but latent statistics are wanted; check the path")
-    return LatentStatistics(**description["config"])
-
-
-def foreign_fingerprint(settings: Settings, which: Literal["dit", "guide"]) -> str:
-    """Of a foreign transformer's bytes and of what was told about it."""
-    statistics = {name: asdict(part) for name, part in foreign_statistics(settings, which).items()}
-    hints = settings.foreign.model_dump(include={"heads", "semantic_channels", "delta_t"})
-    path = locate(getattr(settings.paths, which))
-    return fingerprint({"weights": weights_digest(path), "hints": hints, "statistics": statistics})
+    return load_statistics(path)
 
 
 def _filled(module: Any, weights: dict[str, Any]) -> Any:
