@@ -339,7 +339,7 @@ def _save_dit_again(settings: Settings, extra: dict[str, Any] | None = None, **c
         ({}, {}, {"statistics": {}}, "no latent statistics for 7 channels"),
         ({}, {}, {"statistics": {"mean": [0.0] * 4, "std": [1.0] * 4}}, "no latent statistics for 7 channels"),
         ({}, {"semantic_channels": 4}, {}, "makes 3 texture channels, but .* decodes 4"),
-        ({}, {"time_embedding": "single"}, {}, "one time for both streams.*--delta-t 0"),
+        ({}, {"time_embedding": "single"}, {}, "one time for both streams.*use 0"),
         ({"classes": [0, 3]}, {}, {}, r"\[3\] will not do.*classes 0 to 2"),
         ({"classes": []}, {}, {}, "an empty list will not do"),
     ],

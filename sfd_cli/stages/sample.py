@@ -30,14 +30,11 @@ from sfd_cli.stages.sample_files import (
     write_archive,
     write_png,
 )
-from sfd_cli.stages.sample_inputs import SampleInputs
+from sfd_cli.stages.sample_inputs import SampleInputs, images_at_once
 from sfd_cli.stages.sampler import Flow, Sampler, guidance_scale
 from sfd_cli.stages.upstream import dit_fingerprint, model_fingerprint
 
 STAGE = "sample"
-# dopri5's step size comes from all images integrated together: a fixed group keeps image i from depending on the
-# batch size.
-DOPRI5_GROUP = 16
 # Batches whose PNGs may still be in the making while the device goes on.
 WRITTEN_BEHIND = 2
 GRID_IMAGES = 36
@@ -152,7 +149,7 @@ def prepare(flow: Flow, inputs: SampleInputs, processes: Processes) -> None:
 
 def _batches(sample: Sample, count: int, processes: Processes) -> tuple[int, list[range]]:
     """Images of one call of the solver, and this process's share of the calls."""
-    size = DOPRI5_GROUP if sample.solver == "dopri5" else sample.batch_size
+    size = images_at_once(sample)
     starts = range(0, count, size)[processes.rank :: processes.count]
     return size, [range(start, min(start + size, count)) for start in starts]
 

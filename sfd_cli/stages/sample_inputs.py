@@ -16,6 +16,10 @@ from sfd_cli.config import Sample
 from sfd_cli.errors import UserError
 from sfd_cli.files import sha256_file
 
+# dopri5's step size comes from all images integrated together: a fixed group keeps image i from depending on the
+# batch size.
+DOPRI5_GROUP = 16
+
 
 @dataclass(frozen=True)
 class SampleInputs:
@@ -45,14 +49,14 @@ class SampleInputs:
             UserError: a file is not an array of the kind, or the two do not belong together.
         """
         given = {"noise": noise, "labels": labels}
-        arrays = {name: _read_array(f"--{name}", path) for name, path in given.items() if path is not None}
+        arrays = {name: _read_array(name, path) for name, path in given.items() if path is not None}
         if "noise" in arrays and (arrays["noise"].ndim != 4 or arrays["noise"].dtype.kind != "f"):
-            raise UserError(f"--noise: {noise} is {_kind(arrays['noise'])}; expected floats of shape (N, C, h, w)")
+            raise UserError(f"noise: {noise} is {_kind(arrays['noise'])}; expected floats of shape (N, C, h, w)")
         if "labels" in arrays and (arrays["labels"].ndim != 1 or arrays["labels"].dtype.kind not in "iu"):
-            raise UserError(f"--labels: {labels} is {_kind(arrays['labels'])}; expected whole numbers of shape (N,)")
+            raise UserError(f"labels: {labels} is {_kind(arrays['labels'])}; expected whole numbers of shape (N,)")
         counts = {name: len(array) for name, array in arrays.items()}
         if len(set(counts.values())) > 1:
-            raise UserError(f"--labels: {counts['labels']} labels for {counts['noise']} images of noise; give as many")
+            raise UserError(f"labels: {counts['labels']} labels for {counts['noise']} images of noise; give as many")
         count = next(iter(counts.values()), sample.num_images)
         if not count:
             raise UserError(f"{noise or labels} is empty; give at least one image")
@@ -67,13 +71,13 @@ class SampleInputs:
         """
         if self.noise is not None and self.noise.shape[1:] != tuple(shape):
             raise UserError(
-                f"--noise has shape {self.noise.shape}, but the network takes (N, {str(tuple(shape))[1:]};"
+                f"noise has shape {self.noise.shape}, but the network takes (N, {str(tuple(shape))[1:]};"
                 " give noise of that shape"
             )
         for index, image in enumerate([] if self.noise is None else self.noise):
             if not np.isfinite(_float32(image)).all():
-                raise UserError(f"--noise: image {index} is not finite in float32; give standard normal noise")
-        for name, labels in (("--labels", self.labels), ("sample.classes", self.classes)):
+                raise UserError(f"noise: image {index} is not finite in float32; give standard normal noise")
+        for name, labels in (("labels", self.labels), ("sample.classes", self.classes)):
             wrong = [int(label) for label in ([] if labels is None else labels) if not 0 <= label < num_classes]
             if wrong or (labels is not None and len(labels) == 0):
                 raise UserError(
@@ -94,6 +98,11 @@ class SampleInputs:
         return torch.from_numpy(self.labels[np.asarray(indices) % self.count].astype(np.int64))
 
 
+def images_at_once(sample: Sample) -> int:
+    """Images of one call of the solver."""
+    return DOPRI5_GROUP if sample.solver == "dopri5" else sample.batch_size
+
+
 def initial_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Standard normal noise (n, *shape) float32 on the CPU; each image's depends on `seed` and its index alone."""
 
@@ -109,15 +118,15 @@ def balanced_labels(indices: Sequence[int], classes: Sequence[int]) -> Tensor:
     return torch.tensor([classes[index % len(classes)] for index in indices])
 
 
-def _read_array(flag: str, path: Path) -> np.ndarray:
+def _read_array(name: str, path: Path) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        raise UserError(f"{flag}: {path} does not exist") from None
+        raise UserError(f"{name}: {path} does not exist") from None
     except (OSError, ValueError, EOFError, BadZipFile):
-        raise UserError(f"{flag}: {path} is not a whole .npy file of numbers; write it with numpy.save") from None
+        raise UserError(f"{name}: {path} is not a whole .npy file of numbers; write it with numpy.save") from None
     if not isinstance(array, np.ndarray):
-        raise UserError(f"{flag}: {path} is an archive of arrays; give one array, saved with numpy.save")
+        raise UserError(f"{name}: {path} is an archive of arrays; give one array, saved with numpy.save")
     return array
 
 

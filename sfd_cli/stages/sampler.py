@@ -105,9 +105,7 @@ class Flow:
         sample, config = self.sample, self.dit.config
         if sample.delta_t and (config.semantic_channels == 0 or config.time_embedding == "single"):
             lacks = "has no semantic channels" if config.semantic_channels == 0 else "has one time for both streams"
-            raise UserError(
-                f"sample.delta_t: {self.name} {lacks}, so there is no offset to sample with; use 0"
-            )
+            raise UserError(f"sample.delta_t: {self.name} {lacks}, so there is no offset to sample with; use 0")
         if self.guide is None:
             return
         for name in ("grid", "in_channels", "semantic_channels", "num_classes"):
@@ -242,8 +240,8 @@ def read_statistics(extra: dict[str, Any], dit: LightningDiT, source: str) -> tu
         others = f", only for {len(found['mean'])}" if found.get("mean") else ""
         raise UserError(
             f"{source} has no latent statistics for {channels} channels{others}, and its samples cannot be decoded"
-            " without; give those of its training set (the section `foreign`:"
-            " --foreign-texture-statistics and --foreign-semantic-statistics, or --texture-statistics and --semantic-statistics of `sfd weights import`)"
+            " without; give those of its training set (--foreign-texture-statistics and --foreign-semantic-statistics,"
+            " --texture-statistics and --semantic-statistics of `sfd weights import`, or the section `foreign`)"
         ) from None
     return mean, std
 

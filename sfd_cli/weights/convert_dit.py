@@ -144,14 +144,14 @@ def _dit_config(
     if heads is None:
         raise UserError(
             "the checkpoint has no q/k norms that would tell the number of attention heads; give `heads`"
-            " (--foreign-heads, or --heads of `sfd weights import`)"
+            " (--foreign-heads, --heads of `sfd weights import`, or the section `foreign`)"
         )
     if heads < 1:
         raise UserError(f"a LightningDiT of width {width} cannot have {heads} attention heads; give another number")
     if dual and semantic_channels is None:
         raise UserError(
             "the checkpoint does not tell how many of its channels are semantic; give `semantic_channels`"
-            " (--foreign-semantic-channels, or --semantic-channels of `sfd weights import`)"
+            " (--foreign-semantic-channels, --semantic-channels of `sfd weights import`, or the section `foreign`)"
         )
     if not 0 <= (semantic_channels or 0) <= in_channels:
         raise UserError(f"{semantic_channels} of the checkpoint's {in_channels} channels cannot be semantic")
