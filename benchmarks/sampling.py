@@ -11,7 +11,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from sfd_cli.errors import UserError
 from sfd_cli.stages.sample_inputs import balanced_labels, initial_noise
 from sfd_cli.stages.sampler import Sampler, decode_textures
 
-OFFSETS = (0.0, 0.3, 1.0)
+OFFSETS = [0.0, 0.3, 1.0]
 TIGHT = {"solver": "dopri5", "rtol": 1e-7, "atol": 1e-8}
 BASELINE = {"solver": "dopri5", "grid": "one-span", "rtol": 1e-3}
 RECOMMENDED = {"solver": "ab3", "grid": "phases", "steps": 24}
@@ -48,14 +48,15 @@ class Problem:
     schedule: AsynchronousSchedule
     semantic_channels: int
 
-    @torch.inference_mode()
     def solve(self, **options: Any) -> tuple[Tensor, int]:
         """The latents and how many network calls they took."""
         counter = CallCounter(self.velocity)
-        return (
-            integrate(counter, self.noise, self.labels, self.schedule, self.semantic_channels, **options),
-            counter.calls,
-        )
+        return replace(self, velocity=counter).latents(**options), counter.calls
+
+    @torch.inference_mode()
+    def latents(self, **options: Any) -> Tensor:
+        """The latents alone; the solver sees the velocity itself."""
+        return integrate(self.velocity, self.noise, self.labels, self.schedule, self.semantic_channels, **options)
 
 
 def load(models: Path, device: torch.device) -> Sampler:
@@ -157,15 +158,17 @@ def verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
+def draw(rows: list[dict[str, Any]], offsets: list[float], path: Path) -> None:
     """Error over calls, a panel per offset, without and with guidance."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, len(OFFSETS), figsize=(13, 8), sharex=True, sharey=True, squeeze=False)
-    for (line, guided), (column, delta_t) in ((a, b) for a in enumerate((False, True)) for b in enumerate(OFFSETS)):
+    figure, axes = pyplot.subplots(
+        2, len(offsets), figsize=(1 + 4 * len(offsets), 8), sharex=True, sharey=True, squeeze=False
+    )
+    for (line, guided), (column, delta_t) in ((a, b) for a in enumerate((False, True)) for b in enumerate(offsets)):
         axis = axes[line, column]
         group = [row for row in rows if row["delta_t"] == delta_t and row["guided"] == guided]
         for solver, colour in COLOURS.items():
@@ -200,22 +203,24 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     print(path)
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
+def parser(description: str | None, offsets: list[float]) -> argparse.ArgumentParser:
     """The options of every benchmark of sampling."""
     arguments = harness.arguments(description)
     arguments.add_argument("--models", type=Path, default=Path("models"), help="folder of trained models [models]")
     arguments.add_argument("--images", type=int, default=8, help="images integrated together [8]")
+    shown = " ".join(f"{offset:g}" for offset in offsets)
+    arguments.add_argument("--offsets", type=float, nargs="+", default=offsets, help=f"delta_t to sample at [{shown}]")
     return arguments
 
 
 def main() -> None:
     """Measure, print, draw, save."""
-    options = parser(__doc__).parse_args()
+    options = parser(__doc__, OFFSETS).parse_args()
     sampler = load(options.models, torch.device(options.device))
     rows = [
         row
         for guided in (False, True)
-        for delta_t in OFFSETS
+        for delta_t in options.offsets
         for row in measure(sampler, guided, delta_t, options.images)
     ]
     print()
@@ -225,7 +230,7 @@ def main() -> None:
     print("\nAgainst one-span dopri5 at rtol 1e-3; the fewest calls by phases that come closer than it:\n")
     harness.table(verdicts(rows))
     harness.save("sampling", options, {"tight": TIGHT, "recommended": RECOMMENDED, "rows": rows})
-    draw(rows, Path(options.out) / "sampling.png")
+    draw(rows, options.offsets, Path(options.out) / "sampling.png")
 
 
 def _named(row: dict[str, Any]) -> dict[str, Any]:
