@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,22 @@ def test_hints_and_statistics_are_kept_with_a_transformer() -> None:
     assert extra["statistics"] == {"mean": [0.25] * 8 + [0.5] * 4, "std": [1.0] * 12}
 
 
+def test_a_transformers_statistics_are_exported_beside_it() -> None:
+    torch.save(published("dit ema"), "in.pt")
+    for name, channels in (("texture", 8), ("semantic", 4)):
+        shape = (1, channels, 1, 1)
+        torch.save({"mean": torch.randn(shape), "std": torch.rand(shape) + 0.1}, f"{name}.pt")
+    told = ("--texture-statistics", "texture.pt", "--semantic-statistics", "semantic.pt")
+    done("weights", "import", "in.pt", "ours", *told)
+    lines = done("weights", "export", "ours", "out.pt").out.splitlines()
+    assert lines[-1].split(maxsplit=1) == ["statistics", "out_latents_stats.pt and out_latents_sv_stats.pt"]
+    assert_same(torch.load("out_latents_stats.pt"), torch.load("texture.pt"))
+    assert_same(torch.load("out_latents_sv_stats.pt"), torch.load("semantic.pt"))
+    Path("out_latents_stats.pt").unlink()
+    Path("out.pt").unlink()
+    assert "error: out_latents_sv_stats.pt exists already" in refused("weights", "export", "ours", "out.pt")
+
+
 # Latents
 
 TRAIN = ("--width", 32, "--depth", 1, "--heads", 2, "--repa-depth", 1, "--repa-width", 16, "--batch-size", 4)
@@ -91,6 +109,7 @@ def test_latent_shards_are_imported_and_come_back_byte_for_byte() -> None:
     write_source(Path("shards"), [7, 4], features=True, statistics=True)
     out = done("weights", "import", "shards", "latents", "--num-classes", 9, "--image-size", 48).out
     assert "11, as they are and flipped" in out
+    assert out.splitlines()[-2].split() == ["statistics", "published"]
     store = Store(Path("latents"))
     assert (len(store), len(store.classes), store.attributes["image_size"]) == (11, 9, 48)
     before = files_below(Path("latents"))
@@ -170,8 +189,22 @@ def test_shards_are_not_imported_over_something_else() -> None:
         assert "give another name" in sentence
 
 
+def test_an_import_killed_before_its_first_record_goes_on() -> None:
+    write_source(Path("shards"), [7, 4])
+    for name, leftovers in (("empty", []), ("cut", [".settings.json.1234.tmp"])):
+        Path(name).mkdir()
+        for leftover in leftovers:
+            (Path(name) / leftover).touch()
+        out = done("weights", "import", "shards", name).out
+        assert out.splitlines()[-2].split() == ["statistics", "computed"]
+        assert len(Store(Path(name))) == 11
+
+
 def test_shards_that_will_not_do_leave_no_store() -> None:
     write_source(Path("shards"), [7, 4], statistics=True)
+    assert "for which --heads and --texture-statistics can do nothing" in refused(
+        "weights", "import", "shards", "latents", "--heads", 3, "--texture-statistics", "x.pt"
+    )
     assert "and below 2, the number of classes" in refused("weights", "import", "shards", "latents", "--num-classes", 2)
     torch.save({"mean": torch.ones(1, 3, 1, 1), "std": torch.ones(1, 3, 1, 1)}, "shards/latents_stats.pt")
     assert "latents_stats.pt has 3 channels" in refused("weights", "import", "shards", "latents")
@@ -244,3 +277,60 @@ def test_verify_reads_what_is_here_and_refuses_another_file(tiny: Path) -> None:
             assert f"{tiny} is not tiny: it has" in sentence
             assert "delete it and fetch again" in sentence
     assert tiny.exists(), "it is left for its owner to look at"
+
+
+def test_verify_tells_of_every_wrong_file(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("right", "bad"):
+        monkeypatch.setitem(REGISTRY, name, dataclasses.replace(REGISTRY["tiny"], name=name, file=f"{name}.pt"))
+    tiny.write_bytes(BODY[:-1])
+    tiny.with_name("right.pt").write_bytes(BODY)
+    tiny.with_name("bad.pt").write_bytes(BODY[::-1])
+    ran = sfd("weights", "verify")
+    assert ran.code == 2
+    assert ran.out.splitlines()[0] == "right"
+    (sentence,) = ran.err.splitlines()
+    assert "tiny.pt is not tiny: it has" in sentence
+    assert "bad.pt is not bad: it has" in sentence
+
+
+def test_weights_of_another_kind_are_refused_before_they_are_fetched(tiny: Path) -> None:
+    save_params()
+    torch.save(published("dit ema"), "in.pt")
+    for arguments, words in (
+        (("--checkpoint", "sdvae_f8d4_ema"), "sdvae_f8d4_ema is a texture VAE, but a transformer is wanted"),
+        (("--checkpoint", "in.pt", "--foreign-texture-statistics", "tiny"), "tiny is a transformer, but a file of"),
+        (("--checkpoint", "in.pt", "--texture-vae", "tiny"), "tiny is a transformer, but a texture VAE is wanted"),
+    ):
+        assert words in refused("sample", *arguments, "--foreign-semantic-channels", 4)
+
+
+def test_a_diffusers_folder_without_safetensors_says_what_is_read() -> None:
+    diffusers_folder(Path("diffusers"))
+    torch.save({}, "diffusers/diffusion_pytorch_model.bin")
+    Path("diffusers/diffusion_pytorch_model.safetensors").unlink()
+    sentence = refused("weights", "import", "diffusers", "ours")
+    assert "diffusers holds no diffusion_pytorch_model.safetensors, the only weights of diffusers" in sentence
+    save_params()
+    torch.save(published("dit ema"), "in.pt")
+    for name, channels in (("texture", 8), ("semantic", 4)):
+        torch.save({"mean": torch.zeros(1, channels, 1, 1), "std": torch.ones(1, channels, 1, 1)}, f"{name}.pt")
+    told = ("--foreign-texture-statistics", "texture.pt", "--foreign-semantic-statistics", "semantic.pt")
+    assert sentence == refused("sample", "--checkpoint", "in.pt", *told, "--texture-vae", "diffusers")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"mean": [0.0], "sdt": [1.0]}, "LatentStatistics: std is missing; sdt is unknown"),
+        ({"mean": ["a"], "std": [1.0]}, "mean is not a list of finite numbers"),
+        ({"mean": "a", "std": "b"}, "mean is not a list of finite numbers"),
+        ({"mean": [0.0], "std": [0.0]}, "std is not above zero"),
+    ],
+)
+def test_damaged_statistics_are_refused(config: dict[str, Any], words: str) -> None:
+    torch.save(published("dit ema"), "in.pt")
+    Path("statistics").mkdir()
+    Path("statistics/config.json").write_text(json.dumps({"type": "LatentStatistics", "config": config}))
+    sentence = refused("weights", "import", "in.pt", "ours", "--semantic-statistics", "statistics")
+    assert "statistics/config.json does not describe a LatentStatistics" in sentence
+    assert words in sentence

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sfd_cli.errors import UserError
@@ -139,7 +142,7 @@ def round_trip(folder: Path, content: Any, hints: Hints = HINTS) -> Any:
     """Import and export again."""
     foreign = read_foreign(saved(folder / "in.pt", content), hints)
     save_foreign(foreign, folder / "ours")
-    assert export_model(folder / "ours", folder / "out.pt") == foreign.module_type
+    assert export_model(folder / "ours", folder / "out.pt") == (foreign.module_type, [folder / "out.pt"])
     return torch.load(folder / "out.pt", weights_only=True)
 
 
@@ -341,7 +344,7 @@ def vae() -> dict[str, Tensor]:
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "dit, key missing": (
         lambda: {"ema": without(dit(), "blocks.1.attn.proj.bias")},
-        r"attention\.out\.bias is missing",
+        r"a LightningDiT: blocks\.1\.attn\.proj\.bias is missing",
     ),
     "dit, first key missing": (
         lambda: without(dit(), "x_embedder.proj.weight"),
@@ -350,7 +353,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "dit, key unknown": (lambda: dit() | {"extra.weight": torch.zeros(1)}, r"extra\.weight is unknown"),
     "dit, a block far away": (
         lambda: dit() | {"blocks.99999.norm1.weight": torch.zeros(64)},
-        r"blocks\.3\.modulation\.weight is missing",
+        r"blocks\.3\.adaLN_modulation\.1\.weight is missing",
     ),
     "dit, linear patches": (
         lambda: dit() | {"x_embedder.proj.weight": torch.zeros(64, 12)},
@@ -365,7 +368,15 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "dit, other shape": (
         lambda: dit() | {"final_layer.linear.bias": torch.zeros(3)},
-        r"final_linear\.bias is \(3,\) instead of \(12,\)",
+        r"final_layer\.linear\.bias is \(3,\) instead of \(12,\)",
+    ),
+    "dit, oblong patches": (
+        lambda: dit() | {"x_embedder.proj.weight": torch.zeros(64, 12, 1, 2)},
+        "but patches are square",
+    ),
+    "dit, a weight twice": (
+        lambda: dit() | {"final_linear.bias": torch.zeros(12)},
+        r"final_layer\.linear\.bias and final_linear\.bias .* are the same weight",
     ),
     "dit, sines alone": (lambda: without(dit(), "feat_rope.freqs_cos"), r"feat_rope\.freqs_sin is unknown"),
     "dit, two architectures": (
@@ -374,7 +385,15 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "semvae, key missing": (
         lambda: {"model_state_dict": without(semvae(), "encoder.3.bias")},
-        r"encoder\.norm\.bias is missing",
+        r"a SemanticVAE: encoder\.3\.bias is missing",
+    ),
+    "semvae, block misshapen": (
+        lambda: semvae() | {"decoder.2.attn.out_proj.bias": torch.zeros(3)},
+        r"a SemanticVAE: decoder\.2\.attn\.out_proj\.bias is \(3,\)",
+    ),
+    "semvae, key unknown": (
+        lambda: semvae() | {"encoder.0.scale": torch.zeros(3)},
+        r"a SemanticVAE: encoder\.0\.scale is unknown",
     ),
     "semvae, flat": (lambda: semvae() | {"encoder.0.weight": torch.zeros(3)}, r"encoder\.0\.weight has shape \(3,\)"),
     "semvae, half of it": (
@@ -387,11 +406,19 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "vae, key missing": (
         lambda: {"state_dict": without(vae(), "post_quant_conv.bias")},
-        r"post_quant_conv\.bias is missing",
+        r"a TextureVAE: post_quant_conv\.bias is missing",
+    ),
+    "vae, attention missing": (
+        lambda: without(vae(), "decoder.mid.attn_1.proj_out.weight"),
+        r"a TextureVAE: decoder\.mid\.attn_1\.proj_out\.weight is missing",
+    ),
+    "vae, block misshapen": (
+        lambda: vae() | {"decoder.up.3.block.1.conv2.bias": torch.zeros(3)},
+        r"a TextureVAE: decoder\.up\.3\.block\.1\.conv2\.bias is \(3,\)",
     ),
     "vae, key unknown": (
         lambda: vae() | {"quantize.embedding.weight": torch.zeros(1)},
-        r"embedding\.weight is unknown",
+        r"a TextureVAE: quantize\.embedding\.weight is unknown",
     ),
     "vae, flat": (lambda: vae() | {"decoder.conv_in.weight": torch.zeros(3)}, r"conv_in\.weight has shape \(3,\)"),
     "vae, a level missing": (lambda: without(vae(), "encoder.down.1.block.0.conv1.weight"), "is missing|unknown"),
@@ -399,7 +426,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "statistics, numbers": (lambda: {"mean": 0.0, "std": 1.0}, "mean .* float"),
     "statistics, double": (lambda: {key: value.double() for key, value in STATISTICS.items()}, "float64"),
     "statistics, zero": (lambda: STATISTICS | {"std": torch.zeros(1, 5, 1, 1)}, "above zero"),
-    "statistics, nan": (lambda: STATISTICS | {"mean": torch.full((1, 5, 1, 1), torch.nan)}, "not finite"),
+    "statistics, nan": (lambda: STATISTICS | {"mean": torch.full((1, 5, 1, 1), torch.nan)}, "list of finite numbers"),
     "statistics, two lengths": (lambda: STATISTICS | {"std": torch.ones(1, 4, 1, 1)}, "5 means, but 4"),
     "statistics, more": (lambda: STATISTICS | {"count": torch.zeros(1)}, "count is unknown"),
     "encoder, another size": (lambda: fixture("dinov2_reg", "model."), "48 wide and has 2 blocks"),
@@ -491,12 +518,60 @@ def test_a_diffusers_folder_that_does_not_fit_is_refused(tmp_path: Path, change:
         read_foreign(tmp_path / "diffusers")
 
 
-def test_a_new_import_leaves_no_weights_of_the_old_one(tmp_path: Path) -> None:
-    save_foreign(read_foreign(saved(tmp_path / "a.pt", published("dit training")), HINTS), tmp_path / "ours")
-    save_file({"a": torch.zeros(1)}, tmp_path / "ours" / "other.safetensors")
-    save_foreign(read_foreign(saved(tmp_path / "b.pt", published("dit ema")), HINTS), tmp_path / "ours")
-    names = sorted(path.name for path in (tmp_path / "ours").iterdir())
-    assert names == ["config.json", "ema.safetensors", "other.safetensors"]
+@pytest.mark.parametrize("old_names", [False, True])
+def test_a_diffusers_file_that_lacks_something_is_told_in_its_own_names(tmp_path: Path, old_names: bool) -> None:
+    diffusers_folder(tmp_path / "diffusers")
+    path = tmp_path / "diffusers" / "diffusion_pytorch_model.safetensors"
+    weights, lost = load_file(path), "decoder.mid_block.attentions.0.to_out.0.bias"
+    if old_names:
+        names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+        for ours, theirs in names.items():
+            weights = {key.replace(f".{ours}.", f".{theirs}."): tensor for key, tensor in weights.items()}
+            lost = lost.replace(ours, theirs)
+    save_file(without(weights, lost), path)
+    with pytest.raises(UserError, match=rf"a TextureVAE: {re.escape(lost)} is missing$"):
+        read_foreign(tmp_path / "diffusers")
+
+
+def imported(folder: Path, channels: int) -> Path:
+    """A transformer's folder that has statistics."""
+    foreign = read_foreign(saved(folder / "in.pt", {"ema": dit()}), HINTS)
+    extra = foreign.extra | {"statistics": {"mean": [0.0] * channels, "std": [1.0] * channels}}
+    save_foreign(replace(foreign, extra=extra), folder / "ours")
+    return folder / "ours"
+
+
+def test_statistics_of_a_network_without_semantics_are_one_file(tmp_path: Path) -> None:
+    config = LightningDiTConfig(grid=2, in_channels=2, num_classes=1, width=16, depth=1, heads=2)
+    extra = {"statistics": {"mean": [1 / 3, 2.0], "std": [1.0, 1.0]}}
+    save_model(tmp_path / "dit", "LightningDiT", config, {"ema": LightningDiT(config).state_dict()}, extra)
+    files = [tmp_path / "out.ckpt", tmp_path / "out_latents_stats.pt"]
+    assert export_model(tmp_path / "dit", tmp_path / "out.ckpt") == ("LightningDiT", files)
+    assert_same(torch.load(files[1])["mean"], torch.tensor([1 / 3, 2.0]).view(1, 2, 1, 1))
+
+
+def test_an_export_that_fails_leaves_none_of_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = imported(tmp_path, 12)
+    real, names = os.replace, []
+
+    def fails_second_time(source: Path, target: Path) -> None:
+        names.append(Path(target).name)
+        if len(names) == 2:
+            raise OSError("disk full")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_second_time)
+    with pytest.raises(OSError, match="disk full"):
+        export_model(folder, tmp_path / "out.pt")
+    assert names == ["out_latents_sv_stats.pt", "out_latents_stats.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.pt", "ours"]
+
+
+def test_statistics_that_do_not_fit_their_network_are_not_exported(tmp_path: Path) -> None:
+    folder = imported(tmp_path, 11)
+    with pytest.raises(UserError, match=r"ours: the statistics .* of 11 channels, but the transformer has 12"):
+        export_model(folder, tmp_path / "out.pt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.pt", "ours"]
 
 
 def test_an_import_cut_short_leaves_no_model(tmp_path: Path) -> None:
@@ -522,8 +597,9 @@ def test_an_export_never_overwrites_and_wants_a_name_torch_files_have(tmp_path: 
     ("description", "words"),
     [
         ({"type": "PrincipalComponents", "config": {}}, "holds a PrincipalComponents, for which"),
-        ({"type": "LatentStatistics", "config": {"mean": [0]}}, "does not describe a LatentStatistics"),
+        ({"type": "LatentStatistics", "config": {"mean": [0]}}, "a LatentStatistics: std is missing"),
         ({"type": "LatentStatistics", "config": {"mean": [0], "std": []}}, "1 means, but 0"),
+        ({"type": "LightningDiT", "config": {"grid": 2, "width": 8.5}}, "in_channels is missing; num_classes is"),
         ({"type": "LightningDiT", "config": {"grid": 2, "in_channels": 2, "num_classes": 1}}, "neither ema"),
         ({"type": "VisualEncoder", "config": {"name": "dinov2_vits14"}}, "model.safetensors"),
         ({"config": 3}, "does not describe a model"),

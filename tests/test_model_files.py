@@ -118,7 +118,18 @@ def test_a_model_of_another_type_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"type": "LightningDiT", "config": {"grid": 2}}', "does not describe a LightningDiT"),
+        (
+            '{"type": "LightningDiT", "config": {"grid": 2, "size": 3}}',
+            "describe a LightningDiT: in_channels is missing; num_classes is missing; size is unknown$",
+        ),
+        (
+            '{"type": "LightningDiT", "config": {"grid": "2", "in_channels": 4, "num_classes": 3}}',
+            "describe a LightningDiT: one of its values is of the wrong type",
+        ),
+        (
+            '{"type": "LightningDiT", "config": {"grid": 2, "in_channels": 4, "num_classes": 3, "mlp_ratio": "4"}}',
+            "describe a LightningDiT: one of its values will not do",
+        ),
         ('{"type": "LightningDiT"}', "does not describe a model"),
         ("[1]", "does not describe a model"),
         ("{", "not valid JSON"),

@@ -169,14 +169,13 @@ def test_without_them_statistics_are_those_of_both_flips(tmp_path: Path) -> None
     np.testing.assert_allclose(statistics["std"], both.std((0, 2, 3), unbiased=False), rtol=1e-12)
 
 
-def test_one_file_of_statistics_alone_is_not_enough(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["latents_stats.pt", "latents_sv_stats.pt"])
+def test_one_file_of_statistics_alone_is_refused(tmp_path: Path, name: str) -> None:
     source = write_source(tmp_path / "source", [7], statistics=True)
-    (source / "latents_stats.pt").unlink()
-    run_import(source, tmp_path / "store")
-    computed = Store(tmp_path / "store").statistics
-    (source / "latents_sv_stats.pt").unlink()
-    run_import(source, tmp_path / "again")
-    assert np.array_equal(Store(tmp_path / "again").statistics["mean"], computed["mean"])
+    (source / name).unlink()
+    with pytest.raises(UserError, match=f"{name} is missing, but the other statistics are there"):
+        run_import(source, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])

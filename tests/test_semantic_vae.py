@@ -21,8 +21,7 @@ def reference_vae() -> SemanticVAE:
 
 
 def test_the_architecture_is_read_off_the_tensors_of_a_published_file() -> None:
-    wrapped = {"model_state_dict": WEIGHTS, "input_dim": 48, "bottleneck_dim": 4}
-    config, _ = semantic_vae_from_reference(wrapped, heads=4)
+    config, _ = semantic_vae_from_reference(WEIGHTS, heads=4)
     assert config == SemanticVAEConfig(feature_width=48, channels=4, width=64, depth=2, heads=4)
 
 
@@ -34,7 +33,7 @@ def test_every_weight_of_the_reference_finds_its_place() -> None:
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_by_the_name_of_the_key() -> None:
-    with pytest.raises(UserError, match=r"encoder\.norm\.bias is missing"):
+    with pytest.raises(UserError, match=r"encoder\.3\.bias is missing"):
         semantic_vae_from_reference({key: tensor for key, tensor in WEIGHTS.items() if key != "encoder.3.bias"}, 4)
     with pytest.raises(UserError, match=r"quantiser\.weight is unknown"):
         semantic_vae_from_reference(WEIGHTS | {"quantiser.weight": torch.zeros(1)}, 4)
@@ -42,8 +41,6 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_the_name_of_the_key() -> N
         semantic_vae_from_reference(WEIGHTS, 5)
     with pytest.raises(UserError, match="not a Semantic VAE"):
         semantic_vae_from_reference({"weight": torch.zeros(1)}, 4)
-    with pytest.raises(UserError, match="'epoch'"):
-        semantic_vae_from_reference({"epoch": 3}, 4)
 
 
 def test_extreme_tokens_keep_the_variance_in_range() -> None:

@@ -9,8 +9,11 @@ import typer
 
 from sfd_cli.cli.app import app
 from sfd_cli.cli.terminal import friendly_errors, print_result
+from sfd_cli.errors import UserError
 
-weights_app = typer.Typer(help="Published weights: what there is, and fetching it.", no_args_is_help=True)
+weights_app = typer.Typer(
+    help="Published weights: list, fetch, verify; files of the reference code: import, export.", no_args_is_help=True
+)
 app.add_typer(weights_app, name="weights", rich_help_panel="4. Weights and settings")
 
 
@@ -58,11 +61,19 @@ def weights_verify(
 ) -> None:
     """Read named weights again and compare size and SHA-256 with what is published."""
     from sfd_cli.weights.fetch import find_local, verify
-    from sfd_cli.weights.registry import REGISTRY
+    from sfd_cli.weights.registry import REGISTRY, find_weights
 
     chosen = names or [name for name, entry in REGISTRY.items() if find_local(entry) is not None]
-    for name in chosen:
-        print_result({name: {key: "not here" if fact is None else fact for key, fact in verify(name).items()}})
+    wrong = []
+    for entry in [find_weights(name) for name in chosen]:
+        try:
+            facts = verify(entry.name)
+        except UserError as error:
+            wrong.append(str(error))
+        else:
+            print_result({entry.name: {key: "not here" if fact is None else fact for key, fact in facts.items()}})
+    if wrong:
+        raise UserError("; ".join(wrong))
     if not chosen:
         typer.echo("no registered weights are here; `sfd weights fetch NAME` brings them")
 
@@ -82,8 +93,12 @@ def weights_import(
         str | None, typer.Option(help="a transformer's latent statistics: a .pt, a folder, or a name")
     ] = None,
     semantic_statistics: Annotated[str | None, typer.Option(help="likewise, of the semantic latents")] = None,
-    encoder: Annotated[str, typer.Option(help="visual encoder behind latent shards")] = "dinov2_vitb14_reg",
-    image_size: Annotated[int, typer.Option(min=1, help="side of the images behind latent shards, pixels")] = 256,
+    encoder: Annotated[
+        str | None, typer.Option(help="visual encoder behind latent shards; unset: dinov2_vitb14_reg")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="side of the images behind latent shards, pixels; unset: 256")
+    ] = None,
     num_classes: Annotated[int | None, typer.Option(min=1, help="classes of latent shards; unset: as labelled")] = None,
 ) -> None:
     """Turn a file of the reference code into one of our folders, telling its kind and architecture from its tensors.
@@ -91,22 +106,32 @@ def weights_import(
     Takes a DiT checkpoint (training or EMA only), a Semantic VAE, an LDM or diffusers autoencoder, a DINOv2 backbone,
     latent statistics, or a folder of latent shards. Nothing pickled in a file is executed.
     """
-    from sfd_cli.stages.import_weights import import_model, import_shards, is_shards
+    from sfd_cli.stages.import_weights import import_anything
 
-    if is_shards(Path(source)):
-        print_result(import_shards(Path(source), target, encoder, image_size, num_classes))
-    else:
-        hints = {"heads": heads, "semantic_channels": semantic_channels, "repa_depth": repa_depth, "delta_t": delta_t}
-        print_result(import_model(source, target, hints, texture_statistics, semantic_statistics))
+    options = {
+        "heads": heads,
+        "semantic_channels": semantic_channels,
+        "repa_depth": repa_depth,
+        "delta_t": delta_t,
+        "texture_statistics": texture_statistics,
+        "semantic_statistics": semantic_statistics,
+        "encoder": encoder,
+        "image_size": image_size,
+        "num_classes": num_classes,
+    }
+    print_result(import_anything(source, target, options))
 
 
 @weights_app.command("export")
 @friendly_errors
 def weights_export(
-    source: Annotated[Path, typer.Argument(help="a model folder or a latent store", file_okay=False)],
+    source: Annotated[Path, typer.Argument(help="a model folder or a latent store")],
     target: Annotated[Path, typer.Argument(help="the .pt to write, or the folder for latent shards")],
 ) -> None:
-    """Write one of our folders in the reference's own layout; what was imported comes back bit for bit."""
+    """Write one of our folders in the reference's own layout; what was imported comes back bit for bit.
+
+    A transformer's latent statistics go beside it: those of out.pt to out_latents_stats.pt and out_latents_sv_stats.pt.
+    """
     from sfd_cli.stages.import_weights import export
 
     print_result(export(source, target))

@@ -124,7 +124,7 @@ def _reference(settings: Settings, side: int) -> Source:
     """The reference that `fid.reference` names; images in a folder are centre-cropped to the samples' side."""
     if settings.fid.reference is None:
         return _training_images(settings, side)
-    path = locate(settings.fid.reference)
+    path = locate(settings.fid.reference, "metric")
     if path.is_dir():
         return Source(str(path), ImageFiles(image_files(path), side, settings.runtime.workers))
     if path.suffix == ".npz":

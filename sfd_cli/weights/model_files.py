@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ TABLES = "_tables"
 POSITIONS = ("position", "rotary_cos", "rotary_sin")
 
 M = TypeVar("M", bound=nn.Module)
+C = TypeVar("C")
 
 
 def save_model(
@@ -132,31 +133,73 @@ def unwrap_checkpoint(checkpoint: Mapping[str, Any], wrappers: tuple[str, ...]) 
     Raises:
         UserError: what is there is not tensors by name.
     """
-    inner: Mapping[str, Any] = checkpoint
-    for wrapper in wrappers:
-        if isinstance(checkpoint.get(wrapper), Mapping):
-            inner = checkpoint[wrapper]
-            break
+    inner = next((checkpoint[key] for key in wrappers if isinstance(checkpoint.get(key), Mapping)), checkpoint)
     strangers = [key for key, value in inner.items() if not isinstance(value, Tensor)]
     if strangers:
         raise UserError(
             f"the checkpoint holds {strangers[0]!r}, which is no tensor, and none of {', '.join(wrappers)};"
             " take the state dict out of it"
         )
-    return {re.sub(r"^(module\.|_orig_mod\.)+", "", key): tensor for key, tensor in inner.items()}
+    return without_prefixes(inner)
 
 
-def require_fit(module: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
+def without_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without the prefixes that DDP and torch.compile put before every name."""
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", key): tensor for key, tensor in state_dict.items()}
+
+
+def configured(config_type: type[C], values: Mapping[str, Any], source: str) -> C:
+    """The configuration dataclass that a `config.json` describes.
+
+    Raises:
+        UserError: something in `values` is missing, unknown or impossible; names `source`.
+    """
+    known = {field.name: field for field in fields(config_type)}  # type: ignore[arg-type]
+    needed = [key for key, field in known.items() if field.default is MISSING and field.default_factory is MISSING]
+    problems = [f"{key} is missing" for key in needed if key not in values]
+    problems += [f"{key} is unknown" for key in values if key not in known]
+    if not problems:
+        try:
+            return config_type(**values)
+        except ValueError as error:
+            problems = [str(error)]
+        except TypeError:
+            problems = ["one of its values is of the wrong type"]
+    kind = config_type.__name__.removesuffix("Config")
+    raise UserError(f"{source} does not describe a {kind}: {'; '.join(problems)}")
+
+
+def built(module: type[M], config: Any, source: str) -> M:
+    """The module of a configuration whose numbers nobody has looked at yet.
+
+    Raises:
+        UserError: there is no such module; names `source`.
+    """
+    try:
+        return module(config)
+    except (TypeError, ValueError):
+        raise UserError(f"{source} does not describe a {module.__name__}: one of its values will not do") from None
+
+
+def require_fit(
+    module: nn.Module, state_dict: Mapping[str, Tensor], source: str, name_of: Callable[[str], str] = str
+) -> None:
     """Check that `state_dict` has just the module's names and shapes.
+
+    Args:
+        module: what the weights are for.
+        state_dict: the weights, under the module's names.
+        source: where they come from, for the message.
+        name_of: what a key, of the module or of `state_dict`, is called there.
 
     Raises:
         UserError: names `source` and the first few keys that do not fit.
     """
     expected = module.state_dict()
-    problems = [f"{key} is missing" for key in expected if key not in state_dict]
-    problems += [f"{key} is unknown" for key in state_dict if key not in expected]
+    problems = [f"{name_of(key)} is missing" for key in expected if key not in state_dict]
+    problems += [f"{name_of(key)} is unknown" for key in state_dict if key not in expected]
     problems += [
-        f"{key} is {tuple(state_dict[key].shape)} instead of {tuple(tensor.shape)}"
+        f"{name_of(key)} is {tuple(state_dict[key].shape)} instead of {tuple(tensor.shape)}"
         for key, tensor in expected.items()
         if key in state_dict and state_dict[key].shape != tensor.shape
     ]
@@ -184,15 +227,13 @@ def _load(folder: Path, module: type[M], config_type: type, weights: str) -> tup
     found = description.pop("type", None)
     if found != module.__name__:
         raise UserError(f"{folder} holds a {found}, but a {module.__name__} is wanted; check the path")
-    try:
-        built = module(config_type(**description.pop("config")))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG} does not describe a {module.__name__}: {error}") from None
+    source = str(folder / CONFIG)
+    network = built(module, configured(config_type, description.pop("config"), source), source)
     path = folder / f"{weights}.safetensors"
     if not path.exists():
         present = ", ".join(sorted(file.stem for file in folder.glob("*.safetensors"))) or "none"
         raise UserError(f"{path} does not exist (weights present: {present}); run the stage that makes it again")
     tensors = read_safetensors(path)
-    require_fit(built, tensors, str(path))
-    built.load_state_dict(tensors)
-    return built.eval().requires_grad_(False), description
+    require_fit(network, tensors, str(path))
+    network.load_state_dict(tensors)
+    return network.eval().requires_grad_(False), description

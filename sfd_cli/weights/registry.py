@@ -17,6 +17,16 @@ SFD_SEMANTIC_VAE = "semantic_vae/dinov2_vitb14_reg/transformer_ch16/checkpoints/
 # From the reference's configuration files of its published models; their checkpoints do not hold these.
 SFD_HINTS = {"semantic_channels": 16, "repa_depth": 2, "delta_t": 0.3}
 
+Kind = Literal["encoder", "vae", "semvae", "dit", "statistics", "metric"]
+KINDS: dict[Kind, str] = {
+    "encoder": "a visual encoder",
+    "vae": "a texture VAE",
+    "semvae": "a Semantic VAE",
+    "dit": "a transformer",
+    "statistics": "a file of latent statistics",
+    "metric": "a file for metrics",
+}
+
 
 @dataclass(frozen=True)
 class Https:
@@ -77,7 +87,7 @@ class Weights:
         licence: SPDX identifier where the publisher states one, else "unstated".
         sha256: published digest (hex) of the weights; None where none is published.
         size: bytes of the weights; None where it is not known for certain.
-        kind: what the file is; an encoder's can go where params.yaml asks for encoder weights.
+        kind: what the file is, and so where its name will do.
         statistics: names of the texture and semantic latent statistics that a published transformer needs.
         hints: what reading it takes and no tensor tells: `heads`, `semantic_channels`, `repa_depth`, `delta_t`.
         note: where to look if it is not where it should be.
@@ -90,7 +100,7 @@ class Weights:
     licence: str
     sha256: str | None = None
     size: int | None = None
-    kind: Literal["encoder", "vae", "semvae", "dit", "statistics", "metric"] = "encoder"
+    kind: Kind = "encoder"
     statistics: tuple[str, str] | None = None
     hints: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""

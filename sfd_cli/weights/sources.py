@@ -28,7 +28,7 @@ from sfd_cli.weights.model_files import (
     load_semantic,
     load_texture_vae,
 )
-from sfd_cli.weights.registry import KINDS, REGISTRY, Kind
+from sfd_cli.weights.registry import REGISTRY, Kind
 
 SemanticCompressor = SemanticVAE | SemanticPCA
 
@@ -45,13 +45,9 @@ def locate(source: str | Path, *kinds: Kind) -> Path:
     Raises:
         UserError: registered weights that cannot be had, or of another kind, which are not fetched.
     """
-    entry = REGISTRY.get(str(source))
-    if entry is None or Path(source).exists():
-        return Path(source)
-    if kinds and entry.kind not in kinds:
-        wanted = " or ".join(KINDS[kind] for kind in kinds)
-        raise UserError(f"{source} is {KINDS[entry.kind]}, but {wanted} is wanted; see `sfd weights list`")
-    return fetch(str(source))
+    if not Path(source).exists() and str(source) in REGISTRY:
+        return fetch(str(source), *kinds)
+    return Path(source)
 
 
 def is_foreign(path: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -33,3 +33,25 @@ def shape_of(weights: Mapping[str, Tensor], key: str, dimensions: int, kind: str
 def count_numbers(weights: Mapping[str, Tensor], pattern: str) -> int:
     """How many different numbers the first group of `pattern` takes, matched at the start of the names."""
     return len({match[1] for key in weights if (match := re.match(pattern, key))})
+
+
+def renamed(
+    weights: Mapping[str, Tensor], rename: Callable[[str], str], name_of: Callable[[str], str]
+) -> tuple[dict[str, Tensor], Callable[[str], str]]:
+    """The tensors under our names, and what a name of ours is called in the file, for messages.
+
+    Args:
+        weights: the state dict.
+        rename: our name of one of its keys; a stranger's comes back as it is.
+        name_of: the file's name of a key of ours, where the file does not have it.
+
+    Raises:
+        UserError: two keys are names of the same weight.
+    """
+    theirs: dict[str, str] = {}
+    for key in weights:
+        ours = rename(key)
+        if ours in theirs:
+            raise UserError(f"{theirs[ours]} and {key} of the checkpoint are the same weight; take one of them out")
+        theirs[ours] = key
+    return {ours: weights[key] for ours, key in theirs.items()}, lambda key: theirs.get(key) or name_of(key)
