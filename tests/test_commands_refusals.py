@@ -147,7 +147,9 @@ SAMPLING: dict[tuple[Any, ...], tuple[str, ...]] = {
     ("ema.pt", *LATENTS, "--weights", "model"): ("ema.pt holds no 'model' weights, only ema", "--weights ema"),
     ("sync.pt", *LATENTS[2:], "--delta-t", 0.3): ("sync.pt has no semantic channels", "use 0"),
     ("sync.pt", *LATENTS, "--delta-t", 0.3): ("sync.pt has one time for both streams", "use 0"),
-    ("dit.pt", *LATENTS, *AUTO, "plain.pt", "--foreign-guide-heads", 4): ("plain.pt cannot guide dit.pt: its grid is 8",),
+    ("dit.pt", *LATENTS, *AUTO, "plain.pt", "--foreign-guide-heads", 4): (
+        "plain.pt cannot guide dit.pt: its grid is 8",
+    ),
     ("dit.pt", *LATENTS, *AUTO, "sync.pt"): ("sync.pt has one time for both streams", "delta_t 0 only"),
     ("dit.pt", *LATENTS, *AUTO, "away.pt"): ("away.pt does not exist",),
     ("dit.pt", *LATENTS[:2], "--latents-out", "z.npy"): ("z.npy exists already", "give another name"),

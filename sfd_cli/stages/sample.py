@@ -69,6 +69,8 @@ def run(
     inputs = SampleInputs.open(settings.sample, noise, labels)
     processes = Processes.join()
     if latents_out is not None:
+        if grid is not None:
+            raise UserError("--grid: --latents-out writes no images to draw; leave one of them out")
         return _write_latents(settings, inputs, latents_out, processes)
     folder = settings.paths.samples
     output = _output(settings, inputs)
@@ -114,7 +116,7 @@ def _output(settings: Settings, given: SampleInputs) -> StageOutput:
     sample, paths = settings.sample.model_copy(update={"num_images": given.count}), settings.paths
     inputs = dict(given.fingerprints) | {
         "dit": dit_fingerprint(settings, "dit"),
-        "texture_vae": model_fingerprint(paths.texture_vae, "sfd train-texture-vae"),
+        "texture_vae": model_fingerprint(paths.texture_vae, "sfd train-texture-vae", kind="vae"),
     }
     if sample.guidance == "autoguidance":
         inputs["guide"] = dit_fingerprint(settings, "guide")

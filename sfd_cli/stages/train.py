@@ -33,8 +33,8 @@ from sfd_cli.weights.sources import SemanticCompressor, initial_weights, open_se
 Which = Literal["dit", "guide"]
 
 STAGES: dict[Which, str] = {"dit": "train", "guide": "train-guide"}
-# How far a run goes and how it is carried out: none of it moves a result by more than rounding. Nor does it matter where
-# initial weights lie, whose digest is among the inputs.
+# How far a run goes and how it is carried out: none of it moves a result by more than rounding; and where initial
+# weights lie, for their digest is among the inputs.
 INERT = {
     "init",
     "steps",
