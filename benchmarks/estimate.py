@@ -262,7 +262,7 @@ def stages(settings: Settings, networks: Networks, assumed: Assumed = ASSUMED) -
             + metric_flops(images, networks.feature_width),
             "fp32; metrics on the CPU",
             (seeing, seeing),
-            (metric_seconds(images, networks, assumed),) * 2,
+            (images / decoding + metric_seconds(images, networks, assumed),) * 2,
             images * assumed.png_bytes / assumed.disk,
             "one process",
             overlapped=False,

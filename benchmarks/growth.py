@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import io
 import math
+import os
 import tempfile
 from collections.abc import Callable
 from itertools import count
@@ -226,15 +227,17 @@ def main() -> None:
         options.width, options.depth = 48, 2
     device = torch.device(options.device)
 
+    load = os.getloadavg()[0]
     found = {}
     with tempfile.TemporaryDirectory() as temporary:
         candidates = encode_candidates(Path(temporary), options.images, options.device)
-        timed = harness.interleaved(candidates, options.encodings, 1, device)
+        next(iter(candidates.values()))()  # what the first run of all loads and warms
+        timed = harness.interleaved(candidates, options.encodings, 0, device)
     by_size = dict(zip(options.images, timed.values(), strict=True))
     found["images"] = growth(by_size, {size: float(size) for size in options.images})
     for name, cases in training_cases(options).items():
         candidates = {f"{name} {size}": step_of(*case, device) for size, case in cases.items()}
-        timed = harness.interleaved(candidates, options.repetitions, 2, device)
+        timed = harness.interleaved(candidates, options.repetitions, 1, device)
         work = {size: float(flops_of(*case)) for size, case in cases.items()}
         found[name] = growth(dict(zip(cases, timed.values(), strict=True)), work)
 
@@ -253,7 +256,7 @@ def main() -> None:
         )
     harness.table(rows)
     plot(found, Path(options.out) / "growth.png")
-    harness.save("growth", options, {"growth": found})
+    harness.save("growth", options, {"load before": load, "growth": found})
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from sfd_cli.evaluation.frechet import Gaussian, Moments, frechet_distance
 from sfd_cli.evaluation.sources import ImageFiles, ImageSource, image_files, open_npz
 
 BATCH = 64
+SUBSETS = 10  # of KID's 100, which take their memory one after the other
 PRELOADED = ["scipy.linalg", "sfd_cli.evaluation.sources", "sfd_cli.evaluation.features", "torch_fidelity.metric_kid"]
 PRELOADED += ["torch_fidelity.metric_prc", "sfd_cli.evaluation.neighbours"]
 
@@ -209,6 +210,7 @@ def feature_batches(count: int, width: int, which: int) -> Iterator[Tensor]:
 
 def metrics(count: int, width: int) -> dict[str, float]:
     """As `sfd fid` does it: the rows of a `FeatureSet`, and KID, precision, recall and a matched distance from them."""
+    neighbours.SUBSETS = SUBSETS
     sets = [FeatureSet(width, count, seed=0) for _ in range(2)]
     for which, found in enumerate(sets):
         for batch in feature_batches(count, width, which):
@@ -233,7 +235,7 @@ def metrics_of_copies(count: int, width: int) -> dict[str, float]:
     kid = kid_features_to_metric(
         samples.double(),
         reference.double(),
-        kid_subsets=neighbours.SUBSETS,
+        kid_subsets=SUBSETS,
         kid_subset_size=min(1000, count),
         rng_seed=0,
         verbose=False,
@@ -349,6 +351,7 @@ def main() -> None:
         options.images, options.side, options.files = 200, 8, 20
         options.turns, options.features, options.wide, options.widths = 1, [100], 32, [(32, 2)]
 
+    load = os.getloadavg()[0]
     images = measure_images(options)
     print("Images to features: peak of anonymous memory\n")
     harness.table([_without(row, "runs") for row in images])
@@ -361,7 +364,7 @@ def main() -> None:
     singular = measure_singular(*(20, 32) if options.quick else (200, 384))
     print("\nThe same with singular covariances\n")
     harness.table(singular)
-    result = {"images": images, "metrics": found, "distances": distances, "singular": singular}
+    result = {"load before": load, "images": images, "metrics": found, "distances": distances, "singular": singular}
     harness.save("scoring", options, result)
 
 
