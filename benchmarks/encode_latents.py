@@ -36,7 +36,7 @@ from sfd_cli.stages import encode_latents, prepare_data
 from sfd_cli.stages.latent_encoder import LatentEncoder
 from sfd_cli.weights.model_files import save_model
 
-SIZE, PHOTO, QUALITY = 256, (400, 440), 90
+PHOTO, QUALITY = (400, 440), 90
 SHARD = 80
 
 
@@ -57,6 +57,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=24, help="images to encode with the networks [24]")
     parser.add_argument("--images-imitated", type=int, default=160, help="images to encode without them [160]")
     parser.add_argument("--batch", type=int, default=8, help="images of a forward pass [8]")
+    parser.add_argument("--size", type=int, default=256, help="side of the crops, pixels, a multiple of 32 [256]")
     parser.add_argument("--workers", type=int, default=2, help="decoding threads [2]")
     return parser.parse_args()
 
@@ -84,8 +85,8 @@ def prepare(options: argparse.Namespace, count: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(grained).save(path, quality=QUALITY)
     params = {
-        "images": {"source": "folder", "folder": "mine", "size": SIZE},
-        "encoder": {"name": "vit_tiny_patch16_224", "weights": "random", "image_size": 128},
+        "images": {"source": "folder", "folder": "mine", "size": options.size},
+        "encoder": {"name": "vit_tiny_patch16_224", "weights": "random", "image_size": options.size // 2},
         "texture_vae": {"channels": 4, "block_channels": [32] * 6},
         "latents": {"shard_size": SHARD, "batch_size": options.batch, "store_features": False},
         "dit": {"repa": "decoded"},
@@ -169,13 +170,14 @@ class Parts:
         self.manifest = ImageManifest.load(Path("data/images"))
         count = len(self.manifest)
         self.batches = [range(start, min(start + options.batch, count)) for start in range(0, count, options.batch)]
-        self.images = list(ImageReader(self.manifest, SIZE, 0).iterate(self.batches))
+        self.size = options.size
+        self.images = list(ImageReader(self.manifest, self.size, 0).iterate(self.batches))
         with contextlib.redirect_stderr(io.StringIO()):
             self.encoder = LatentEncoder(settings(0), self.manifest, {}, torch.device(options.device))
 
     def decode(self, workers: int) -> None:
         """Decode and crop, by that many threads."""
-        for _ in ImageReader(self.manifest, SIZE, workers).iterate(self.batches):
+        for _ in ImageReader(self.manifest, self.size, workers).iterate(self.batches):
             pass
 
     def encode(self) -> None:

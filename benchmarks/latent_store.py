@@ -68,6 +68,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """Command line."""
     parser = arguments(__doc__)
+    parser.set_defaults(repetitions=5)
     parser.add_argument("--images", type=int, default=4096, help="images of the store without features [4096]")
     parser.add_argument("--images-with-features", type=int, default=768, help="images of the other [768]")
     parser.add_argument("--batch", type=int, default=256, help="images of a batch [256]")
@@ -96,8 +97,8 @@ class Stores:
 
     def _write(self) -> None:
         rng = np.random.default_rng(0)
-        layouts: dict[str, dict[str, Any]] = {"ours": {}, "chunked": {"chunks": True}, "gzip": {"compression": 1}}
-        # Compressing is slow: those stores hold the first shard alone.
+        layouts: dict[str, dict[str, Any]] = {"ours": {}, "chunked": {}, "gzip": {"compression": 1}}
+        # Those that HDF5 must read hold the first shard alone.
         counts = {"ours": self.count, "chunked": self.shard_size, "gzip": self.shard_size}
         writers = {
             name: StoreWriter(self.folder / name, self.fields, counts[name], self.shard_size, "f") for name in layouts
@@ -114,7 +115,8 @@ class Stores:
             for name, writer in writers.items():
                 if shard < writer.shard_count:
                     writer.write_shard(shard, arrays)
-                    convert(self.folder / name / shard_name(shard), layouts[name])
+                    if name != "ours":
+                        chunk(self.folder / name / shard_name(shard), layouts[name])
         for name, writer in writers.items():
             writer.finish(self.labels[: counts[name]], ["file"] * counts[name], range(counts[name]), ["class"])
         os.sync()
@@ -135,14 +137,13 @@ class Stores:
         shutil.rmtree(self.folder)
 
 
-def convert(path: Path, layout: dict[str, Any]) -> None:
-    """Write the data sets of a shard anew with other HDF5 options."""
-    if layout:
-        with h5py.File(path, "r+") as file:
-            for name in list(file):
-                values = file[name][:]
-                del file[name]
-                file.create_dataset(name, data=values, **layout)
+def chunk(path: Path, options: dict[str, Any]) -> None:
+    """Write the data sets of a shard anew in chunks of one image and flip."""
+    with h5py.File(path, "r+") as file:
+        for name in list(file):
+            values = file[name][:]
+            del file[name]
+            file.create_dataset(name, data=values, chunks=(1, 1, *values.shape[2:]), **options)
 
 
 class Batches:
@@ -157,7 +158,7 @@ class Batches:
     def __init__(self, stores: Stores, layout: str = "ours", reuse: bool = True) -> None:
         self.store = Store(stores.folder / layout)
         self.device, self.reuse = stores.device, reuse
-        self.mean, self.std = stores.mean.to(self.device), stores.std.to(self.device)
+        self.mean, self.scale = stores.mean.to(self.device), (1 / stores.std).to(self.device)
         self.kept: dict[str, Tensor] = {}
 
     def read(self, indices: np.ndarray, flips: np.ndarray) -> Batch:
@@ -168,9 +169,14 @@ class Batches:
         latents = self.empty("latents", size, torch.float32, self.device)
         for part, name in zip(latents.split(channels, dim=1), STREAMS, strict=True):
             part.copy_(raw[name])
-        latents.sub_(self.mean).div_(self.std)
+        latents.sub_(self.mean).mul_(self.scale)
         labels = torch.from_numpy(self.store.labels[indices]).to(self.device)
         return (latents, labels, *(raw[name] for name in FEATURES if name in raw))
+
+    def read_raw(self, indices: np.ndarray, flips: np.ndarray) -> Batch:
+        """Every field in float16 and the labels, as training takes them: the device casts and normalises."""
+        raw = [self.fill(name, indices, flips).to(self.device) for name in self.store.fields]
+        return (*raw, torch.from_numpy(self.store.labels[indices]).to(self.device))
 
     def fill(self, name: str, indices: np.ndarray, flips: np.ndarray) -> Tensor:
         """One field of a batch, as it is stored."""
@@ -274,6 +280,7 @@ class Readers:
             calls["store"] = self.threaded
         else:
             calls["store"] = lambda: self.serial(self.ring[0])
+            calls["store, float16 as training takes it"] = lambda: self.raw(self.ring[0])
             calls["store, new arrays"] = lambda: self.serial(Batches(self.stores, reuse=False))
             calls["store, memory-mapped"] = lambda: self.serial(self.mapped)
             if state == "warm":
@@ -295,6 +302,10 @@ class Readers:
     def serial(self, reader: Batches) -> Iterator[Batch]:
         """Batches of ours, one after the other."""
         return (reader.read(*batch) for batch in self.turn())
+
+    def raw(self, reader: Batches) -> Iterator[Batch]:
+        """Batches of ours as training takes them."""
+        return (reader.read_raw(*batch) for batch in self.turn())
 
     def threaded(self) -> Iterator[Batch]:
         """Batches of ours by several threads; a reader's arrays come up again when its batch has been used."""
