@@ -81,3 +81,38 @@ def test_sampling_speed_compares_like_with_like(tmp_path: Path) -> None:
     printed = run("sampling_speed.py", *options)
     assert {"solving", "one_call", "end_to_end"} <= set(written(tmp_path, "sampling_speed"))
     assert "6 equal images" in printed
+
+
+def test_the_training_step_has_the_losses_and_the_memory_of_the_plain_one_written_down(tmp_path: Path) -> None:
+    options = ("--sizes", "tiny", "--candidates", "eager", "--repetitions", "2", "--device", "cpu")
+    printed = run("training_step.py", *options, "--out", str(tmp_path))
+    plain, ours = written(tmp_path, "training_step")["rows"]
+    assert (plain["candidate"], ours["candidate"]) == ("plain", "eager")
+    assert ours["loss_difference"] < 1e-4
+    assert ours["memory_mib"]["process"] > 0
+    assert "x plain" in printed
+
+
+def test_every_idea_for_the_training_step_gives_the_same_result_as_the_other_way(tmp_path: Path) -> None:
+    options = ("--size", "tiny", "--no-compile", "--repetitions", "2", "--device", "cpu")
+    run("training_ideas.py", *options, "--out", str(tmp_path))
+    ideas = {row["idea"] for row in written(tmp_path, "training_ideas")["rows"]}
+    assert ideas == {"rotation", "norm", "attention", "modulation", "AdamW", "average"}
+
+
+def test_the_latent_store_gives_what_shards_opened_per_sample_give(tmp_path: Path) -> None:
+    sizes = ("--images", "64", "--images-with-features", "32", "--batch", "8", "--batches", "2")
+    options = (*sizes, "--images-of-sampler", "5000", "--folder", str(tmp_path), "--repetitions", "1")
+    printed = run("latent_store.py", *options, "--device", "cpu", "--out", str(tmp_path))
+    assert printed.count("same latents") == 4
+    found = written(tmp_path, "latent_store")
+    assert {row["state"] for row in found["timings"]} == {"warm", "cold"}
+    assert len(found["memory"]) == 4
+    assert len(found["sampler"]) == 5
+
+
+def test_encoding_at_the_same_time_writes_the_bytes_of_one_thing_after_the_other(tmp_path: Path) -> None:
+    options = ("--images", "2", "--images-imitated", "4", "--batch", "2", "--size", "64", "--repetitions", "1")
+    printed = run("encode_latents.py", *options, "--device", "cpu", "--out", str(tmp_path))
+    assert printed.count("both ways write the same bytes") == 2
+    assert len(written(tmp_path, "encode_latents")["timings"]) == 12
