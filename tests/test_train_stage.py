@@ -347,6 +347,24 @@ def test_two_processes_and_their_micro_batches_give_the_model_and_the_curves_of_
     np.testing.assert_allclose(curve, logged_values("loss"), rtol=1e-4)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_no_step_between_two_readings_waits_for_the_gpu(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings(
+        Path("params.yaml"), {"dit": {"log_every": 100, "checkpoint_every": 100}, "runtime": {"device": "cuda"}}
+    )
+    original, calls = VelocityTask.losses, 0
+
+    def losses(*args: Any) -> dict[str, Tensor]:
+        nonlocal calls
+        calls += 1
+        torch.cuda.set_sync_debug_mode("error" if 2 <= calls < NETWORK["steps"] else "default")
+        return original(*args)
+
+    monkeypatch.setattr(VelocityTask, "losses", losses)
+    assert train.run(settings)["steps"] == calls == NETWORK["steps"]
+
+
 def test_without_a_guide_only_the_record_is_written(root: Path) -> None:
     (root / "params.yaml").write_text(yaml.safe_dump(PARAMS | {"guide": None}))
     train.run(settings_with(), which="guide")
