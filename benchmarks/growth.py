@@ -161,7 +161,7 @@ def growth(timings: dict[int, harness.Timing], work: dict[int, float]) -> dict[s
     """Seconds at every size, the exponent of their medians and that of the counted work."""
     sizes = list(timings)
     seconds = [timing.median for timing in timings.values()]
-    # Weighted by 1 / seconds: a straight line through the origin's neighbourhood, relative errors being alike.
+    # seconds = fixed part + slope * work, with equal relative errors.
     slope, fixed = np.polyfit(list(work.values()), seconds, 1, w=1 / np.array(seconds))
     return {
         "sizes": sizes,
@@ -199,6 +199,7 @@ def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
         middle = np.exp(np.log(median).mean() - result["exponent"] * np.log(sizes).mean())
         ax.plot(sizes, work * (median[-1] / work[-1]), "--", color="0.55", label=f"counted: {result['predicted']:.2f}")
         ax.plot(sizes, middle * sizes ** result["exponent"], color="C0", label=f"fitted: {result['exponent']:.2f}")
+        ax.plot(sizes, result["fixed"] + result["per_work"] * work, ":", color="C1", label="fixed part + counted work")
         ax.errorbar(sizes, median, (median - low, high - median), fmt="o", color="C0", capsize=3, label="measured")
         ax.set(xscale="log", yscale="log", xlabel=labels[name])
         ax.xaxis.set_major_locator(FixedLocator(sizes))
