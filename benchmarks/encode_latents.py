@@ -53,7 +53,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """Command line."""
     parser = arguments(__doc__)
-    parser.set_defaults(repetitions=5)
+    parser.set_defaults(repetitions=3)
     parser.add_argument("--images", type=int, default=24, help="images to encode with the networks [24]")
     parser.add_argument("--images-imitated", type=int, default=160, help="images to encode without them [160]")
     parser.add_argument("--batch", type=int, default=8, help="images of a forward pass [8]")
