@@ -257,7 +257,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Measure, print, save."""
     arguments = parser(__doc__, [0.3])
-    arguments.set_defaults(images=16, repetitions=5)
+    arguments.set_defaults(images=16, repetitions=3)
     arguments.add_argument("--batch", type=int, default=32, help="images of a network call, and of `sfd sample` [32]")
     arguments.add_argument("--count", type=int, default=128, help="images of `sfd sample` [128]")
     arguments.add_argument("--no-compile", action="store_true", help="leave compiling out, which takes some seconds")
