@@ -27,7 +27,6 @@ import ctypes
 import gc
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -344,7 +343,7 @@ def _memory_in_a_process(candidate: str, name: str, batch_size: int, options: ar
 
 
 def memory_of(candidate: str, name: str, batch_size: int, options: argparse.Namespace) -> dict[str, float]:
-    """MiB at the highest point of steps after the first ones, and how far that is above the state between steps."""
+    """MiB at the highest point of a step after the first ones, and how far that is above the state between steps."""
     device = torch.device(options.device)
     problem = make_problem(SIZES[name].network, batch_size, options.precision, device)
     training = build(candidate, problem)
@@ -356,6 +355,7 @@ def memory_of(candidate: str, name: str, batch_size: int, options: argparse.Name
         between = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
     else:
+        started = _status("VmHWM")  # with all that the compiler needed
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts over
         between = _status("VmRSS")
@@ -363,10 +363,8 @@ def memory_of(candidate: str, name: str, batch_size: int, options: argparse.Name
     if device.type == "cuda":
         top = torch.cuda.max_memory_allocated(device)
         return {"step": (top - between) / 2**20, "highest": top / 2**20}
-    return {
-        "step": (_status("VmHWM") - between) / 2**20,
-        "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
-    }
+    top = _status("VmHWM")
+    return {"step": (top - between) / 2**20, "highest": top / 2**20, "highest_before": started / 2**20}
 
 
 def _status(key: str) -> int:
