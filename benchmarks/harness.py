@@ -79,8 +79,8 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     """A parser with what every benchmark takes: `--device`, `--repetitions`, `--out`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=default, help=f"cpu or cuda [{default}]")
-    parser.add_argument("--repetitions", type=int, default=7, help="timed turns of every candidate [7]")
+    parser.add_argument("--device", default=default, help="cpu or cuda [%(default)s]")
+    parser.add_argument("--repetitions", type=int, default=7, help="timed turns of every candidate [%(default)s]")
     parser.add_argument("--out", type=Path, default=RESULTS, help=f"folder for the JSON [{RESULTS.name}/]")
     return parser
 

@@ -394,6 +394,7 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     """Measure, print, save."""
     parser = arguments(__doc__)
+    parser.set_defaults(repetitions=4)
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), help="networks [CPU: demo S; GPU: S B XL 1p0b]")
     parser.add_argument("--batches", nargs="+", type=int, help="images per step [one for each size]")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="[CPU: fp32; GPU: bf16]")
