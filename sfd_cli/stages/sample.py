@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -168,7 +169,9 @@ def _write_latents(settings: Settings, inputs: SampleInputs, path: Path, process
         raise UserError(f"--latents-out: {path} {problem}")
     flow = Flow.load(settings, processes.device(choose_device(settings.runtime.device)))
     prepare(flow, inputs, processes)
-    temporary, shape = path.with_name(f".{path.name}.tmp"), (inputs.count, *flow.shape)
+    # Named after the first process, so that two runs to one path do not write into each other's file.
+    temporary = path.with_name(f".{path.name}.{processes.hear_first(os.getpid())}.tmp")
+    shape = (inputs.count, *flow.shape)
     try:
         if processes.first:
             path.parent.mkdir(parents=True, exist_ok=True)
