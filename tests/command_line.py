@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from omegaconf import OmegaConf
 from reference_files import part
@@ -15,6 +16,16 @@ from typer.testing import CliRunner
 from sfd_cli.cli import app
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
 from sfd_cli.weights.convert import texture_vae_to_ldm
+
+
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder and an empty cache beside it."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for name in ("SFD_CACHE", "TORCH_HOME", "HF_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    return folder
 
 
 @dataclass(frozen=True)

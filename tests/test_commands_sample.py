@@ -20,6 +20,7 @@ import yaml
 from command_line import (
     done,
     ema_checkpoint,
+    empty_folder,
     files_below,
     ldm_checkpoint,
     refused,
@@ -43,13 +44,7 @@ ALONE = ("--device", "cpu", "--workers", "2")
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder and an empty cache beside it."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    for name in ("SFD_CACHE", "TORCH_HOME", "HF_HOME"):
-        monkeypatch.setenv(name, str(tmp_path / name))
-    return folder
+    return empty_folder(tmp_path, monkeypatch)
 
 
 # The reference's numbers

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from command_line import done, files_below, refused, sfd
+from command_line import done, empty_folder, files_below, refused, sfd
 from test_foreign import KINDS, assert_same, diffusers_folder, published
 from test_reference_latents import assert_same_folders, write_source
 from tiny_project import tiny_settings
@@ -25,13 +25,7 @@ from sfd_cli.weights.registry import REGISTRY, Https, Weights
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder and an empty cache beside it."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    for name in ("SFD_CACHE", "TORCH_HOME", "HF_HOME"):
-        monkeypatch.setenv(name, str(tmp_path / name))
-    return folder
+    return empty_folder(tmp_path, monkeypatch)
 
 
 # Models

@@ -14,7 +14,8 @@ import yaml
 
 from sfd_cli.config import Settings, load_settings
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
-from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
+from sfd_cli.networks.texture_vae import TextureVAE
+from sfd_cli.stages import train_texture_vae
 from sfd_cli.weights.registry import REGISTRY
 
 REPOSITORY = Path(__file__).parents[1]
@@ -57,17 +58,9 @@ def systems() -> ModuleType:
 
 
 def texture_vae_parameters(settings: Settings) -> int:
-    section = settings.texture_vae
-    config = TextureVAEConfig(
-        channels=section.channels,
-        block_channels=tuple(section.block_channels),
-        layers_per_block=section.layers_per_block,
-        attention_levels=tuple(section.attention_levels),
-        norm_groups=section.norm_groups,
-        space_to_depth=section.space_to_depth,
-    )
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in TextureVAE(config).parameters())
+        network = TextureVAE(train_texture_vae.architecture(settings.texture_vae))
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -22,8 +22,9 @@ from typer.testing import CliRunner
 from sfd_cli.cli import app
 from sfd_cli.config import Settings, load_settings
 from sfd_cli.data.store import Store
-from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
+from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.presets import list_presets, use_preset
+from sfd_cli.stages import train_texture_vae
 from sfd_cli.weights.convert import texture_vae_to_ldm
 from sfd_cli.weights.model_files import load_config, load_dit
 
@@ -89,16 +90,8 @@ def _small_encoder(name: str) -> Params:
 
 def texture_weights(folder: Path, registered: str, settings: Settings) -> Path:
     """A random texture VAE of the settings' structure, in the format in which the registered one is published."""
-    section = settings.texture_vae
     torch.manual_seed(0)
-    network = TextureVAE(
-        TextureVAEConfig(
-            channels=section.channels,
-            block_channels=tuple(section.block_channels),
-            layers_per_block=section.layers_per_block,
-            attention_levels=tuple(section.attention_levels),
-        )
-    )
+    network = TextureVAE(train_texture_vae.architecture(settings.texture_vae))
     if "f16d32" in registered:
         path = folder / f"{registered}.ckpt"
         torch.save({"state_dict": texture_vae_to_ldm(network.config, network.state_dict())}, path)

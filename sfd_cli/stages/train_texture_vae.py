@@ -151,16 +151,7 @@ def _trained(
 ) -> TextureVAE:
     section = settings.texture_vae
     torch.manual_seed(section.seed)
-    model = TextureVAE(
-        TextureVAEConfig(
-            channels=section.channels,
-            block_channels=tuple(section.block_channels),
-            layers_per_block=section.layers_per_block,
-            attention_levels=tuple(section.attention_levels),
-            norm_groups=section.norm_groups,
-            space_to_depth=section.space_to_depth,
-        )
-    )
+    model = TextureVAE(architecture(section))
     side = settings.images.size // model.downsampling
     task = TextureVAETask(reader, (model.latent_channels, side, side), section)
     result = train(
@@ -174,6 +165,18 @@ def _trained(
         "texture VAE",
     )
     return result.model
+
+
+def architecture(section: TextureVAESettings) -> TextureVAEConfig:
+    """The network that the settings ask for."""
+    return TextureVAEConfig(
+        channels=section.channels,
+        block_channels=tuple(section.block_channels),
+        layers_per_block=section.layers_per_block,
+        attention_levels=tuple(section.attention_levels),
+        norm_groups=section.norm_groups,
+        space_to_depth=section.space_to_depth,
+    )
 
 
 @torch.no_grad()
