@@ -173,6 +173,20 @@ def test_the_forward_pass_is_one_graph() -> None:
     torch.testing.assert_close(projection, expected_projection)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sfd", "sync", "plain"])
+def test_compiled_networks_have_the_references_velocity(name: str) -> None:
+    """What `dit.compile` and `sample.compile` run, by the compiler that they use."""
+    given = part(f"dit_{name}", "forward.")
+    times = [given[f"t_{stream}"] if f"t_{stream}" in given else given["t"] for stream in ("texture", "semantic")]
+    network = reference_network(f"dit_{name}")
+    torch.compiler.reset()
+    network.compile()
+    with torch.no_grad():
+        velocity = network(given["x"], *times, given["y"])
+    torch.testing.assert_close(velocity, given["velocity"], atol=1e-4, rtol=0)
+
+
 def test_compiled_blocks_share_one_graph_and_keep_their_names() -> None:
     network = random_network()
     names = list(network.state_dict())
