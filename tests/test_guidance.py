@@ -136,3 +136,24 @@ def test_the_guide_is_not_asked_about_a_frozen_stream(texture: float, semantic: 
     guide.calls = 0
     assert torch.equal(latents(always), expected)
     assert guide.calls == pytest.approx(asked, abs=1 if grid == "one-span" else 0)
+
+
+@pytest.mark.parametrize(
+    ("texture", "semantic", "doubled"), [(2.0, 1.0, 8), (1.0, 2.0, 8), (2.0, 2.0, 12), (1.0, 1.0, 0)]
+)
+def test_the_null_class_is_not_asked_about_a_frozen_stream(texture: float, semantic: float, doubled: int) -> None:
+    """Of 12 steps with offset 0.5 four are on semantics alone and four on textures alone; nothing else changes."""
+    sizes: list[int] = []
+
+    def model(x: Tensor, t_texture: Tensor, t_semantic: Tensor, labels: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return _model(x, t_texture, t_semantic, labels)
+
+    def latents(velocity: VelocityField) -> Tensor:
+        return integrate(velocity, X, LABELS, AsynchronousSchedule(0.5), SEMANTIC, solver="euler", steps=12)
+
+    always = ClassifierFreeGuidance(model, NULL, GuidanceScale(texture, semantic), SEMANTIC)
+    expected = latents(lambda *arguments: always(*arguments))
+    sizes.clear()
+    assert torch.equal(latents(always), expected)
+    assert (len(sizes), sizes.count(2 * len(X))) == (12, doubled)
