@@ -8,7 +8,8 @@ from torch import Tensor
 
 from sfd_cli.evaluation.features import FeatureSet
 from sfd_cli.evaluation.frechet import Gaussian, Moments, frechet_distance
-from sfd_cli.evaluation.scores import Reference, Scores, baselines, matched, score
+from sfd_cli.evaluation.neighbours import kernel_distance
+from sfd_cli.evaluation.scores import Reference, Scores, baselines, matched, name_of, score
 
 SEED = 5
 
@@ -119,3 +120,79 @@ def test_an_untrained_model_is_far_away_and_the_samples_are_not() -> None:
     assert scores["fd_untrained"] == pytest.approx(distance(untrained, reference), rel=1e-6)
     assert scores["fd_untrained"] > 100 * near
     assert scores["fd_matched"]["untrained"] > 100 * scores["fd_matched"]["samples"]
+
+
+def reasons(scores: Scores) -> dict[str, str]:
+    """The reasons in `scores`, each beside a score that is None."""
+    found = {name.removesuffix("_reason"): value for name, value in scores.items() if name.endswith("_reason")}
+    assert all(scores[name] is None for name in found)
+    return found
+
+
+def test_published_statistics_come_before_the_images_for_distances_and_the_images_serve_the_rest() -> None:
+    samples, images, published = normal(30, seed=1), normal(40), normal(500, at=7.0)
+    scores = score(feature_set(samples), Reference(feature_set(images), gaussian(published)), neighbours=3, seed=2)
+    kid = kernel_distance(samples, images, seed=2)
+    assert scores["fd"] == pytest.approx(distance(samples, published), rel=1e-6)
+    assert (scores["kid"], scores["kid_std"]) == (kid["mean"], kid["std"])
+    assert 0 < scores["precision"] < 1
+    assert set(scores) == {"fd", "kid", "kid_std", "precision", "recall"}
+
+
+def test_statistics_alone_give_the_distance_and_reasons_for_the_rest() -> None:
+    samples, untrained, published = normal(30, seed=1), normal(30, seed=2, at=4.0), normal(500)
+    reference = Reference(None, gaussian(published))
+    scores = score(feature_set(samples), reference, neighbours=3, seed=0)
+    assert scores["fd"] == pytest.approx(distance(samples, published), rel=1e-6)
+    assert set(scores) == {"fd"} | {name + end for name in ("kid", "precision", "recall") for end in ("", "_reason")}
+    assert all("statistics only" in why for why in reasons(scores).values())
+    found = baselines(feature_set(samples), feature_set(untrained), "", reference, seed=0)
+    assert found["fd_untrained"] == pytest.approx(distance(untrained, published), rel=1e-6)
+    assert reasons(found).keys() == {"fd_halves", "fd_matched"}
+    assert all("no images to halve" in why for why in reasons(found).values())
+
+
+def test_without_a_reference_every_score_is_none_with_a_reason() -> None:
+    samples = feature_set(normal(30))
+    scores = score(samples, Reference(None), neighbours=3, seed=0)
+    assert reasons(scores).keys() == {"fd", "kid", "precision", "recall"}
+    assert all("neither images nor statistics" in why for why in reasons(scores).values())
+    found = baselines(samples, samples, "", Reference(None), seed=0)
+    assert reasons(found).keys() == {"fd_untrained", "fd_halves", "fd_matched"}
+    assert "no reference" in reasons(found)["fd_untrained"]
+
+
+def test_too_few_images_for_a_kth_neighbour_cost_precision_and_recall_only() -> None:
+    scores = score(feature_set(normal(5, width=2)), Reference(feature_set(normal(20, width=2, seed=1))), 5, seed=0)
+    assert reasons(scores).keys() == {"precision", "recall"}
+    assert all("more than 5 images" in why for why in reasons(scores).values())
+    assert all(isinstance(scores[name], float) for name in ("fd", "kid", "kid_std"))
+
+
+def test_without_an_untrained_model_its_reason_stands_there_and_the_rest_is_scored() -> None:
+    samples, reference = feature_set(normal(9)), feature_set(normal(20, seed=1))
+    found = baselines(samples, None, "no model", Reference(reference), seed=0)
+    assert reasons(found) == {"fd_untrained": "no model"}
+    assert found["fd_matched"].keys() == {"images", "reference_images", "real", "samples"}
+
+
+@pytest.mark.parametrize(("count", "enough"), [(3, False), (4, True)])
+def test_four_images_make_two_halves(count: int, enough: bool) -> None:
+    samples = feature_set(normal(9, width=1))
+    found = baselines(samples, samples, "", Reference(feature_set(normal(count, width=1))), seed=0)
+    assert reasons(found).keys() == (set() if enough else {"fd_halves", "fd_matched"})
+    assert found["fd_untrained"] > 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "inception", "other"),
+    [
+        ("fd", "fid", "fd_dinov2"),
+        ("fd_untrained", "fid_untrained", "fd_dinov2_untrained"),
+        ("kid", "kid", "kid_dinov2"),
+        ("kid_std", "kid_std", "kid_dinov2_std"),
+        ("fd_halves_reason", "fid_halves_reason", "fd_dinov2_halves_reason"),
+    ],
+)
+def test_a_metric_is_named_as_the_field_does_or_after_its_extractor(metric: str, inception: str, other: str) -> None:
+    assert (name_of("inception", metric), name_of("dinov2", metric)) == (inception, other)
