@@ -25,11 +25,11 @@ def _times(texture: float, semantic: float) -> tuple[Tensor, Tensor]:
 
 
 def _model(x: Tensor, t_texture: Tensor, t_semantic: Tensor, labels: Tensor) -> Tensor:
-    return x * (1 + labels[:, None, None, None]) + t_semantic[:, None, None, None]
+    return x * (1 + labels[:, None, None, None]) + (t_semantic - 2 * t_texture)[:, None, None, None]
 
 
 def _guide(x: Tensor, t_texture: Tensor, t_semantic: Tensor, labels: Tensor) -> Tensor:
-    return x.cos() - labels[:, None, None, None]
+    return x.cos() - (labels + t_texture * (1 - t_semantic))[:, None, None, None]
 
 
 def _null(x: Tensor, t_texture: Tensor, t_semantic: Tensor) -> Tensor:
@@ -110,6 +110,20 @@ def test_both_ends_of_the_interval_are_guided_and_an_end_at_one_has_none_beyond(
     past = GuidanceScale(2.0, 2.0, (0.25, 1.0)).at(*_times(1.2, 1.2))
     assert past is not None
     assert past.texture.tolist() == [2, 2, 2]
+
+
+def test_a_start_at_zero_has_none_before_and_scales_are_of_the_times_own_dtype() -> None:
+    before = GuidanceScale(2.0, 3.0, (0.0, 0.5)).at(torch.tensor([-0.1, 0.5]).double(), torch.tensor([0.0, 0.6]))
+    assert before is not None
+    assert (before.texture.tolist(), before.semantic.tolist()) == ([2, 2], [3, 1])
+    assert (before.texture.dtype, before.semantic.dtype) == (torch.float64, torch.float32)
+
+
+def test_only_a_limited_interval_asks_the_device_whether_anything_is_guided() -> None:
+    times = torch.empty(3, device="meta"), torch.empty(3, device="meta")
+    assert GuidanceScale(2.0, 1.0).at(*times) is not None
+    with pytest.raises(RuntimeError):
+        GuidanceScale(2.0, 1.0, (0.0, 0.9)).at(*times)
 
 
 def test_images_of_one_batch_may_have_their_own_times() -> None:

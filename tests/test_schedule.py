@@ -98,6 +98,9 @@ def test_both_streams_move_at_the_breakpoints() -> None:
     assert schedule.rates(1.0) == (1, 1)
     assert schedule.rates(0.299) == (0, 1)
     assert schedule.rates(1.001) == (1, 0)
+    rates = schedule.rates(torch.tensor([0.299, 0.3, 1.0, 1.001], dtype=torch.float64))
+    assert (rates.texture.tolist(), rates.semantic.tolist()) == ([0, 1, 1, 1], [1, 1, 1, 0])
+    assert rates.texture.dtype == rates.semantic.dtype == torch.float64
 
 
 @pytest.mark.parametrize("delta_t", [0.0, 0.3, 1.0])
