@@ -92,7 +92,7 @@ def mutants_of(module: str, names: Iterable[str] = ()) -> list[Mutant]:
                     if isinstance(node, kind):
                         made = list(operator(node))
                         if kind is cst.BaseString:
-                            made = [] if " " in node.value else made[:1]
+                            made = [] if " " in getattr(node, "value", "") else made[:1]
                         changes.extend((node, new) for new in made)
             return True
 

@@ -74,6 +74,16 @@ def test_inceptions_extractor_gives_its_pooled_features_of_the_images_as_they_ar
     assert torch.equal(extractor(IMAGES), brightness(IMAGES).float())
 
 
+def test_images_and_encoder_go_to_the_extractors_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, encoder, device = [], nn.Linear(1, 1), torch.device("meta")
+    encoder.feature_width = 3  # type: ignore[assignment]
+    monkeypatch.setattr(module, "load_visual_encoder", lambda config: encoder)
+    assert module.class_token_extractor(Encoder(), device).device == device
+    assert encoder.weight.device == device
+    Extractor("any", 1, device, lambda images: (seen.append(images.device), torch.zeros(11, 1))[1])(IMAGES)
+    assert seen == [device]
+
+
 @pytest.mark.parametrize("size", [1, 4, 11])
 def test_every_extractor_sees_every_image_once_and_in_order(size: int) -> None:
     extractors = [Extractor("brightness", 3, CPU, brightness), Extractor("corners", 2, CPU, corners)]
