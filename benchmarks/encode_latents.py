@@ -30,11 +30,11 @@ from torch import Tensor
 from sfd_cli.config import Settings, load_settings
 from sfd_cli.data.images import ImageManifest, ImageReader
 from sfd_cli.data.store import StoreWriter
+from sfd_cli.formats.model_folder import save_model
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
+from sfd_cli.pipeline.latent_encoder import LatentEncoder
 from sfd_cli.stages import encode_latents, prepare_data
-from sfd_cli.stages.latent_encoder import LatentEncoder
-from sfd_cli.weights.model_files import save_model
 
 PHOTO, QUALITY = (400, 440), 90
 SHARD = 80

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from sfd_cli.config import DiT, Settings, load_settings
-from sfd_cli.engine.flops import PEAKS, training_flops
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
 from sfd_cli.networks.visual_encoder import VisualEncoder
 from sfd_cli.stages.train import network_config
+from sfd_cli.training.throughput import PEAKS, training_flops
 
 PRESET = Path(__file__).parents[1] / "sfd_cli" / "presets" / "imagenet256-xl.yaml"
 IMAGES, CLASSES, FLIPS = 1_281_167, 1000, 2

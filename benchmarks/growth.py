@@ -27,16 +27,16 @@ from sfd_cli.config import Settings
 from sfd_cli.data.images import ImageManifest
 from sfd_cli.diffusion.objective import draw_progress, interpolate, repa, velocity_cosine, velocity_mse, velocity_target
 from sfd_cli.diffusion.schedule import AsynchronousSchedule
-from sfd_cli.engine.ema import EMA
-from sfd_cli.engine.flops import training_flops
-from sfd_cli.engine.optimisation import Optimisation
-from sfd_cli.engine.precision import autocast, choose_precision
 from sfd_cli.files import write_json
+from sfd_cli.formats.model_folder import save_model
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
+from sfd_cli.networks.precision import autocast, choose_precision
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
 from sfd_cli.stages import encode_latents
-from sfd_cli.weights.model_files import save_model
+from sfd_cli.training.averages import EMA
+from sfd_cli.training.optimisation import Optimisation
+from sfd_cli.training.throughput import training_flops
 
 SIDE, TEXTURE, SEMANTIC, FEATURES = 64, 24, 8, 384
 

@@ -26,8 +26,8 @@ from plain_shards import Key, PlainShards, write_shard
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.prefetch import threaded_map
-from sfd_cli.data.sampler import EpochSampler
 from sfd_cli.data.store import Field, Store, StoreWriter, shard_name
 
 STREAMS = {"texture": (32, 16, 16), "semantic": (16, 16, 16)}

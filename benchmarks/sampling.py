@@ -25,8 +25,8 @@ from sfd_cli.diffusion.objective import split_streams
 from sfd_cli.diffusion.schedule import AsynchronousSchedule
 from sfd_cli.diffusion.solver import CallCounter, integrate
 from sfd_cli.errors import UserError
-from sfd_cli.stages.sample_inputs import balanced_labels, initial_noise
-from sfd_cli.stages.sampler import Sampler, decode_textures
+from sfd_cli.pipeline.inputs import balanced_labels, initial_noise
+from sfd_cli.pipeline.sampler import Sampler, decode_textures
 
 OFFSETS = [0.0, 0.3, 1.0]
 TIGHT = {"solver": "dopri5", "rtol": 1e-7, "atol": 1e-8}

@@ -19,7 +19,7 @@ from sfd_cli.config import Sample
 from sfd_cli.diffusion.objective import per_channel
 from sfd_cli.diffusion.schedule import Phase, Streams
 from sfd_cli.diffusion.solver import FIXED_STEP_SOLVERS, FixedStepSolver, OnPoint, Slope, extrapolation_weights
-from sfd_cli.stages.sampler import Flow, sample_latents
+from sfd_cli.pipeline.sampler import Flow, sample_latents
 
 STEPS = RECOMMENDED["steps"]
 

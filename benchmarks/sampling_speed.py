@@ -36,10 +36,10 @@ from sfd_cli.diffusion.guidance import (
     VelocityField,
     extrapolate,
 )
-from sfd_cli.engine.precision import autocast
+from sfd_cli.networks.precision import autocast
+from sfd_cli.pipeline.inputs import SampleInputs
+from sfd_cli.pipeline.sampler import Sampler
 from sfd_cli.stages import sample as stage
-from sfd_cli.stages.sample_inputs import SampleInputs
-from sfd_cli.stages.sampler import Sampler
 
 
 @dataclass(frozen=True)

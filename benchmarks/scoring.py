@@ -30,11 +30,11 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, c
 from sfd_cli.evaluation import neighbours
 from sfd_cli.evaluation.features import Extractor, FeatureSet, extract, gaussian_of_subset
 from sfd_cli.evaluation.frechet import Gaussian, Moments, frechet_distance
-from sfd_cli.evaluation.sources import ImageFiles, ImageSource, image_files, open_npz
+from sfd_cli.evaluation.images import ImageFiles, ImageSource, image_files, open_npz
 
 BATCH = 64
 SUBSETS = 10  # of KID's 100, which take their memory one after the other
-PRELOADED = ["scipy.linalg", "sfd_cli.evaluation.sources", "sfd_cli.evaluation.features", "torch_fidelity.metric_kid"]
+PRELOADED = ["scipy.linalg", "sfd_cli.evaluation.images", "sfd_cli.evaluation.features", "torch_fidelity.metric_kid"]
 PRELOADED += ["torch_fidelity.metric_prc", "sfd_cli.evaluation.neighbours"]
 
 

@@ -21,9 +21,9 @@ from plain_dit import RMSNorm as WrittenOutNorm
 from torch import Tensor, nn
 from training_step import SIZES, Ours, build, make_problem
 
-from sfd_cli.engine.ema import EMA
-from sfd_cli.engine.optimisation import Optimisation
 from sfd_cli.networks.lightning_dit import LightningDiTConfig, RMSNorm, rotary_tables, rotate
+from sfd_cli.training.averages import EMA
+from sfd_cli.training.optimisation import Optimisation
 
 Part = Callable[..., Tensor]
 

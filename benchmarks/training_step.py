@@ -1,7 +1,7 @@
 """How long does a training step take? Ours, compiled and not, against the same network in plain eager PyTorch.
 
 All candidates start from the same weights and see the same batch, times, noise and dropped labels. Ours is the step
-of `sfd_cli/engine/loop.py` itself: draws, the three losses, backward, fused AdamW with the gradient's norm and its
+of `sfd_cli/training/fit.py` itself: draws, the three losses, backward, fused AdamW with the gradient's norm and its
 check for NaN, the average of the weights, the running means of the losses. The baseline is `plain_dit.py`.
 
     eager     `dit.compile: false`
@@ -43,14 +43,14 @@ from plain_dit import PlainDiT, PlainTraining
 from torch import Tensor, nn
 
 from sfd_cli.config import DiT
-from sfd_cli.data.sampler import EpochSampler
+from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.store import Field, Store, StoreWriter
-from sfd_cli.engine.distributed import Processes
-from sfd_cli.engine.flops import peak_flops, training_flops
-from sfd_cli.engine.loop import LoopSettings, _Run, seed_of_step
+from sfd_cli.formats.convert import dit_to_reference
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
-from sfd_cli.stages.velocity_task import VelocityTask
-from sfd_cli.weights.convert import dit_to_reference
+from sfd_cli.processes import Processes
+from sfd_cli.training.fit import LoopSettings, _Run, seed_of_step
+from sfd_cli.training.throughput import peak_flops, training_flops
+from sfd_cli.training.velocity_task import VelocityTask
 
 CHECKED_STEPS = 3
 EMA_DECAY = 0.9999

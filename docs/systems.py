@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from sfd_cli.config import DiT, Settings, load_settings
-from sfd_cli.engine.flops import PEAKS, training_flops
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.stages.train import network_config
+from sfd_cli.training.throughput import PEAKS, training_flops
 
 PRESETS = Path(__file__).parents[1] / "sfd_cli" / "presets"
 CLASSES = 1000

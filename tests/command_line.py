@@ -14,8 +14,8 @@ from reference_files import part
 from typer.testing import CliRunner
 
 from sfd_cli.cli import app
+from sfd_cli.formats.convert import texture_vae_to_ldm
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
-from sfd_cli.weights.convert import texture_vae_to_ldm
 
 
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from sfd_cli.data.images import center_crop
 from sfd_cli.diffusion import objective
+from sfd_cli.formats.convert import semantic_vae_from_reference, texture_vae_from_ldm
 from sfd_cli.networks.gaussian import kl_divergence
 from sfd_cli.networks.semantic_vae import SemanticVAE
 from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.networks.visual_encoder import VisualEncoder
-from sfd_cli.weights.convert import semantic_vae_from_reference, texture_vae_from_ldm
 
 PAGE = Path(__file__).parents[1] / "docs" / "deviations.md"
 

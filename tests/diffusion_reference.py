@@ -19,8 +19,8 @@ from torchdiffeq._impl import rk_common
 from sfd_cli.diffusion.guidance import AutoGuidance, ClassifierFreeGuidance, GuidanceScale, VelocityField
 from sfd_cli.diffusion.schedule import AsynchronousSchedule
 from sfd_cli.diffusion.solver import integrate
+from sfd_cli.formats.convert import dit_from_reference
 from sfd_cli.networks.lightning_dit import LightningDiT
-from sfd_cli.weights.convert import dit_from_reference
 
 DELTA_T = {"sfd": 0.3, "sync": 0.0, "plain": 0.0}
 

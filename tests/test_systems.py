@@ -22,11 +22,11 @@ from typer.testing import CliRunner
 from sfd_cli.cli import app
 from sfd_cli.config import Settings, load_settings
 from sfd_cli.data.store import Store
+from sfd_cli.formats.convert import texture_vae_to_ldm
+from sfd_cli.formats.model_folder import load_config, load_dit
 from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.presets import list_presets, use_preset
 from sfd_cli.stages import train_texture_vae
-from sfd_cli.weights.convert import texture_vae_to_ldm
-from sfd_cli.weights.model_files import load_config, load_dit
 
 # The structurally most different ones; the others are left to `pytest -m systems`.
 ALWAYS = {"redi-sfd", "imagenet512-xl", "dit-xl2"}

@@ -13,9 +13,9 @@ from PIL import Image
 from sfd_cli.config import Settings
 from sfd_cli.data.images import ImageManifest
 from sfd_cli.files import write_json
+from sfd_cli.formats.model_folder import save_model
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
-from sfd_cli.weights.model_files import save_model
 
 SIDE, TEXTURE, SEMANTIC = 16, 4, 3
 CLASSES = ["circles", "squares", "triangles"]

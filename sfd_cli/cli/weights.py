@@ -106,7 +106,7 @@ def weights_import(
     Takes a DiT checkpoint (training or EMA only), a Semantic VAE, an LDM or diffusers autoencoder, a DINOv2 backbone,
     latent statistics, or a folder of latent shards. Nothing pickled in a file is executed.
     """
-    from sfd_cli.stages.import_weights import import_anything
+    from sfd_cli.stages.weights_import import import_anything
 
     options = {
         "heads": heads,
@@ -132,6 +132,6 @@ def weights_export(
 
     A transformer's latent statistics go beside it: those of out.pt to out_latents_stats.pt and out_latents_sv_stats.pt.
     """
-    from sfd_cli.stages.import_weights import export
+    from sfd_cli.stages.weights_import import export
 
     print_result(export(source, target))

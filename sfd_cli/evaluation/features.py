@@ -12,8 +12,8 @@ from torch import Tensor
 from sfd_cli.config import Encoder
 from sfd_cli.errors import StageFailure
 from sfd_cli.evaluation.frechet import GATHERED, Gaussian, Moments
-from sfd_cli.weights.encoders import load_visual_encoder
-from sfd_cli.weights.torch_files import read_weights_file
+from sfd_cli.formats.torch_files import read_weights_file
+from sfd_cli.weights.visual_encoders import load_visual_encoder
 
 ROWS_KEPT = 50_000
 

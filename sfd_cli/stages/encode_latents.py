@@ -9,18 +9,19 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from sfd_cli.artifacts.fingerprints import semvae_fingerprint, texture_vae_fingerprint, upstream_fingerprint
+from sfd_cli.artifacts.output import StageOutput
 from sfd_cli.config import Settings
 from sfd_cli.data.images import ImageManifest
+from sfd_cli.data.moments import ChannelMoments
 from sfd_cli.data.prefetch import prefetched
-from sfd_cli.data.statistics import ChannelMoments
 from sfd_cli.data.store import Store, StoreWriter
-from sfd_cli.engine.distributed import Processes
+from sfd_cli.device import choose_device
 from sfd_cli.errors import UserError
-from sfd_cli.stages.device import choose_device
-from sfd_cli.stages.latent_encoder import LatentEncoder
-from sfd_cli.stages.output import StageOutput, say
-from sfd_cli.stages.upstream import semvae_fingerprint, texture_vae_fingerprint, upstream_fingerprint
-from sfd_cli.weights.encoders import encoder_fingerprint
+from sfd_cli.messages import say
+from sfd_cli.pipeline.latent_encoder import LatentEncoder
+from sfd_cli.processes import Processes
+from sfd_cli.weights.visual_encoders import encoder_fingerprint
 
 STAGE = "encode-latents"
 # Batches encoded in advance, so that the device goes on while a finished shard is forced to the disk.
@@ -53,23 +54,23 @@ def run(settings: Settings) -> dict[str, Any]:
     processes = Processes.join()
     device = processes.device(choose_device(settings.runtime.device))
     # Entering makes room by putting other latents aside, so models that do not fit are found out before.
-    encoder = None if processes.hear_first(output.recorded()) else LatentEncoder(settings, manifest, sources, device)
-    with output if processes.first else nullcontext():
-        if processes.hear_first(output.complete and _is_readable(paths.latents)):
-            if processes.first:
+    encoder = None if processes.broadcast(output.recorded()) else LatentEncoder(settings, manifest, sources, device)
+    with output if processes.is_main else nullcontext():
+        if processes.broadcast(output.complete and _is_readable(paths.latents)):
+            if processes.is_main:
                 say(f"{output.folder} is up to date")
         else:
             encoder = encoder or LatentEncoder(settings, manifest, sources, device)
             writer = _writer(settings, encoder, len(manifest), output.fingerprint)
-            if processes.first:
+            if processes.is_main:
                 writer.remove_leftovers()
-            processes.wait()
+            processes.barrier()
             _write_shards(writer, encoder, settings.latents.batch_size, processes)
-            processes.wait()
-            if processes.first:
+            processes.barrier()
+            if processes.is_main:
                 _write_index(writer, manifest)
                 output.finish(images=len(manifest))
-    return _summary(settings) if processes.first else {}
+    return _summary(settings) if processes.is_main else {}
 
 
 def _output(settings: Settings, sources: dict[str, str]) -> StageOutput:
@@ -122,7 +123,7 @@ def _write_shards(writer: StoreWriter, encoder: LatentEncoder, batch_size: int, 
         total=sum(images.values()),
         initial=sum(images[shard] for shard in finished),
         unit="image",
-        disable=None if processes.first else True,
+        disable=None if processes.is_main else True,
     )
     with closing(stream), bar:
         for shard in missing:

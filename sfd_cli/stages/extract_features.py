@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sfd_cli.artifacts.fingerprints import upstream_fingerprint
+from sfd_cli.artifacts.output import StageOutput
 from sfd_cli.config import Paths, Settings
 from sfd_cli.data.images import ImageManifest, ImageReader, evenly_spaced
 from sfd_cli.data.store import Field, Store, StoreWriter
+from sfd_cli.device import choose_device
 from sfd_cli.errors import UserError
+from sfd_cli.messages import say
 from sfd_cli.networks.visual_encoder import VisualEncoder
-from sfd_cli.stages.device import choose_device
-from sfd_cli.stages.output import StageOutput, say
-from sfd_cli.stages.upstream import upstream_fingerprint
-from sfd_cli.weights.encoders import encoder_fingerprint, load_visual_encoder
+from sfd_cli.weights.visual_encoders import encoder_fingerprint, load_visual_encoder
 
 STAGE = "extract-features"
 

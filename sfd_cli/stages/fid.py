@@ -11,21 +11,21 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from sfd_cli.artifacts.sampled import Sampled
 from sfd_cli.config import Settings
 from sfd_cli.data.images import ImageManifest
+from sfd_cli.device import choose_device
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.evaluation.features import Extractor, FeatureSet, class_token_extractor, extract, inception_extractor
 from sfd_cli.evaluation.frechet import Gaussian
+from sfd_cli.evaluation.images import ImageFiles, ImageSource, image_files, open_npz
 from sfd_cli.evaluation.inception import inception_weights
 from sfd_cli.evaluation.scores import METRICS, Reference, Scores, baselines, name_of, score, unavailable
-from sfd_cli.evaluation.sources import ImageFiles, ImageSource, image_files, open_npz
 from sfd_cli.files import write_json
-from sfd_cli.stages.device import choose_device
-from sfd_cli.stages.sampled import Sampled
-from sfd_cli.stages.untrained import untrained_images
-from sfd_cli.weights.encoders import encoder_fingerprint
+from sfd_cli.pipeline.untrained import untrained_images
 from sfd_cli.weights.fetch import digest
-from sfd_cli.weights.sources import locate
+from sfd_cli.weights.models import locate
+from sfd_cli.weights.visual_encoders import encoder_fingerprint
 
 INCEPTION, DINOV2 = "inception", "dinov2"
 Features = dict[str, FeatureSet]

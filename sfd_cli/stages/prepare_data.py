@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from sfd_cli.artifacts.output import StageOutput
 from sfd_cli.config import Settings
 from sfd_cli.data import openmoji
 from sfd_cli.data.images import DECODE_ERRORS, ImageManifest, decode_image, evenly_spaced, list_image_folder
 from sfd_cli.data.prefetch import threaded_map
 from sfd_cli.errors import UserError
-from sfd_cli.stages.output import StageOutput, say
+from sfd_cli.messages import say
 
 STAGE = "prepare-data"
 NAMED_PROBLEMS = 10

@@ -11,18 +11,18 @@ from markupsafe import Markup
 from tqdm import tqdm
 
 from sfd_cli import __version__
+from sfd_cli.artifacts.sampled import Sampled
 from sfd_cli.config import Settings
 from sfd_cli.data.images import decode_image
 from sfd_cli.diffusion.schedule import AsynchronousSchedule
 from sfd_cli.errors import UserError
 from sfd_cli.files import atomic_path, read_json, write_json
+from sfd_cli.messages import say
+from sfd_cli.pipeline.trajectory import follow_samples
 from sfd_cli.report.curves import draw_curves, read_curves
 from sfd_cli.report.page import picture_uri, render_page
 from sfd_cli.report.pictures import draw_samples, draw_trajectory
 from sfd_cli.report.tables import facts, score_tables, setting_tables, timing_rows
-from sfd_cli.stages.output import say
-from sfd_cli.stages.sampled import Sampled
-from sfd_cli.stages.trajectory import follow_samples
 
 LOGS = {"semvae": "Semantic VAE", "texture_vae": "Texture VAE", "dit": "Diffusion transformer", "guide": "Guide"}
 

@@ -15,13 +15,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from sfd_cli.config import Sample, Settings
-from sfd_cli.engine.distributed import Processes
-from sfd_cli.errors import UserError
-from sfd_cli.files import read_json
-from sfd_cli.stages.device import choose_device
-from sfd_cli.stages.output import StageOutput, say
-from sfd_cli.stages.sample_files import (
+from sfd_cli.artifacts.fingerprints import dit_fingerprint, model_fingerprint
+from sfd_cli.artifacts.output import StageOutput
+from sfd_cli.artifacts.sample_files import (
     LABELS,
     NPZ,
     image_path,
@@ -31,9 +27,14 @@ from sfd_cli.stages.sample_files import (
     write_archive,
     write_png,
 )
-from sfd_cli.stages.sample_inputs import SampleInputs, images_at_once
-from sfd_cli.stages.sampler import Flow, Sampler, guidance_scale
-from sfd_cli.stages.upstream import dit_fingerprint, model_fingerprint
+from sfd_cli.config import Sample, Settings
+from sfd_cli.device import choose_device
+from sfd_cli.errors import UserError
+from sfd_cli.files import read_json
+from sfd_cli.messages import say
+from sfd_cli.pipeline.inputs import SampleInputs, images_at_once
+from sfd_cli.pipeline.sampler import Flow, Sampler, guidance_scale
+from sfd_cli.processes import Processes
 
 STAGE = "sample"
 # Batches whose PNGs may still be in the making while the device goes on.
@@ -76,23 +77,23 @@ def run(
     folder = settings.paths.samples
     output = _output(settings, inputs)
     # Entering makes room by putting other samples aside, so what would fail does so before.
-    sampler = None if processes.hear_first(output.recorded()) else _load(settings, inputs, processes)
-    with output if processes.first else nullcontext():
-        if processes.hear_first(output.complete and is_whole_folder(folder, inputs.count)):
-            if processes.first:
+    sampler = None if processes.broadcast(output.recorded()) else _load(settings, inputs, processes)
+    with output if processes.is_main else nullcontext():
+        if processes.broadcast(output.complete and is_whole_folder(folder, inputs.count)):
+            if processes.is_main:
                 say(f"{folder} is up to date")
         else:
             sampler = sampler or _load(settings, inputs, processes)
-            if processes.first:
+            if processes.is_main:
                 remove_leftovers(folder)
-            processes.wait()
+            processes.barrier()
             _write_images(sampler, inputs, folder, processes, settings.runtime.workers)
-            processes.wait()
-            if processes.first:
+            processes.barrier()
+            if processes.is_main:
                 all_labels = inputs.labels_of(range(inputs.count), sampler.flow.dit.config.num_classes).tolist()
                 write_archive(folder, all_labels, settings.runtime.workers)
                 output.finish(images=inputs.count, class_names=sampler.class_names)
-    if not processes.first:
+    if not processes.is_main:
         return {}
     return _summary(folder, output.facts["class_names"], grid)
 
@@ -143,7 +144,7 @@ def prepare(flow: Flow, inputs: SampleInputs, processes: Processes) -> None:
     """
     inputs.require_fit(flow.shape, flow.dit.config.num_classes)
     trained, asked = flow.about.get("delta_t"), flow.sample.delta_t
-    if processes.first and trained is not None and trained != asked:
+    if processes.is_main and trained is not None and trained != asked:
         say(f"sampling with delta_t {asked}, but the model was trained with {trained}")
     if flow.device.type == "cuda":
         # Full float32 products gain nothing over the published numbers, which were made with TF32.
@@ -159,7 +160,7 @@ def _batches(sample: Sample, count: int, processes: Processes) -> tuple[int, lis
 
 def _progress(batches: list[range], processes: Processes) -> tqdm:
     total = sum(map(len, batches))
-    return tqdm(total=total, desc="sampling", unit="image", disable=None if processes.first else True)
+    return tqdm(total=total, desc="sampling", unit="image", disable=None if processes.is_main else True)
 
 
 def _write_latents(settings: Settings, inputs: SampleInputs, path: Path, processes: Processes) -> dict[str, Any]:
@@ -170,13 +171,13 @@ def _write_latents(settings: Settings, inputs: SampleInputs, path: Path, process
     flow = Flow.load(settings, processes.device(choose_device(settings.runtime.device)))
     prepare(flow, inputs, processes)
     # Named after the first process, so that two runs to one path do not write into each other's file.
-    temporary = path.with_name(f".{path.name}.{processes.hear_first(os.getpid())}.tmp")
+    temporary = path.with_name(f".{path.name}.{processes.broadcast(os.getpid())}.tmp")
     shape = (inputs.count, *flow.shape)
     try:
-        if processes.first:
+        if processes.is_main:
             path.parent.mkdir(parents=True, exist_ok=True)
             np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
-        processes.wait()
+        processes.barrier()
         file = np.lib.format.open_memmap(temporary, "r+")
         size, batches = _batches(flow.sample, inputs.count, processes)
         with _progress(batches, processes) as bar:
@@ -185,13 +186,13 @@ def _write_latents(settings: Settings, inputs: SampleInputs, path: Path, process
                 file[batch.start : batch.stop] = latents[: len(batch)].cpu().numpy()
                 bar.update(len(batch))
         file.flush()
-        processes.wait()
-        if processes.first:
+        processes.barrier()
+        if processes.is_main:
             temporary.rename(path)
     finally:
-        if processes.first:
+        if processes.is_main:
             temporary.unlink(missing_ok=True)
-    return {"latents": " x ".join(map(str, shape)), "file": str(path)} if processes.first else {}
+    return {"latents": " x ".join(map(str, shape)), "file": str(path)} if processes.is_main else {}
 
 
 def _write_images(sampler: Sampler, inputs: SampleInputs, folder: Path, processes: Processes, workers: int) -> None:

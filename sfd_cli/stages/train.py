@@ -10,25 +10,26 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from sfd_cli.artifacts.fingerprints import semvae_fingerprint, source_digest, upstream_fingerprint
+from sfd_cli.artifacts.output import CHECKPOINTS, SETTINGS, StageOutput
 from sfd_cli.config import DiT, Paths, Settings
-from sfd_cli.data.sampler import EpochSampler
+from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.store import Store
-from sfd_cli.engine.checkpoint import Checkpoints
-from sfd_cli.engine.distributed import Processes
-from sfd_cli.engine.flops import training_flops
-from sfd_cli.engine.live import clear_log
-from sfd_cli.engine.loop import LoopSettings, train
-from sfd_cli.engine.precision import choose_precision
+from sfd_cli.device import choose_device
 from sfd_cli.errors import UserError
 from sfd_cli.files import read_json
+from sfd_cli.formats.model_folder import save_model
+from sfd_cli.messages import say
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
-from sfd_cli.stages.device import choose_device
-from sfd_cli.stages.output import CHECKPOINTS, SETTINGS, StageOutput, say
-from sfd_cli.stages.sample_grids import SampleGrids
-from sfd_cli.stages.upstream import semvae_fingerprint, source_digest, upstream_fingerprint
-from sfd_cli.stages.velocity_task import VelocityTask
-from sfd_cli.weights.model_files import save_model
-from sfd_cli.weights.sources import SemanticCompressor, initial_weights, open_semantic
+from sfd_cli.networks.precision import choose_precision
+from sfd_cli.pipeline.sample_grids import SampleGrids
+from sfd_cli.processes import Processes
+from sfd_cli.training.checkpoints import Checkpoints
+from sfd_cli.training.fit import LoopSettings, train
+from sfd_cli.training.live_log import clear_log
+from sfd_cli.training.throughput import training_flops
+from sfd_cli.training.velocity_task import VelocityTask
+from sfd_cli.weights.models import SemanticCompressor, initial_weights, open_semantic
 
 Which = Literal["dit", "guide"]
 
@@ -72,27 +73,27 @@ def run(settings: Settings, which: Which = "dit") -> dict[str, Any]:
     log = settings.paths.metrics / which
     processes = Processes.join()
     # Entering makes room by putting another model aside, so what would fail does so before.
-    learner = None if processes.hear_first(output.recorded()) else _build(settings, section, which, processes)
-    with output if processes.first else nullcontext():
-        if processes.first:
+    learner = None if processes.broadcast(output.recorded()) else _build(settings, section, which, processes)
+    with output if processes.is_main else nullcontext():
+        if processes.is_main:
             _start_over_if_past(output, section.steps)
         log.mkdir(parents=True, exist_ok=True)
-        if processes.hear_first(output.complete and output.facts.get("steps") == section.steps):
-            if processes.first:
+        if processes.broadcast(output.complete and output.facts.get("steps") == section.steps):
+            if processes.is_main:
                 say(f"{folder} is up to date")
         else:
             learner = learner or _build(settings, section, which, processes)
             facts = _train(settings, section, learner, folder, log, processes)
-            if processes.first:
+            if processes.is_main:
                 output.finish(**facts)
-    return _summary(output, log) if processes.first else {}
+    return _summary(output, log) if processes.is_main else {}
 
 
 def _skip(settings: Settings, folder: Path) -> dict[str, Any]:
     """With `guide: null` there is only the record that there is none."""
     if folder != Paths().guide:  # one that was trained elsewhere, which is to be used as it is
         return {"guide": "not trained, for the section guide is null", "folder": str(folder)}
-    if Processes.join().first:
+    if Processes.join().is_main:
         with StageOutput(folder, STAGES["guide"], {"guide": None}, {}, settings.paths.metrics) as output:
             clear_log(settings.paths.metrics / "guide")
             if not output.complete:
@@ -157,7 +158,7 @@ def _train(
     config = model.config
     checkpoints = Checkpoints(folder / CHECKPOINTS)
     grids = None
-    if section.sample_every and processes.first:
+    if section.sample_every and processes.is_main:
         grids = SampleGrids(settings, section, task, config, store.classes, device, log / "samples")
         grids.forget_after(max(checkpoints.steps(), default=0))
     result = train(
@@ -172,7 +173,7 @@ def _train(
         on_step=grids,
         flops_per_image=_flops(config) if device.type == "cuda" else None,
     )
-    if processes.first:
+    if processes.is_main:
         assert result.ema is not None
         weights = {"model": result.model.state_dict(), "ema": result.ema.state_dict()}
         save_model(folder, "LightningDiT", config, weights, _description(settings, section, store, task))

@@ -13,23 +13,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sfd_cli.artifacts.fingerprints import source_digest, upstream_fingerprint
+from sfd_cli.artifacts.output import CHECKPOINTS, StageOutput
 from sfd_cli.config import SemVAE, Settings
-from sfd_cli.data.holdout import split_holdout
-from sfd_cli.data.sampler import EpochSampler
+from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.store import Store
-from sfd_cli.engine.distributed import Processes
-from sfd_cli.engine.live import clear_log
-from sfd_cli.engine.loop import LoopSettings, train
+from sfd_cli.data.validation_split import validation_split
+from sfd_cli.device import choose_device
 from sfd_cli.errors import UserError
 from sfd_cli.files import write_json
+from sfd_cli.formats.model_folder import save_model
+from sfd_cli.messages import say
 from sfd_cli.networks.gaussian import kl_divergence
 from sfd_cli.networks.semantic_pca import SemanticPCA, TokenCovariance
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
-from sfd_cli.stages.device import choose_device
-from sfd_cli.stages.output import CHECKPOINTS, StageOutput, say
-from sfd_cli.stages.upstream import source_digest, upstream_fingerprint
-from sfd_cli.weights.model_files import save_model
-from sfd_cli.weights.sources import SemanticCompressor, read_semantic
+from sfd_cli.processes import Processes
+from sfd_cli.training.fit import LoopSettings, train
+from sfd_cli.training.live_log import clear_log
+from sfd_cli.weights.models import SemanticCompressor, read_semantic
 
 STAGE = "train-semvae"
 # The digest of imported weights is among the inputs; where they lie does not matter.
@@ -96,24 +97,24 @@ def run(settings: Settings) -> dict[str, Any]:
     inert = section.model_dump(include=INERT)
     output = StageOutput(paths.semvae, STAGE, section.model_dump(exclude=INERT), inputs, paths.metrics, inert)
     processes = Processes.join()
-    if section.weights is not None and processes.first and not output.recorded():
+    if section.weights is not None and processes.is_main and not output.recorded():
         # Entering makes room by putting another model aside, so weights that do not fit are refused before.
         _imported(settings, Store(paths.features))
-    with output if processes.first else nullcontext():
-        if processes.hear_first(output.complete):
-            if processes.first:
+    with output if processes.is_main else nullcontext():
+        if processes.broadcast(output.complete):
+            if processes.is_main:
                 say(f"{output.folder} is up to date")
         else:
             facts = _make(settings, output, processes)
-            if processes.first:
+            if processes.is_main:
                 output.finish(**facts)
-        if processes.first:
+        if processes.is_main:
             (paths.metrics / "semvae").mkdir(parents=True, exist_ok=True)
             if not _is_trained(section):
                 clear_log(paths.metrics / "semvae")
             shutil.rmtree(output.folder / CHECKPOINTS, ignore_errors=True)
             write_json(paths.metrics / "semvae.json", output.facts)
-    if not processes.first:
+    if not processes.is_main:
         return {}
     return output.facts | {"folder": str(paths.semvae)}
 
@@ -130,17 +131,17 @@ def _make(settings: Settings, output: StageOutput, processes: Processes) -> dict
         return {"compressor": "none"}
     if _is_trained(section):
         model: SemanticCompressor = _train(settings, output, processes, device)
-    elif not processes.first:
+    elif not processes.is_main:
         return {}  # fitting and importing need no company
     else:
         if section.compressor == "pca":
             model = fit_components(settings, device)
         else:
             model = _imported(settings, Store(settings.paths.features))
-    if not processes.first:
+    if not processes.is_main:
         return {}
     store = Store(settings.paths.features)
-    _, held_out = split_holdout(len(store), section.holdout)
+    _, held_out = validation_split(len(store), section.holdout)
     scores = evaluate(model.to(device), store, held_out, section.batch_size, device)
     save_model(output.folder, type(model).__name__, model.config, {"model": model.state_dict()}, {"held_out": scores})
     return scores
@@ -149,7 +150,7 @@ def _make(settings: Settings, output: StageOutput, processes: Processes) -> dict
 def _train(settings: Settings, output: StageOutput, processes: Processes, device: torch.device) -> SemanticVAE:
     section = settings.semvae
     store = Store(settings.paths.features)
-    training, _ = split_holdout(len(store), section.holdout)
+    training, _ = validation_split(len(store), section.holdout)
     torch.manual_seed(section.seed)
     width = store.fields["tokens"].shape[-1]
     config = SemanticVAEConfig(
@@ -175,7 +176,7 @@ def fit_components(settings: Settings, device: torch.device) -> SemanticPCA:
         UserError: more components are asked for than the tokens are wide.
     """
     section, store = settings.semvae, Store(settings.paths.features)
-    training, _ = split_holdout(len(store), section.holdout)
+    training, _ = validation_split(len(store), section.holdout)
     width = store.fields["tokens"].shape[-1]
     if section.channels > width:
         raise UserError(f"semvae.channels: {width} wide tokens have no {section.channels} principal components")

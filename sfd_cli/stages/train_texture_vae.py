@@ -13,23 +13,24 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sfd_cli.artifacts.fingerprints import source_digest, upstream_fingerprint
+from sfd_cli.artifacts.output import CHECKPOINTS, StageOutput
 from sfd_cli.config import Settings
 from sfd_cli.config import TextureVAE as TextureVAESettings
-from sfd_cli.data.holdout import split_holdout
 from sfd_cli.data.images import ImageManifest, ImageReader
-from sfd_cli.data.sampler import EpochSampler
-from sfd_cli.engine.distributed import Processes
-from sfd_cli.engine.loop import train
+from sfd_cli.data.order import EpochSampler
+from sfd_cli.data.validation_split import validation_split
+from sfd_cli.device import choose_device
 from sfd_cli.errors import UserError
 from sfd_cli.files import atomic_path, write_json
+from sfd_cli.formats.model_folder import save_model
+from sfd_cli.messages import say
 from sfd_cli.networks.gaussian import kl_divergence
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig, to_pixels, to_signed
-from sfd_cli.stages.device import choose_device
-from sfd_cli.stages.output import CHECKPOINTS, StageOutput, say
+from sfd_cli.processes import Processes
 from sfd_cli.stages.train_semvae import vae_loop
-from sfd_cli.stages.upstream import source_digest, upstream_fingerprint
-from sfd_cli.weights.model_files import save_model
-from sfd_cli.weights.sources import read_texture_vae
+from sfd_cli.training.fit import train
+from sfd_cli.weights.models import read_texture_vae
 
 STAGE = "train-texture-vae"
 INERT = {"checkpoint_every", "log_every"}
@@ -106,22 +107,22 @@ def run(settings: Settings) -> dict[str, Any]:
     pictures = paths.metrics / "texture_vae"
     output = StageOutput(paths.texture_vae, STAGE, chosen, inputs, paths.metrics, inert)
     processes = Processes.join()
-    if section.weights is not None and processes.first and not output.recorded():
+    if section.weights is not None and processes.is_main and not output.recorded():
         # Entering makes room by putting another model aside, so weights that do not fit are refused before.
         _imported(settings)
-    with output if processes.first else nullcontext():
-        if processes.hear_first(output.complete):
-            if processes.first:
+    with output if processes.is_main else nullcontext():
+        if processes.broadcast(output.complete):
+            if processes.is_main:
                 say(f"{output.folder} is up to date")
         else:
             facts = _make(settings, reader, output, pictures, processes)
-            if processes.first:
+            if processes.is_main:
                 output.finish(**facts)
-        if processes.first:
+        if processes.is_main:
             pictures.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(output.folder / CHECKPOINTS, ignore_errors=True)
             write_json(paths.metrics / "texture_vae.json", output.facts)
-    if not processes.first:
+    if not processes.is_main:
         return {}
     return output.facts | {"folder": str(paths.texture_vae), "picture": str(pictures / "reconstructions.png")}
 
@@ -130,13 +131,13 @@ def _make(
     settings: Settings, reader: ImageReader, output: StageOutput, pictures: Path, processes: Processes
 ) -> dict[str, Any]:
     section, device = settings.texture_vae, processes.device(choose_device(settings.runtime.device))
-    training, held_out = split_holdout(len(reader.manifest), section.holdout)
+    training, held_out = validation_split(len(reader.manifest), section.holdout)
     if section.weights is not None:
         shutil.rmtree(pictures / "plots", ignore_errors=True)  # curves of a model that was trained here before
         model = _imported(settings)
     else:
         model = _trained(settings, reader, training, output, device)
-    if not processes.first:
+    if not processes.is_main:
         return {}
     model.to(device).eval()
     scores = evaluate(model, reader, held_out, section.batch_size, device)

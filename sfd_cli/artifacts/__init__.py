@@ -1,0 +1,1 @@
+"""What stages leave behind: recipes, the folders they fill, fingerprints, the sample folder."""

@@ -1,0 +1,239 @@
+"""Model folders: `config.json` says what to build, one `.safetensors` file per set of weights fills it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sfd_cli.errors import UserError
+from sfd_cli.files import atomic_path, read_json, write_json
+from sfd_cli.formats.torch_files import read_safetensors
+from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
+from sfd_cli.networks.semantic_pca import SemanticPCA, SemanticPCAConfig
+from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
+from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
+
+CONFIG = "config.json"
+TABLES = "_tables"
+"""Ends the stem of a file with an imported transformer's own tables of positions: `ema_tables` belongs to `ema`."""
+
+POSITIONS = ("position", "rotary_cos", "rotary_sin")
+
+M = TypeVar("M", bound=nn.Module)
+C = TypeVar("C")
+
+
+def save_model(
+    folder: Path, module_type: str, config: Any, weights: Mapping[str, Mapping[str, Tensor]], extra: Mapping[str, Any]
+) -> None:
+    """Write a model folder; equal arguments give equal bytes.
+
+    The old `config.json` goes first and the new one comes last, so a folder that has one is whole, and weights of
+    one model never lie beside the configuration of another.
+
+    Args:
+        folder: created if missing.
+        module_type: class name of the module, e.g. "LightningDiT".
+        config: its configuration dataclass.
+        weights: state dicts by file stem, e.g. {"model": ..., "ema": ...}.
+        extra: further JSON-able keys of `config.json`, given back by the loaders.
+    """
+    folder = Path(folder)
+    clash = {"type", "config"} & set(extra)
+    if clash:
+        raise ValueError(f"extra must not hold {sorted(clash)}: config.json has them already")
+    (folder / CONFIG).unlink(missing_ok=True)
+    for tables in folder.glob(f"*{TABLES}.safetensors"):
+        tables.unlink()
+    for stem, state_dict in weights.items():
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+        with atomic_path(folder / f"{stem}.safetensors") as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+    write_json(folder / CONFIG, {"type": module_type, "config": asdict(config), **extra})
+
+
+def dit_weights(network: LightningDiT, stem: str) -> dict[str, dict[str, Tensor]]:
+    """A transformer's weights for `save_model`, with its tables of positions where they are not just ours."""
+    with torch.device("cpu"):
+        fresh = dict(LightningDiT(replace(network.config, depth=0, repa_depth=0)).named_buffers())
+    tables = {
+        name: table
+        for name, table in network.named_buffers()
+        if name in POSITIONS and not torch.equal(table.cpu(), fresh[name])
+    }
+    return {stem: network.state_dict()} | ({f"{stem}{TABLES}": tables} if tables else {})
+
+
+def load_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a model folder: "type", "config" and the extra keys.
+
+    Raises:
+        UserError: there is none, or it is not a model's.
+    """
+    path = Path(folder) / CONFIG
+    if not Path(folder).exists():
+        raise UserError(
+            f"{folder} does not exist, and is no name in `sfd weights list`; check it, or run the stage that makes it"
+        )
+    if not path.exists():
+        raise UserError(f"{folder} holds no whole model (no {CONFIG}); run the stage that makes it")
+    description = read_json(path)
+    if not isinstance(description, dict) or not isinstance(description.get("config"), dict):
+        raise UserError(f"{path} does not describe a model (no 'config' in it); run the stage that makes it again")
+    return description
+
+
+def load_dit(folder: Path, weights: str = "ema") -> tuple[LightningDiT, dict[str, Any]]:
+    """The diffusion transformer of a folder and its extra keys (statistics, delta_t, classes ...).
+
+    The module is on the CPU, in evaluation mode and frozen; `weights` names the file, "ema" or "model". Positions
+    are the imported checkpoint's own where those were kept beside its weights.
+
+    Raises:
+        UserError: something is missing, damaged, or of another type.
+    """
+    network, extra = _load(folder, LightningDiT, LightningDiTConfig, weights)
+    tables = Path(folder) / f"{weights}{TABLES}.safetensors"
+    if tables.exists():
+        fill_buffers(network, read_safetensors(tables), str(tables))
+    return network, extra
+
+
+def load_semantic_vae(folder: Path) -> tuple[SemanticVAE, dict[str, Any]]:
+    """The Semantic VAE of a folder and its extra keys, as `load_dit` does."""
+    return _load(folder, SemanticVAE, SemanticVAEConfig, "model")
+
+
+def load_semantic(folder: Path) -> tuple[SemanticVAE | SemanticPCA, dict[str, Any]]:
+    """The Semantic VAE or principal components of a folder and its extra keys, as `load_dit` does."""
+    if load_config(folder).get("type") == SemanticPCA.__name__:
+        return _load(folder, SemanticPCA, SemanticPCAConfig, "model")
+    return load_semantic_vae(folder)
+
+
+def load_texture_vae(folder: Path) -> tuple[TextureVAE, dict[str, Any]]:
+    """The texture VAE of a folder and its extra keys, as `load_dit` does."""
+    return _load(folder, TextureVAE, TextureVAEConfig, "model")
+
+
+def unwrap_checkpoint(checkpoint: Mapping[str, Any], wrappers: tuple[str, ...]) -> dict[str, Tensor]:
+    """The state dict inside a training checkpoint, without the prefixes that DDP and torch.compile leave.
+
+    Args:
+        checkpoint: a state dict, or a dict that holds one.
+        wrappers: keys to look for it under, the first one present being taken.
+
+    Raises:
+        UserError: what is there is not tensors by name.
+    """
+    inner = next((checkpoint[key] for key in wrappers if isinstance(checkpoint.get(key), Mapping)), checkpoint)
+    strangers = [key for key, value in inner.items() if not isinstance(value, Tensor)]
+    if strangers:
+        raise UserError(
+            f"the checkpoint holds {strangers[0]!r}, which is no tensor, and none of {', '.join(wrappers)};"
+            " take the state dict out of it"
+        )
+    return without_prefixes(inner)
+
+
+def without_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without the prefixes that DDP and torch.compile put before every name."""
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", key): tensor for key, tensor in state_dict.items()}
+
+
+def configured(config_type: type[C], values: Mapping[str, Any], source: str) -> C:
+    """The configuration dataclass that a `config.json` describes.
+
+    Raises:
+        UserError: something in `values` is missing, unknown or impossible; names `source`.
+    """
+    known = {field.name: field for field in fields(config_type)}  # type: ignore[arg-type]
+    needed = [key for key, field in known.items() if field.default is MISSING and field.default_factory is MISSING]
+    problems = [f"{key} is missing" for key in needed if key not in values]
+    problems += [f"{key} is unknown" for key in values if key not in known]
+    if not problems:
+        try:
+            return config_type(**values)
+        except ValueError as error:
+            problems = [str(error)]
+        except TypeError:
+            problems = ["one of its values is of the wrong type"]
+    kind = config_type.__name__.removesuffix("Config")
+    raise UserError(f"{source} does not describe a {kind}: {'; '.join(problems)}")
+
+
+def built(module: type[M], config: Any, source: str) -> M:
+    """The module of a configuration whose numbers nobody has looked at yet.
+
+    Raises:
+        UserError: there is no such module; names `source`.
+    """
+    try:
+        return module(config)
+    except (TypeError, ValueError):
+        raise UserError(f"{source} does not describe a {module.__name__}: one of its values will not do") from None
+
+
+def require_fit(
+    module: nn.Module, state_dict: Mapping[str, Tensor], source: str, name_of: Callable[[str], str] = str
+) -> None:
+    """Check that `state_dict` has just the module's names and shapes.
+
+    Args:
+        module: what the weights are for.
+        state_dict: the weights, under the module's names.
+        source: where they come from, for the message.
+        name_of: what a key, of the module or of `state_dict`, is called there.
+
+    Raises:
+        UserError: names `source` and the first few keys that do not fit.
+    """
+    expected = module.state_dict()
+    problems = [f"{name_of(key)} is missing" for key in expected if key not in state_dict]
+    problems += [f"{name_of(key)} is unknown" for key in state_dict if key not in expected]
+    problems += [
+        f"{name_of(key)} is {tuple(state_dict[key].shape)} instead of {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in state_dict and state_dict[key].shape != tensor.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"{source} does not fit a {type(module).__name__}: {'; '.join(problems[:3])}{more}")
+
+
+def fill_buffers(module: nn.Module, tables: Mapping[str, Tensor], source: str) -> None:
+    """Put tables of positions into the module's buffers of the same names.
+
+    Raises:
+        UserError: one has no place; names `source`.
+    """
+    buffers = dict(module.named_buffers())
+    for name, table in tables.items():
+        if name not in buffers or buffers[name].shape != table.shape:
+            raise UserError(f"{source} does not fit its weights: {name} {tuple(table.shape)}; import them again")
+        buffers[name].copy_(table)
+
+
+def _load(folder: Path, module: type[M], config_type: type, weights: str) -> tuple[M, dict[str, Any]]:
+    folder = Path(folder)
+    description = load_config(folder)
+    found = description.pop("type", None)
+    if found != module.__name__:
+        raise UserError(f"{folder} holds a {found}, but a {module.__name__} is wanted; check the path")
+    source = str(folder / CONFIG)
+    network = built(module, configured(config_type, description.pop("config"), source), source)
+    path = folder / f"{weights}.safetensors"
+    if not path.exists():
+        present = ", ".join(sorted(file.stem for file in folder.glob("*.safetensors"))) or "none"
+        raise UserError(f"{path} does not exist (weights present: {present}); run the stage that makes it again")
+    tensors = read_safetensors(path)
+    require_fit(network, tensors, str(path))
+    network.load_state_dict(tensors)
+    return network.eval().requires_grad_(False), description

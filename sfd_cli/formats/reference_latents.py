@@ -1,0 +1,455 @@
+"""The reference code's latent shards as our HDF5 store, and back, without losing a bit.
+
+The reference keeps `latents_rankRR_shardSSS.safetensors`, each with `latents` and `latents_flip` (N, C_z, h, w),
+`latents_sv` and `latents_sv_flip` (N, C_s, h, w), `labels` (N,) and, where features for REPA were stored,
+`feats_dino` and `feats_dino_flip` (N, D, h, w); beside them `latents_stats.pt` and `latents_sv_stats.pt`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+
+from sfd_cli.data.moments import ChannelMoments
+from sfd_cli.data.store import Field, ShardWriter, Store, StoreWriter
+from sfd_cli.errors import UserError
+from sfd_cli.files import atomic_path, fingerprint, sha256_file
+from sfd_cli.formats.convert import LatentStatistics, statistics_from_reference, statistics_to_reference
+from sfd_cli.formats.model_folder import configured
+from sfd_cli.formats.torch_files import read_weights_file
+
+SHARDS = "latents_rank*_shard*.safetensors"
+LABELS = "labels"
+# Fields of the store, and the tensors of the reference, as they are and flipped.
+TENSORS = {
+    "texture": ("latents", "latents_flip"),
+    "semantic": ("latents_sv", "latents_sv_flip"),
+    "features": ("feats_dino", "feats_dino_flip"),
+}
+COMPOSITE = ("texture", "semantic")
+STATISTICS = {"texture": "latents_stats.pt", "semantic": "latents_sv_stats.pt"}
+DTYPES = {"F16": "float16", "F32": "float32", "F64": "float64", "I64": "int64", "I32": "int32"}
+SAFETENSORS_DTYPES = {name: code for code, name in DTYPES.items()}
+# Axes (n, flip, channel, h, w) of a latent in the store.
+CHANNEL_AXIS = 2
+
+ROWS_AT_ONCE = 64
+"""Rows that are held in memory at a time: 50 MB with the features of a ViT-B, both flips."""
+
+SHARD_ROWS = 10_000
+"""Images of one of the reference's shards."""
+
+ATTRIBUTE = "reference_shards"
+"""Key of the store's attributes that holds the shards it was made of."""
+
+
+@dataclass(frozen=True)
+class SourceShard:
+    """One of the reference's files: its name, its rows, and what its header says."""
+
+    path: Path
+    count: int
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+    metadata: dict[str, str]
+
+
+def is_shards(path: Path) -> bool:
+    """Whether this is a folder of the reference's latent shards."""
+    return path.is_dir() and any(path.glob(SHARDS))
+
+
+def latents_fingerprint(source: Path) -> str:
+    """Fingerprint of a folder of latent shards, to be part of what `import_latents` is given.
+
+    Of every file the header, the size, the labels and the first and the last latent, because hashing hundreds of
+    gigabytes takes longer than importing them; of the statistics the whole files.
+
+    Raises:
+        UserError: as `import_latents`.
+    """
+    parts: list[Any] = []
+    for shard in _inspect(Path(source)):
+        with _opened(shard.path) as file:
+            ends = [_rows(file, "latents", row, row + 1).tobytes().hex() for row in (0, shard.count - 1)]
+            labels = file.get_tensor(LABELS).tolist()
+        header = [shard.shapes, shard.dtypes, shard.metadata]
+        parts.append([shard.path.name, shard.path.stat().st_size, header, fingerprint([ends, labels])])
+    files = [Path(source) / name for name in STATISTICS.values()]
+    return fingerprint([parts, [sha256_file(path) if path.exists() else None for path in files]])
+
+
+def check_latents(source: Path, num_classes: int | None = None) -> None:
+    """See that `import_latents` would begin: headers, labels and statistics are looked at, nothing is written.
+
+    Raises:
+        UserError: as `import_latents`.
+    """
+    shards = _inspect(Path(source))
+    _labels(shards, num_classes)
+    _published_statistics(Path(source), _fields(shards[0]))
+
+
+def import_latents(
+    source: Path,
+    folder: Path,
+    fingerprint: str,
+    *,
+    encoder: str,
+    image_size: int,
+    shard_size: int = SHARD_ROWS,
+    num_classes: int | None = None,
+) -> int:
+    """Write a folder of the reference's latent shards as a store; a killed import goes on shard by shard.
+
+    The store has the fields `texture` (2, C_z, h, w), `semantic` (2, C_s, h, w) and, where all files have features,
+    `features` (2, h*w, D), tokens row-major, in the dtypes of the source. Its statistics are those of
+    `latents_stats.pt` and `latents_sv_stats.pt` beside the shards, since published models need just these; without
+    either file they are computed over both flips. Classes are named by their numbers.
+
+    Args:
+        source: the folder.
+        folder: of the store.
+        fingerprint: of everything that decides the store's contents, `latents_fingerprint(source)` included.
+        encoder: name of the visual encoder behind the semantic latents.
+        image_size: side of the images behind the latents, pixels.
+        shard_size: images per shard of the store; independent of the source's.
+        num_classes: of the data set; None: up to the largest label.
+
+    Returns:
+        The number of images.
+
+    Raises:
+        UserError: a shard is missing, damaged, unlike the others or lacks something; names the file. Nothing is
+            written if its header tells.
+    """
+    source = Path(source)
+    shards = _inspect(source)
+    fields = _fields(shards[0])
+    labels = _labels(shards, num_classes)
+    statistics = _published_statistics(source, fields)
+    attributes = {
+        "encoder": encoder,
+        "grid": fields["texture"].shape[-1],
+        "image_size": image_size,
+        "texture_channels": fields["texture"].shape[1],
+        "semantic_channels": fields["semantic"].shape[1],
+        ATTRIBUTE: {
+            "files": [{"name": shard.path.name, "count": shard.count, "metadata": shard.metadata} for shard in shards],
+            "labels": shards[0].dtypes[LABELS],
+            "statistics": statistics is not None,
+        },
+    }
+    writer = StoreWriter(folder, fields, len(labels), shard_size, fingerprint, attributes)
+    writer.folder.mkdir(parents=True, exist_ok=True)
+    writer.remove_leftovers()
+    _write_shards(writer, shards, with_moments=statistics is None)
+    if statistics is None:
+        statistics = _computed_statistics(writer)
+    files = [f"{shard.path.name}#{row}" for shard in shards for row in range(shard.count)]
+    classes = [str(number) for number in range(num_classes or int(labels.max()) + 1)]
+    writer.finish(labels.tolist(), files, range(len(labels)), classes, statistics)
+    return len(labels)
+
+
+def export_latents(folder: Path, target: Path) -> int:
+    """Write a store of latents as the reference's shards: just those it was imported from, or of 10,000 images each.
+
+    The statistics are written beside them, unless an import had to compute them. Every file appears whole or not at
+    all.
+
+    Args:
+        folder: of the store.
+        target: folder for the files; created if missing.
+
+    Returns:
+        The number of shards.
+
+    Raises:
+        UserError: there is no store of composite latents, or a file is there already.
+    """
+    store, target = Store(folder), Path(target)
+    if any(name not in store.fields for name in COMPOSITE):
+        raise UserError(f"{folder} holds no composite latents, which the reference's shards need; check the path")
+    origin = store.attributes.get(ATTRIBUTE) or _default_shards(len(store))
+    names = [file["name"] for file in origin["files"]]
+    names += STATISTICS.values() if origin["statistics"] else []
+    present = [name for name in names if (target / name).exists()]
+    if present:
+        raise UserError(f"{target / present[0]} exists already; remove it or give another folder")
+    start = 0
+    with tqdm(desc="exporting latents", total=len(store), unit="image", disable=None) as bar:
+        for file in origin["files"]:
+            rows = range(start, start + file["count"])
+            _export_shard(store, rows, target / file["name"], origin["labels"], file["metadata"], bar)
+            start = rows.stop
+    if origin["statistics"]:
+        _export_statistics(store, target)
+    return len(origin["files"])
+
+
+def _inspect(source: Path) -> list[SourceShard]:
+    """The shards in the order of their names, checked against one another."""
+    paths = sorted(source.glob(SHARDS))
+    if not paths:
+        raise UserError(f"{source} holds no latent shards of the reference ({SHARDS}); check the path")
+    shards = [_header(path) for path in paths]
+    first = shards[0]
+    for shard in shards:
+        _check_shapes(shard)
+        for what, theirs, ours in (("shape", shard.shapes, first.shapes), ("dtype", shard.dtypes, first.dtypes)):
+            for name in sorted(theirs.keys() | ours.keys()):
+                if theirs.get(name) != ours.get(name):
+                    found, expected = (side.get(name, "nothing") for side in (theirs, ours))
+                    raise UserError(
+                        f"{shard.path}: {name} has the {what} {found}, but {expected} in {first.path.name};"
+                        " shards of one folder must be alike"
+                    )
+    return shards
+
+
+def _header(path: Path) -> SourceShard:
+    with _opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+        dtypes = {name: part.get_dtype() for name, part in slices.items()}
+        metadata = dict(file.metadata() or {})
+    _check_names(path, shapes)
+    count = shapes[LABELS][0] if shapes[LABELS] else 0
+    for name, shape in shapes.items():
+        if not count or shape[:1] != (count,):
+            raise UserError(f"{path}: {name} has shape {shape}, but every tensor must have a row for each label")
+    return SourceShard(path, count, {name: shape[1:] for name, shape in shapes.items()}, dtypes, metadata)
+
+
+def _check_names(path: Path, names: Collection[str]) -> None:
+    """That a file has the tensors of a shard, and none besides."""
+    with_features = any(name in names for name in TENSORS["features"])
+    wanted = [LABELS, *(name for field in TENSORS if field in COMPOSITE or with_features for name in TENSORS[field])]
+    problems = [f"{name} is missing" for name in wanted if name not in names]
+    problems += [f"{name} is unknown" for name in names if name not in wanted]
+    if problems:
+        raise UserError(f"{path} is no latent shard of the reference: {'; '.join(problems[:3])}")
+
+
+def _check_shapes(shard: SourceShard) -> None:
+    """That the tensors of a file are what they should be and fit together."""
+    grid = shard.shapes["latents"][-2:]
+    for name, shape in shard.shapes.items():
+        kind = DTYPES.get(shard.dtypes[name], "").rstrip("0123456789")
+        if name == LABELS:
+            fits = kind == "int" and shape == ()
+        else:
+            fits = kind == "float" and len(shape) == 3 and 0 not in shape and shape[1] == shape[2] and shape[1:] == grid
+        if not fits:
+            raise UserError(
+                f"{shard.path}: {name} of an image is {shard.dtypes[name]} {shape}; labels must be integers, all else"
+                " F16, F32 or F64 (channels, side, side) on one grid"
+            )
+    for name, flipped in TENSORS.values():
+        if shard.shapes.get(name) != shard.shapes.get(flipped) or shard.dtypes.get(name) != shard.dtypes.get(flipped):
+            raise UserError(f"{shard.path}: {name} and {flipped} differ in shape or dtype")
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, "np")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged or truncated ({error}); copy it again") from None
+
+
+def _fields(shard: SourceShard) -> dict[str, Field]:
+    fields = {}
+    for field, (name, _) in TENSORS.items():
+        if name in shard.shapes:
+            channels, side, _ = shard.shapes[name]
+            shape = (2, side * side, channels) if field == "features" else (2, channels, side, side)
+            fields[field] = Field(shape, DTYPES[shard.dtypes[name]])
+    return fields
+
+
+def _labels(shards: Sequence[SourceShard], num_classes: int | None) -> np.ndarray:
+    """Labels of all images, int64 (n,)."""
+    labels = []
+    for shard in shards:
+        with _opened(shard.path) as file:
+            labels.append(file.get_tensor(LABELS).astype(np.int64))
+        low, high = labels[-1].min(), labels[-1].max()
+        if low < 0 or (num_classes is not None and high >= num_classes):
+            bound = "" if num_classes is None else f" and below {num_classes}, the number of classes"
+            raise UserError(f"{shard.path} has labels from {low} to {high}; they must be from 0 on{bound}")
+    return np.concatenate(labels)
+
+
+def _published_statistics(source: Path, fields: Mapping[str, Field]) -> dict[str, np.ndarray] | None:
+    """`mean` and `std` (C_z + C_s,) of the files beside the shards; None if there are none."""
+    paths = {field: source / name for field, name in STATISTICS.items()}
+    missing = [path for path in paths.values() if not path.exists()]
+    if len(missing) == len(paths):
+        return None
+    if missing:
+        raise UserError(
+            f"{missing[0]} is missing, but the other statistics are there; put it beside them, or take both away to"
+            " have them computed"
+        )
+    parts = []
+    for field, path in paths.items():
+        try:
+            parts.append(statistics_from_reference(read_weights_file(path)))
+        except UserError as error:
+            raise (error if str(path) in str(error) else UserError(f"{path}: {error}")) from None
+        channels = fields[field].shape[1]
+        if len(parts[-1].mean) != channels:
+            raise UserError(f"{path} has {len(parts[-1].mean)} channels, but the latents beside it have {channels}")
+    return {
+        "mean": np.concatenate([part.mean for part in parts]),
+        "std": np.concatenate([part.std for part in parts]),
+    }
+
+
+def _write_shards(writer: StoreWriter, shards: Sequence[SourceShard], with_moments: bool) -> None:
+    finished = writer.finished_shards()
+    done = sum(len(writer.rows(shard)) for shard in finished)
+    with tqdm(desc="importing latents", total=writer.count, initial=done, unit="image", disable=None) as bar:
+        for shard in range(writer.shard_count):
+            if shard not in finished:
+                with writer.shard(shard) as file:
+                    _write_shard(file, writer.fields, _pieces(shards, writer.rows(shard)), with_moments, bar)
+
+
+def _write_shard(
+    out: ShardWriter, fields: Mapping[str, Field], pieces: Iterator[tuple[Path, range]], with_moments: bool, bar: tqdm
+) -> None:
+    moments: dict[str, list[ChannelMoments]] = {name: [] for name in COMPOSITE}
+    start = 0
+    for path, rows in pieces:
+        arrays = _read(path, rows, fields)
+        out.write(start, arrays)
+        start += len(rows)
+        bar.update(len(rows))
+        if with_moments:
+            for name in COMPOSITE:
+                moments[name].append(ChannelMoments.of(arrays[name], CHANNEL_AXIS))
+    if with_moments:
+        for name in COMPOSITE:
+            out.keep(f"moments_{name}", ChannelMoments.merged(moments[name]).to_array())
+
+
+def _pieces(shards: Sequence[SourceShard], rows: range) -> Iterator[tuple[Path, range]]:
+    """Which rows of which files make up `rows` of the store, a few at a time."""
+    start = 0
+    for shard in shards:
+        here = range(max(rows.start, start) - start, min(rows.stop, start + shard.count) - start)
+        for first in here[::ROWS_AT_ONCE]:
+            yield shard.path, range(first, min(first + ROWS_AT_ONCE, here.stop))
+        start += shard.count
+
+
+def _read(path: Path, rows: range, fields: Mapping[str, Field]) -> dict[str, np.ndarray]:
+    """Rows of a file as the store's arrays, (n, *field shape)."""
+    arrays = {}
+    with _opened(path) as file:
+        for field in fields:
+            sides = [_rows(file, name, rows.start, rows.stop) for name in TENSORS[field]]
+            values = np.stack(sides, axis=1)  # (n, 2, channels, h, w)
+            whole = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+            if not whole.all():
+                row = rows[int(np.argmin(whole))]
+                raise UserError(f"{path}: {TENSORS[field][0]} of row {row} are not finite; make the shard again")
+            arrays[field] = values.reshape(*values.shape[:3], -1).swapaxes(2, 3) if field == "features" else values
+    return arrays
+
+
+def _rows(file: Any, name: str, start: int, stop: int) -> np.ndarray:
+    return np.asarray(file.get_slice(name)[start:stop])
+
+
+def _computed_statistics(writer: StoreWriter) -> dict[str, np.ndarray]:
+    merged = [
+        ChannelMoments.merged(
+            ChannelMoments.from_array(writer.extra(shard, f"moments_{name}")) for shard in range(writer.shard_count)
+        )
+        for name in COMPOSITE
+    ]
+    return {
+        "mean": np.concatenate([part.mean for part in merged]),
+        "std": np.concatenate([part.std for part in merged]),
+    }
+
+
+def _default_shards(count: int) -> dict[str, Any]:
+    """Shards such as one process of the reference writes, for a store that was not imported."""
+    starts = range(0, count, SHARD_ROWS)
+    files = [
+        {"name": f"latents_rank00_shard{number:03d}.safetensors", "count": min(SHARD_ROWS, count - start)}
+        for number, start in enumerate(starts)
+    ]
+    return {"files": [file | {"metadata": {}} for file in files], "labels": "I64", "statistics": True}
+
+
+def _export_shard(store: Store, rows: range, path: Path, labels: str, metadata: Mapping[str, str], bar: tqdm) -> None:
+    """One safetensors file, written piece by piece: the library's own writer wants all tensors in memory."""
+    layout: dict[str, tuple[str, tuple[int, ...]]] = {LABELS: (DTYPES[labels], (len(rows),))}
+    for field in (name for name in TENSORS if name in store.fields):
+        shape = store.fields[field].shape[1:]
+        if field == "features":
+            side = store.fields["texture"].shape[-1]
+            shape = (shape[1], side, side)
+        for name in TENSORS[field]:
+            layout[name] = (np.dtype(store.fields[field].dtype).name, (len(rows), *shape))
+    with atomic_path(path) as temporary:
+        views = _create_safetensors(temporary, layout, metadata)
+        views[LABELS][:] = store.labels[rows.start : rows.stop]
+        for start in range(rows.start, rows.stop, ROWS_AT_ONCE):
+            positions = np.arange(start, min(start + ROWS_AT_ONCE, rows.stop))
+            here = slice(start - rows.start, start - rows.start + len(positions))
+            for field in (name for name in TENSORS if name in store.fields):
+                values = store.read(field, positions)
+                for side, name in enumerate(TENSORS[field]):
+                    part = values[:, side].swapaxes(1, 2) if field == "features" else values[:, side]
+                    views[name][here] = part.reshape(len(part), *views[name].shape[1:])
+            bar.update(len(positions))
+        for view in views.values():
+            view.flush()
+
+
+def _create_safetensors(
+    path: Path, layout: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> dict[str, np.memmap]:
+    """A safetensors file of the given dtypes and shapes, its tensors as views to be filled.
+
+    The order is that of the library: larger numbers first, then by name.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, (dtype, shape) in sorted(layout.items(), key=lambda item: (-np.dtype(item[1][0]).itemsize, item[0])):
+        start, end = end, end + np.dtype(dtype).itemsize * prod(shape)
+        header[name] = {"dtype": SAFETENSORS_DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    offset = 8 + len(text)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(offset + end)
+    return {
+        name: np.memmap(path, dtype, "r+", offset + header[name]["data_offsets"][0], shape)
+        for name, (dtype, shape) in layout.items()
+    }
+
+
+def _export_statistics(store: Store, target: Path) -> None:
+    channels = store.fields["texture"].shape[1]
+    for field, part in (("texture", slice(0, channels)), ("semantic", slice(channels, None))):
+        values = {name: store.statistics[name][part].tolist() for name in ("mean", "std")}
+        statistics = configured(LatentStatistics, values, f"the statistics in {store.folder}")
+        with atomic_path(target / STATISTICS[field]) as temporary, open(temporary, "wb") as file:
+            torch.save(statistics_to_reference(statistics), file)

@@ -1,0 +1,1 @@
+"""A trained model as one object: sampling, encoding, loading and saving."""

@@ -1,0 +1,170 @@
+"""The three frozen networks that turn images into composite latents, and the check that they fit together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfd_cli.artifacts.fingerprints import upstream_fingerprint
+from sfd_cli.artifacts.output import SETTINGS
+from sfd_cli.config import Settings
+from sfd_cli.data.images import ImageManifest, ImageReader
+from sfd_cli.data.store import INDEX, Field, Store
+from sfd_cli.errors import StageFailure, UserError
+from sfd_cli.files import read_json
+from sfd_cli.messages import say
+from sfd_cli.networks.gaussian import draw
+from sfd_cli.networks.visual_encoder import VisualEncoder
+from sfd_cli.pipeline.composite import CompositeEncoder
+from sfd_cli.stages.extract_features import encode_flips
+from sfd_cli.weights.visual_encoders import load_visual_encoder
+
+
+class LatentEncoder:
+    """Images of the manifest to composite latents and patch tokens.
+
+    Args:
+        settings: all settings; the sections `images`, `encoder`, `latents`,
+            `paths` and `runtime` are read.
+        manifest: the images.
+        inputs: fingerprints of the images and the encoder, which stored features must share.
+        device: where the networks run.
+
+    Raises:
+        UserError: a model is missing, or models and settings do not fit together.
+    """
+
+    def __init__(
+        self, settings: Settings, manifest: ImageManifest, inputs: dict[str, str], device: torch.device
+    ) -> None:
+        self._settings = settings
+        self._manifest = manifest
+        self._device = device
+        self._composite = CompositeEncoder.load(settings, device)
+        self.grid = settings.grid
+        self._features = open_features(settings, inputs) if settings.needs_encoder else None
+        self._rows = np.full(len(manifest), -1)
+        if self._features is not None:
+            self._rows[self._features.indices] = np.arange(len(self._features))
+            self._require_width(self._features.fields["tokens"].shape[-1])
+
+    @property
+    def fields(self) -> dict[str, Field]:
+        """What is stored of every image; axis 0 is (as is, flipped)."""
+        channels = self._composite.channels
+        fields = {name: Field((2, count, self.grid, self.grid)) for name, count in channels.items()}
+        if self._settings.latents.store_features:
+            fields["features"] = Field((2, self.grid**2, self._feature_width))
+        return fields
+
+    def encode_all(self, batches: Sequence[Sequence[int]]) -> Iterator[dict[str, np.ndarray]]:
+        """`encode` for every batch of manifest indices, images being decoded ahead in threads."""
+        reader = ImageReader(self._manifest, self._settings.images.size, self._settings.runtime.workers)
+        for batch, images in zip(batches, reader.iterate(batches), strict=True):
+            yield self.encode(batch, images)
+
+    @torch.inference_mode()
+    def encode(self, indices: Sequence[int], images: Tensor) -> dict[str, np.ndarray]:
+        """Arrays for `fields` of uint8 images (n, 3, S, S): posterior samples, float16, (n, *field shape).
+
+        Raises:
+            StageFailure: a value is not finite in float16; names the image.
+        """
+        images = images.to(self._device)
+        pixels = torch.stack([images, images.flip(-1)], dim=1).flatten(0, 1)
+        tokens = self._tokens(np.asarray(indices), images) if self._settings.needs_encoder else None
+        features = None if tokens is None else torch.from_numpy(tokens).to(self._device).flatten(0, 1)
+        posteriors = self._composite.posteriors(pixels, features)
+        shapes = [mean.shape[1:] for mean, _ in posteriors.values()]
+        noise = posterior_noise(self._settings.latents.seed, indices, shapes)
+        arrays = {}
+        for (name, (mean, logvar)), draws in zip(posteriors.items(), noise, strict=True):
+            sample = draw(mean, logvar, draws.to(self._device).flatten(0, 1))
+            arrays[name] = sample.unflatten(0, (-1, 2)).half().cpu().numpy()
+        if self._settings.latents.store_features and tokens is not None:
+            arrays["features"] = tokens
+        self._require_finite(indices, arrays)
+        return arrays
+
+    def _tokens(self, indices: np.ndarray, images: Tensor) -> np.ndarray:
+        """Patch tokens (n, 2, N, D) float16: stored ones where there are any, the encoder's for the rest."""
+        tokens = np.empty((len(indices), 2, self.grid**2, self._feature_width), np.float16)
+        rows = self._rows[indices]
+        held = rows >= 0
+        if self._features is not None and held.any():
+            tokens[held] = self._features.read("tokens", rows[held])
+        if not held.all():
+            tokens[~held] = encode_flips(self._encoder, images[torch.from_numpy(~held).to(images.device)])
+        return tokens
+
+    @cached_property
+    def _encoder(self) -> VisualEncoder:
+        """Loaded only where an image has no stored features."""
+        encoder = load_visual_encoder(self._settings.encoder)
+        self._require_width(encoder.feature_width)
+        return encoder.to(self._device)
+
+    @property
+    def _feature_width(self) -> int:
+        """Width of the patch tokens, as the semantic compressor expects it."""
+        semantic = self._composite.semantic
+        return self._encoder.feature_width if semantic is None else semantic.config.feature_width
+
+    def _require_width(self, width: int) -> None:
+        semantic = self._composite.semantic
+        expected = width if semantic is None else semantic.config.feature_width
+        if width != expected:
+            raise UserError(
+                f"{self._settings.paths.semvae} was trained on tokens {expected} wide, but"
+                f" {self._settings.encoder.name} gives {width}; run `sfd train-semvae` again"
+            )
+
+    def _require_finite(self, indices: Sequence[int], arrays: dict[str, np.ndarray]) -> None:
+        for name, array in arrays.items():
+            whole = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+            if not whole.all():
+                file = self._manifest.path(indices[int(np.argmin(whole))])
+                raise StageFailure(
+                    f"the {name} of {file} are not finite in float16; is the network that makes them damaged?"
+                )
+
+
+def posterior_noise(seed: int, indices: Iterable[int], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Standard normal float32 noise (n, 2, *shape) for each shape; an image's depends on the seed and its index alone.
+
+    One generator for every (seed, image, flip), because batches, shards and processes may be cut differently.
+    """
+    drawn: list[list[Tensor]] = [[] for _ in shapes]
+    for index in indices:
+        for flip in (0, 1):
+            key = hashlib.sha256(f"{seed} {int(index)} {flip}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=True))
+            for draws, shape in zip(drawn, shapes, strict=True):
+                draws.append(torch.randn(shape, generator=generator))
+    return [torch.stack(draws).unflatten(0, (-1, 2)) for draws in drawn]
+
+
+def open_features(settings: Settings, inputs: dict[str, str]) -> Store | None:
+    """The feature store, or None where there is none and the encoder must run on every image.
+
+    Raises:
+        UserError: the store is unfinished, damaged, or of other images or another encoder.
+    """
+    folder = Path(settings.paths.features)
+    if not (folder / INDEX).exists():
+        say(f"{folder} holds no features; the encoder runs on every image")
+        return None
+    upstream_fingerprint(folder, "sfd extract-features")
+    made_of = read_json(folder / SETTINGS)
+    same_size = made_of["settings"].get("image_size") == settings.images.size
+    if not same_size or any(made_of["inputs"].get(name) != value for name, value in inputs.items()):
+        raise UserError(
+            f"{folder} was made of other images or by another encoder; run `sfd extract-features` again or remove it"
+        )
+    return Store(folder)

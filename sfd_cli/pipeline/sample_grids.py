@@ -1,0 +1,67 @@
+"""Sample grids during training: the same noise and classes again and again, to watch the model improve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sfd_cli.config import DiT, Sample, Settings
+from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
+from sfd_cli.pipeline.inputs import balanced_labels, initial_noise
+from sfd_cli.pipeline.sampler import decode_textures, sample_latents
+from sfd_cli.report.pictures import draw_samples
+from sfd_cli.training.velocity_task import VelocityTask
+from sfd_cli.weights.models import open_texture_vae
+
+GRID_IMAGES, GRID_STEPS = 36, 20
+
+
+class SampleGrids:
+    """Draws the same noise and classes as PNGs every `sample_every` steps, without guidance.
+
+    Args:
+        settings: the texture VAE's path is read.
+        section: the offset to sample with and how often.
+        task: whose statistics normalise the latents.
+        config: of the network.
+        classes: names of the classes.
+        device: of the network.
+        folder: where the pictures go.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        section: DiT,
+        task: VelocityTask,
+        config: LightningDiTConfig,
+        classes: list[str],
+        device: torch.device,
+        folder: Path,
+    ) -> None:
+        self._section, self._folder = section, folder
+        self._sample = Sample(delta_t=section.delta_t, steps=GRID_STEPS, guidance="none")
+        self._texture_vae = open_texture_vae(settings, config.in_channels - config.semantic_channels).to(device)
+        mean, std = (torch.tensor(task.statistics[name], device=device)[:, None, None] for name in ("mean", "std"))
+        self._statistics = (mean, std)
+        indices = range(GRID_IMAGES)
+        self._noise = initial_noise(section.seed, indices, (config.in_channels, config.grid, config.grid)).to(device)
+        self._labels = balanced_labels(indices, range(config.num_classes)).to(device)
+        self._captions = [classes[label] for label in self._labels.tolist()]
+
+    def forget_after(self, step: int) -> None:
+        """Remove the pictures of steps that are about to be done again; all where `step` is 0."""
+        for path in self._folder.glob("step-*.png"):
+            if int(path.stem.removeprefix("step-")) > step:
+                path.unlink()
+
+    def __call__(self, step: int, model: nn.Module) -> None:
+        """Draw the grid if it is due after `step` steps."""
+        if step % self._section.sample_every and step != self._section.steps:
+            return
+        assert isinstance(model, LightningDiT)
+        latents = sample_latents(model, None, self._sample, self._noise, self._labels)
+        images = decode_textures(self._texture_vae, latents, self._statistics).permute(0, 2, 3, 1).cpu().numpy()
+        draw_samples(self._folder / f"step-{step:07d}.png", list(images), self._captions)

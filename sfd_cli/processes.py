@@ -1,0 +1,95 @@
+"""The processes of a torchrun, or this one alone."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
+
+# A process may be hours behind the others, with a larger share of the images to encode or a checkpoint to write.
+TIMEOUT = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which of how many processes this is; every method is a no-op for one alone.
+
+    Attributes:
+        rank: this process, counted from 0 over all machines.
+        count: processes over all machines.
+        local_rank: this process, counted from 0 on its machine.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+
+    @classmethod
+    def join(cls) -> Processes:
+        """Meet the processes that torchrun's environment variables speak of: NCCL between GPUs, gloo between CPUs."""
+        count = int(os.environ.get("WORLD_SIZE", "1"))
+        if count == 1:
+            return cls()
+        if not dist.is_initialized():
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, timeout=TIMEOUT)
+        return cls(dist.get_rank(), count, int(os.environ.get("LOCAL_RANK", "0")))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks to the user."""
+        return self.rank == 0
+
+    def device(self, device: torch.device) -> torch.device:
+        """This process's own GPU where `device` is CUDA without a number, and it is made the current one."""
+        if device.type != "cuda":
+            return device
+        own = torch.device("cuda", self.local_rank if device.index is None else device.index)
+        torch.cuda.set_device(own)
+        return own
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The module to train through: gradients are averaged over the processes, first weights are rank 0's."""
+        if self.count == 1:
+            return model
+        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def without_sync(self, network: nn.Module) -> AbstractContextManager[Any]:
+        """A block whose backward passes keep their gradients to themselves, for all micro-batches but the last."""
+        return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over the processes of a tensor on the training device."""
+        if self.count > 1:
+            dist.all_reduce(values)
+            values /= self.count
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so. Goes over the CPU, so that no GPU is waited for."""
+        if self.count == 1:
+            return flag
+        votes = torch.tensor(int(flag))
+        dist.all_reduce(votes)
+        return bool(votes.item())
+
+    def broadcast(self, value: T) -> T:
+        """What the first process says; the others' values do not count."""
+        if self.count == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Until every process is here."""
+        self.any(False)

@@ -1,0 +1,118 @@
+"""Every benchmark runs at a tiny size and writes its figures; what the figures are is not tested."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tiny_project import tiny_settings, write_models
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def run(script: str, *options: str) -> str:
+    """What a script prints; it must succeed."""
+    command = [sys.executable, str(BENCHMARKS / script), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def written(folder: Path, name: str) -> dict[str, Any]:
+    """The JSON that a script left."""
+    found: dict[str, Any] = json.loads((folder / f"{name}-cpu.json").read_text())
+    return found
+
+
+def test_scoring_compares_memory_and_distances_of_both_ways(tmp_path: Path) -> None:
+    printed = run("scoring.py", "--quick", "--device", "cpu", "--repetitions", "1", "--out", str(tmp_path))
+    found = written(tmp_path, "scoring")
+    assert {"images", "metrics", "distances", "singular"} <= set(found)
+    assert found["distances"][0]["relative difference"] < 1e-6
+    assert "streamed, MB" in printed
+
+
+def test_growth_fits_an_exponent_to_four_sizes_of_each_kind(tmp_path: Path) -> None:
+    run("growth.py", "--quick", "--device", "cpu", "--out", str(tmp_path))
+    found = written(tmp_path, "growth")["growth"]
+    assert set(found) == {"images", "tokens", "batch", "width"}
+    assert all(len(part["median"]) == 4 and "exponent" in part for part in found.values())
+    assert (tmp_path / "growth.png").stat().st_size > 10_000
+
+
+def test_the_estimate_says_that_it_was_not_measured_and_what_it_assumes() -> None:
+    printed = run("estimate.py")
+    assert "Stated, not measured" in printed
+    assert all(name in printed for name in ("`sfd encode-latents`", "`sfd train`", "`training_share`", "1 H100, hours"))
+
+
+def _trained_models(tmp_path: Path) -> str:
+    """Random ones will do; the guide is the transformer itself."""
+    settings = tiny_settings(tmp_path / "models")
+    write_models(settings)
+    shutil.copytree(settings.paths.dit, settings.paths.guide)
+    return str(tmp_path / "models")
+
+
+def test_sampling_puts_every_solver_beside_a_tight_solution(tmp_path: Path) -> None:
+    options = ("--models", _trained_models(tmp_path), "--images", "2", "--offsets", "0.3")
+    printed = run("sampling.py", *options, "--device", "cpu", "--out", str(tmp_path))
+    rows = written(tmp_path, "sampling")["rows"]
+    assert {(row["solver"], row["grid"]) for row in rows} == {
+        (solver, grid) for solver in ("euler", "heun", "ab2", "ab3", "dopri5") for grid in ("phases", "one-span")
+    }
+    assert "calls, ratio" in printed
+    assert (tmp_path / "sampling.png").stat().st_size > 10_000
+
+
+def test_ideas_for_sampling_are_compared_with_the_recommended_setting(tmp_path: Path) -> None:
+    options = ("--models", _trained_models(tmp_path), "--images", "2", "--offsets", "0.3")
+    run("sampling_ideas.py", *options, "--device", "cpu", "--out", str(tmp_path))
+    assert "recommended" in written(tmp_path, "sampling_ideas")["rmse"]
+
+
+def test_sampling_speed_compares_like_with_like(tmp_path: Path) -> None:
+    sizes = ("--images", "2", "--batch", "4", "--count", "6", "--repetitions", "1", "--no-compile")
+    options = ("--models", _trained_models(tmp_path), *sizes, "--device", "cpu", "--out", str(tmp_path))
+    printed = run("sampling_speed.py", *options)
+    assert {"solving", "one_call", "end_to_end"} <= set(written(tmp_path, "sampling_speed"))
+    assert "6 equal images" in printed
+
+
+def test_the_training_step_has_the_losses_and_the_memory_of_the_plain_one_written_down(tmp_path: Path) -> None:
+    options = ("--sizes", "tiny", "--candidates", "eager", "--repetitions", "2", "--device", "cpu")
+    printed = run("training_step.py", *options, "--out", str(tmp_path))
+    plain, ours = written(tmp_path, "training_step")["rows"]
+    assert (plain["candidate"], ours["candidate"]) == ("plain", "eager")
+    assert ours["loss_difference"] < 1e-4
+    assert ours["memory_mib"]["highest"] > 0
+    assert "x plain" in printed
+
+
+def test_every_idea_for_the_training_step_gives_the_same_result_as_the_other_way(tmp_path: Path) -> None:
+    options = ("--size", "tiny", "--no-compile", "--repetitions", "2", "--device", "cpu")
+    run("training_ideas.py", *options, "--out", str(tmp_path))
+    ideas = {row["idea"] for row in written(tmp_path, "training_ideas")["rows"]}
+    assert ideas == {"rotation", "norm", "attention", "modulation", "AdamW", "average"}
+
+
+def test_the_latent_store_gives_what_shards_opened_per_sample_give(tmp_path: Path) -> None:
+    sizes = ("--images", "64", "--images-with-features", "32", "--batch", "8", "--batches", "2")
+    options = (*sizes, "--images-of-sampler", "5000", "--folder", str(tmp_path), "--repetitions", "1")
+    printed = run("latent_store.py", *options, "--device", "cpu", "--out", str(tmp_path))
+    assert printed.count("same latents") == 4
+    found = written(tmp_path, "latent_store")
+    assert {row["state"] for row in found["timings"]} == {"warm", "cold"}
+    assert len(found["memory"]) == 4
+    assert len(found["sampler"]) == 5
+
+
+def test_encoding_at_the_same_time_writes_the_bytes_of_one_thing_after_the_other(tmp_path: Path) -> None:
+    options = ("--images", "2", "--images-imitated", "4", "--batch", "2", "--size", "64", "--repetitions", "1")
+    printed = run("encode_latents.py", *options, "--device", "cpu", "--out", str(tmp_path))
+    assert printed.count("both ways write the same bytes") == 2
+    assert len(written(tmp_path, "encode_latents")["timings"]) == 12

@@ -1,0 +1,445 @@
+"""HDF5 stores: what is written is read back, whole or not at all."""
+
+import errno
+import gc
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sfd_cli.data.moments import ChannelMoments
+from sfd_cli.data.prefetch import prefetched, threaded_map
+from sfd_cli.data.store import Field, Store, StoreWriter, shard_name
+from sfd_cli.errors import StageFailure, UserError
+
+FIELDS = {"texture": Field((2, 3, 4, 4)), "tokens": Field((2, 5, 6))}
+
+
+def arrays_of(count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {name: rng.standard_normal((count, *field.shape)).astype(field.dtype) for name, field in FIELDS.items()}
+
+
+def write_store(folder: Path, arrays: dict[str, np.ndarray], shard_size: int, fingerprint: str = "f") -> StoreWriter:
+    count = len(arrays["texture"])
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = StoreWriter(folder, FIELDS, count, shard_size, fingerprint, {"grid": 4})
+    for shard in range(writer.shard_count):
+        rows = writer.rows(shard)
+        writer.write_shard(shard, {name: array[rows.start : rows.stop] for name, array in arrays.items()})
+    finish(writer)
+    return writer
+
+
+def finish(writer: StoreWriter) -> None:
+    count = writer.count
+    files = [f"ä/{index}.png" for index in range(count)]
+    writer.finish(
+        [index % 2 for index in range(count)], files, range(0, 3 * count, 3), ["ä", "b"], {"mean": np.ones(3)}
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    write_store(tmp_path / "store", arrays_of(23), shard_size=5)
+    return Store(tmp_path / "store")
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), count=st.integers(1, 17), shard_size=st.integers(1, 20))
+def test_any_batch_is_read_back_as_it_was_written(tmp_path_factory, data, count, shard_size):
+    arrays = arrays_of(count)
+    folder = tmp_path_factory.mktemp("store")
+    write_store(folder, arrays, shard_size)
+    store = Store(folder)
+    indices = data.draw(st.lists(st.integers(0, count - 1), max_size=30))
+    flips = data.draw(st.lists(st.integers(0, 1), min_size=len(indices), max_size=len(indices)))
+    for name, array in arrays.items():
+        assert np.array_equal(store.read(name, indices), array[np.array(indices, int)])
+        picked = array[np.array(indices, int), np.array(flips, int)]
+        assert np.array_equal(store.read(name, indices, np.array(flips)), picked)
+
+
+def test_the_index_tells_labels_files_indices_classes_and_statistics(store):
+    assert len(store) == 23
+    assert store.fields == {name: Field(field.shape, "<f2") for name, field in FIELDS.items()}
+    assert store.labels.tolist() == [index % 2 for index in range(23)]
+    assert store.indices.tolist() == list(range(0, 69, 3))
+    assert store.files[22] == "ä/22.png"
+    assert store.classes == ["ä", "b"]
+    assert store.statistics["mean"].tolist() == [1, 1, 1]
+    assert (store.attributes, store.fingerprint) == ({"grid": 4}, "f")
+
+
+def test_plain_h5py_sees_one_data_set_from_anywhere(store, tmp_path, monkeypatch):
+    moved = tmp_path / "moved"
+    store.folder.rename(moved)
+    monkeypatch.chdir("/")
+    with h5py.File(moved / "index.h5") as index:
+        assert np.array_equal(index["texture"][:], arrays_of(23)["texture"])
+        assert index["labels"][:4].tolist() == [0, 1, 0, 1]
+        assert index["files"].asstr()[3] == "ä/3.png"
+
+
+def test_a_batch_can_fill_an_array_of_the_callers(store):
+    out = np.empty((3, 5, 6), np.float16)
+    assert store.read("tokens", [1, 9, 4], [0, 1, 1], out=out) is out
+    assert np.array_equal(out, arrays_of(23)["tokens"][[1, 9, 4], [0, 1, 1]])
+    every_other = np.empty((6, 5, 6), np.float16)[::2]
+    for wrong in (out[:2], out.astype(np.float32), every_other):
+        with pytest.raises(ValueError, match="out has shape"):
+            store.read("tokens", [1, 9, 4], [0, 1, 1], out=wrong)
+
+
+def test_positions_outside_the_store_are_refused(store):
+    for outside in (-1, 23):
+        with pytest.raises(IndexError):
+            store.read("texture", [0, outside])
+    for outside in (-1, 2):
+        with pytest.raises(IndexError):
+            store.read("texture", [0, 1], [0, outside])
+
+
+def test_reading_opens_no_files(store, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("opened a file")
+
+    monkeypatch.setattr(h5py, "File", refuse)
+    monkeypatch.setattr("builtins.open", refuse)
+    assert store.read("texture", [20, 1]).shape == (2, 2, 3, 4, 4)
+
+
+def evict(store: Store) -> None:
+    """Ask for the store's files to leave the page cache."""
+    for path in store.folder.iterdir():
+        file = os.open(path, os.O_RDONLY)
+        os.fsync(file)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(file)
+
+
+def test_what_is_not_in_the_page_cache_is_read_from_the_disk(store):
+    expected, order = arrays_of(23)["tokens"], [22, 0, 9, 9, 14]
+    for _ in range(3):
+        evict(store)
+        assert np.array_equal(store.read("tokens", order), expected[order])
+
+
+@pytest.mark.parametrize("cached", [0, 7, None])
+def test_file_systems_that_cannot_tell_what_is_cached_or_hold_a_part_give_the_same_values(store, monkeypatch, cached):
+    preadv = os.preadv
+
+    def answer(file, buffers, begin, flags=0):
+        if flags and cached is None:
+            raise OSError(errno.EOPNOTSUPP, "no such flag")
+        if flags:
+            return preadv(file, [buffers[0][:cached]], begin) if cached else 0
+        return preadv(file, [buffers[0][:11]], begin)  # a disk may also give less than was asked for
+
+    monkeypatch.setattr(os, "preadv", answer)
+    order, flips = [22, 0, 9, 9, 14], [1, 0, 0, 1, 1]
+    assert np.array_equal(store.read("tokens", order, flips), arrays_of(23)["tokens"][order, flips])
+
+
+def test_a_shard_that_is_cut_short_while_it_is_open_is_named(store):
+    assert store.read("tokens", [12]).any()
+    os.truncate(store.folder / shard_name(2), 10)
+    with pytest.raises(UserError, match=r"shard-00002\.h5 was cut short"):
+        store.read("tokens", [12])
+
+
+def test_memory_does_not_grow_with_what_has_been_read(tmp_path):
+    fields = {"tokens": Field((2, 64, 512))}
+    writer = StoreWriter(tmp_path, fields, 256, 128, "f")
+    for shard in range(2):
+        writer.write_shard(shard, {"tokens": np.ones((128, 2, 64, 512), np.float16)})
+    writer.finish([0] * 256, ["x"] * 256, range(256), ["a"])
+    store, out = Store(tmp_path), np.zeros((8, 64, 512), np.float16)
+    store.read("tokens", range(8), [0] * 8, out=out)
+    before = resident()
+    for start in range(0, 256, 8):
+        for flip in (0, 1):
+            store.read("tokens", range(start, start + 8), [flip] * 8, out=out)
+    assert resident() - before < 2**23, "of a store of 32 MiB"
+
+
+def resident() -> int:
+    """Memory of this process that is in use, bytes, mapped files included."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_store_of_more_shards_than_a_shell_lets_files_be_open_raises_its_own_limit(tmp_path):
+    writer = StoreWriter(tmp_path, FIELDS, 40, 1, "f")
+    for shard in range(40):
+        writer.write_shard(shard, arrays_of(1, seed=shard))
+    finish(writer)
+    script = """
+import resource, sys
+from sfd_cli.data.store import Store
+from sfd_cli.errors import UserError
+resource.setrlimit(resource.RLIMIT_NOFILE, (30, int(sys.argv[2])))
+try:
+    print(Store(sys.argv[1]).read("texture", [39]).shape)
+except UserError as error:
+    print(error)
+"""
+    answers = [
+        subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path), str(hard)], capture_output=True, text=True, check=True
+        ).stdout
+        for hard in (1000, 35)
+    ]
+    assert answers[0] == "(1, 2, 3, 4, 4)\n"
+    assert "more shards than files may be open at once; raise `ulimit -n`" in answers[1]
+
+
+@pytest.mark.parametrize("options", [{"chunks": True}, {"chunks": True, "compression": "gzip"}])
+def test_chunked_and_compressed_shards_are_read_through_hdf5(store, options):
+    arrays = arrays_of(23)
+    with h5py.File(store.folder / shard_name(1), "r+") as file:
+        values = file["texture"][:]
+        del file["texture"]
+        file.create_dataset("texture", data=values, **options)
+    mixed = Store(store.folder)
+    order, flips = [7, 21, 5, 7, 0, 9], [1, 0, 0, 0, 1, 1]
+    assert np.array_equal(mixed.read("texture", order), arrays["texture"][order])
+    assert np.array_equal(mixed.read("texture", order, np.array(flips)), arrays["texture"][order, flips])
+
+
+@pytest.mark.parametrize("dtype", ["float32", ">f2"])
+def test_a_shard_of_another_dtype_is_converted_and_not_read_as_raw_bytes(store, dtype):
+    arrays = arrays_of(23)
+    with h5py.File(store.folder / shard_name(1), "r+") as file:
+        values = file["texture"][:].astype(dtype)
+        del file["texture"]
+        file.create_dataset("texture", data=values)
+    mixed = Store(store.folder)
+    order, flips = [7, 21, 5, 7, 0, 9], [1, 0, 0, 0, 1, 1]
+    assert mixed.read("texture", order).dtype == np.float16
+    assert np.array_equal(mixed.read("texture", order), arrays["texture"][order])
+    assert np.array_equal(mixed.read("texture", order, flips), arrays["texture"][order, flips])
+
+
+def test_a_store_closes_its_files_when_it_is_dropped_and_when_it_cannot_be_opened(store, tmp_path):
+    before = open_files()
+    second = Store(store.folder)
+    assert len(open_files()) == len(before) + 5
+    del second
+    gc.collect()
+    assert open_files() == before
+    os.truncate(store.folder / shard_name(3), 500)
+    with pytest.raises(UserError, match=r"shard-00003\.h5"):
+        Store(store.folder)
+    gc.collect()
+    assert open_files() == before
+
+
+def open_files() -> set[str]:
+    """Descriptors of this process that are open on a store's files."""
+    links = Path("/proc/self/fd").iterdir()
+    return {f"{link.name} {os.readlink(link)}" for link in links if link.exists() and "shard-" in os.readlink(link)}
+
+
+def test_a_store_can_be_shared_with_threads_and_processes(store):
+    expected = arrays_of(23)["texture"]
+    assert np.array_equal(pickle.loads(pickle.dumps(store)).read("texture", [22]), expected[[22]])
+    with ThreadPoolExecutor(4) as pool:
+        for index, batch in enumerate(pool.map(lambda index: store.read("texture", [index % 23]), range(100))):
+            assert np.array_equal(batch[0], expected[index % 23])
+    pipe, other = get_context("fork").Pipe()
+    process = get_context("fork").Process(target=lambda: other.send(store.read("texture", [3, 19])))
+    process.start()
+    assert np.array_equal(pipe.recv(), expected[[3, 19]])
+    process.join()
+
+
+def test_equal_contents_make_equal_bytes(tmp_path):
+    write_store(tmp_path / "one", arrays_of(7), 3)
+    time.sleep(1.1)  # HDF5 can record times in seconds
+    write_store(tmp_path / "two", arrays_of(7), 3)
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+
+
+def test_an_unfinished_store_is_not_opened(tmp_path):
+    writer = StoreWriter(tmp_path, FIELDS, 4, 2, "f")
+    writer.write_shard(0, arrays_of(2))
+    with pytest.raises(UserError, match=r"index\.h5 is missing.*run the stage"):
+        Store(tmp_path)
+    with pytest.raises(StageFailure, match=r"shards \[1\] are missing"):
+        finish(writer)
+
+
+@pytest.mark.parametrize("lost", [1, 1000, 0.5])
+def test_a_truncated_shard_is_named(store, lost):
+    path = store.folder / shard_name(2)
+    size = path.stat().st_size
+    os.truncate(path, size - lost if isinstance(lost, int) else int(size * lost))
+    with pytest.raises(UserError, match=r"shard-00002\.h5 is truncated or damaged"):
+        Store(store.folder)
+
+
+def test_a_missing_shard_is_named(store):
+    (store.folder / shard_name(4)).unlink()
+    with pytest.raises(UserError, match=r"shard-00004\.h5 is missing"):
+        Store(store.folder)
+
+
+def test_a_shard_of_other_settings_is_refused(store, tmp_path):
+    write_store(tmp_path / "other", arrays_of(23, seed=1), 5, fingerprint="g")
+    (tmp_path / "other" / shard_name(3)).replace(store.folder / shard_name(3))
+    with pytest.raises(UserError, match=r"shard-00003\.h5 was made by other settings"):
+        Store(store.folder)
+
+
+def test_a_shard_of_another_length_is_refused(store, tmp_path):
+    write_store(tmp_path / "other", arrays_of(23), 4)
+    (tmp_path / "other" / shard_name(0)).replace(store.folder / shard_name(0))
+    with pytest.raises(UserError, match="has shape"):
+        Store(store.folder)
+
+
+def test_a_damaged_index_is_named(store):
+    os.truncate(store.folder / "index.h5", 100)
+    with pytest.raises(UserError, match=r"index\.h5 is damaged"):
+        Store(store.folder)
+
+
+def test_only_whole_shards_of_these_settings_count_as_finished(store):
+    writer = StoreWriter(store.folder, FIELDS, 23, 5, "f")
+    assert writer.finished_shards() == {0, 1, 2, 3, 4}
+    os.truncate(store.folder / shard_name(1), 500)
+    (store.folder / shard_name(2)).unlink()
+    assert writer.finished_shards() == {0, 3, 4}
+    assert StoreWriter(store.folder, FIELDS, 23, 5, "g").finished_shards() == set()
+    assert StoreWriter(store.folder, FIELDS, 24, 5, "f").finished_shards() == {0, 3}
+
+
+def test_a_shard_that_fails_midway_leaves_nothing_behind(tmp_path):
+    writer = StoreWriter(tmp_path, FIELDS, 4, 4, "f")
+    with pytest.raises(ValueError, match="does not fit"), writer.shard(0) as shard:
+        shard.write(0, arrays_of(5))
+    with pytest.raises(ValueError, match="rows unwritten"), writer.shard(0) as shard:
+        shard.write(0, arrays_of(2))
+    with pytest.raises(ValueError, match="does not fit"), writer.shard(0) as shard:
+        shard.write(3, arrays_of(2))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shard_keeps_small_arrays_beside_the_images(tmp_path):
+    writer = StoreWriter(tmp_path, FIELDS, 2, 2, "f")
+    with writer.shard(0) as shard:
+        shard.write(0, arrays_of(2))
+        shard.keep("moments", np.arange(3.0))
+    assert writer.extra(0, "moments").tolist() == [0, 1, 2]
+
+
+KILLED = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from test_store import *
+writer = StoreWriter(Path({folder!r}), FIELDS, 23, 5, "f", {{"grid": 4}})
+arrays = arrays_of(23)
+for shard in range(writer.shard_count):
+    rows = writer.rows(shard)
+    with writer.shard(shard) as file:
+        for row in rows:
+            if row == 13:
+                print("now", flush=True)
+                time.sleep(60)
+            file.write(row - rows.start, {{name: array[row : row + 1] for name, array in arrays.items()}})
+"""
+
+
+def test_a_writer_killed_inside_a_shard_is_resumed_to_the_same_bytes(tmp_path):
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    script = KILLED.format(tests=str(Path(__file__).parent), folder=str(folder))
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "now\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    arrays = arrays_of(23)
+    writer = StoreWriter(folder, FIELDS, 23, 5, "f", {"grid": 4})
+    assert writer.finished_shards() == {0, 1}
+    assert any(path.name.endswith(".tmp") for path in folder.iterdir())
+    writer.remove_leftovers()
+    for shard in {2, 3, 4}:
+        rows = writer.rows(shard)
+        writer.write_shard(shard, {name: array[rows.start : rows.stop] for name, array in arrays.items()})
+    finish(writer)
+    write_store(tmp_path / "unbroken", arrays, 5)
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "unbroken").iterdir())
+    for name in names:
+        assert (folder / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes(), name
+
+
+@settings(max_examples=60, deadline=None)
+@given(cuts=st.lists(st.integers(1, 39), unique=True), offset=st.sampled_from([0.0, 1e4, -1e6]))
+def test_moments_do_not_depend_on_how_the_images_are_cut(cuts, offset):
+    values = np.random.default_rng(0).standard_normal((40, 2, 3, 2, 2)) + offset
+    parts = np.split(values, sorted(cuts))
+    merged = ChannelMoments.merged(
+        ChannelMoments.from_array(ChannelMoments.of(part, channel_axis=2).to_array()) for part in parts
+    )
+    assert merged.count == 40 * 2 * 4
+    np.testing.assert_allclose(merged.mean, values.mean(axis=(0, 1, 3, 4)), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(merged.std, values.std(axis=(0, 1, 3, 4)), rtol=1e-8)
+
+
+@pytest.mark.parametrize("depth", [1, 3, 50])
+def test_prefetched_items_keep_their_order_and_errors_their_place(depth):
+    def items():
+        yield from range(10)
+        raise RuntimeError("after ten")
+
+    stream = prefetched(items(), depth)
+    assert [next(stream) for _ in range(10)] == list(range(10))
+    with pytest.raises(RuntimeError, match="after ten"):
+        next(stream)
+    assert list(prefetched(range(5), depth)) == [0, 1, 2, 3, 4]
+
+
+def test_leaving_a_prefetched_stream_stops_its_source():
+    made = []
+
+    def items():
+        for number in range(1000):
+            made.append(number)
+            yield number
+
+    stream = prefetched(items(), 2)
+    next(stream)
+    stream.close()
+    count = len(made)
+    time.sleep(0.05)
+    assert len(made) == count <= 4
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_threaded_map_keeps_the_order_and_takes_only_what_it_needs(workers):
+    taken = []
+
+    def numbers():
+        for number in range(10_000):
+            taken.append(number)
+            yield number
+
+    squares = threaded_map(lambda number: number**2, numbers(), workers, ahead=8)
+    assert [next(squares) for _ in range(20)] == [number**2 for number in range(20)]
+    squares.close()
+    assert len(taken) <= 30
+    assert list(threaded_map(str, range(100), workers, ahead=8)) == [str(number) for number in range(100)]

@@ -1,0 +1,151 @@
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sfd_cli.errors import UserError
+from sfd_cli.formats import model_folder as model_files
+from sfd_cli.formats.model_folder import (
+    load_config,
+    load_dit,
+    load_semantic_vae,
+    load_texture_vae,
+    save_model,
+)
+from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
+from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
+from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
+
+DIT = LightningDiTConfig(grid=2, in_channels=4, num_classes=3, semantic_channels=1, width=16, depth=1, heads=2)
+SEMANTIC = SemanticVAEConfig(feature_width=6, channels=2, width=8, depth=1, heads=2)
+TEXTURE = TextureVAEConfig(channels=2, block_channels=(4, 8), attention_levels=(1,), norm_groups=4, space_to_depth=2)
+EXTRA = {"delta_t": 0.3, "classes": ["café", "tea"], "statistics": {"mean": [0.0], "std": [1.0]}}
+
+
+def saved_dit(folder: Path) -> LightningDiT:
+    torch.manual_seed(0)
+    network = LightningDiT(DIT)
+    averaged = {key: tensor + 1 for key, tensor in network.state_dict().items()}
+    save_model(folder, "LightningDiT", DIT, {"model": network.state_dict(), "ema": averaged}, EXTRA)
+    return network
+
+
+def test_a_diffusion_transformer_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    network = saved_dit(tmp_path)
+    for weights, offset in (("model", 0), ("ema", 1)):
+        loaded, extra = load_dit(tmp_path, weights)
+        assert loaded.config == DIT
+        assert extra == EXTRA
+        assert not loaded.training
+        assert not any(parameter.requires_grad for parameter in loaded.parameters())
+        assert all(
+            torch.equal(loaded.state_dict()[key], tensor + offset) for key, tensor in network.state_dict().items()
+        )
+
+
+def test_both_vaes_come_back_as_they_were_saved(tmp_path: Path) -> None:
+    semantic, texture = SemanticVAE(SEMANTIC), TextureVAE(TEXTURE)
+    save_model(tmp_path / "semantic", "SemanticVAE", SEMANTIC, {"model": semantic.state_dict()}, {})
+    save_model(tmp_path / "texture", "TextureVAE", TEXTURE, {"model": texture.state_dict()}, {"psnr": 21.5})
+    loaded_semantic, _ = load_semantic_vae(tmp_path / "semantic")
+    loaded_texture, extra = load_texture_vae(tmp_path / "texture")
+    assert loaded_semantic.config == SEMANTIC
+    assert loaded_texture.config == TEXTURE
+    assert extra == {"psnr": 21.5}
+    tokens, images = torch.randn(1, 4, 6), torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(loaded_semantic.encode(tokens)[0], semantic.encode(tokens)[0])
+        assert torch.equal(loaded_texture.encode(images)[0], texture.eval().encode(images)[0])
+
+
+def test_equal_models_are_equal_files(tmp_path: Path) -> None:
+    saved_dit(tmp_path / "a")
+    saved_dit(tmp_path / "b")
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == ["config.json", "ema.safetensors", "model.safetensors"]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_the_configuration_is_readable_without_this_package(tmp_path: Path) -> None:
+    saved_dit(tmp_path)
+    description = json.loads((tmp_path / "config.json").read_text())
+    assert description == {"type": "LightningDiT", "config": asdict(DIT), **EXTRA}
+    assert load_config(tmp_path) == description
+
+
+def test_a_save_cut_short_leaves_no_model_instead_of_a_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved_dit(tmp_path)
+    real, calls = model_files.save_file, []
+
+    def fails_second_time(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError("disk full")
+        real(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr(model_files, "save_file", fails_second_time)
+    with pytest.raises(OSError, match="disk full"):
+        saved_dit(tmp_path)
+    with pytest.raises(UserError, match="no whole model"):
+        load_dit(tmp_path)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_extra_keys_cannot_overwrite_the_description(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="type"):
+        save_model(tmp_path, "SemanticVAE", SEMANTIC, {}, {"type": "other"})
+
+
+def test_a_missing_model_is_one_clear_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        load_dit(tmp_path / "nowhere")
+    saved_dit(tmp_path)
+    (tmp_path / "ema.safetensors").unlink()
+    with pytest.raises(UserError, match=r"ema\.safetensors does not exist \(weights present: model\)"):
+        load_dit(tmp_path)
+
+
+def test_a_model_of_another_type_is_refused(tmp_path: Path) -> None:
+    saved_dit(tmp_path)
+    with pytest.raises(UserError, match="holds a LightningDiT, but a SemanticVAE is wanted"):
+        load_semantic_vae(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            '{"type": "LightningDiT", "config": {"grid": 2, "size": 3}}',
+            "describe a LightningDiT: in_channels is missing; num_classes is missing; size is unknown$",
+        ),
+        (
+            '{"type": "LightningDiT", "config": {"grid": "2", "in_channels": 4, "num_classes": 3}}',
+            "describe a LightningDiT: one of its values is of the wrong type",
+        ),
+        (
+            '{"type": "LightningDiT", "config": {"grid": 2, "in_channels": 4, "num_classes": 3, "mlp_ratio": "4"}}',
+            "describe a LightningDiT: one of its values will not do",
+        ),
+        ('{"type": "LightningDiT"}', "does not describe a model"),
+        ("[1]", "does not describe a model"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_a_damaged_configuration_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    saved_dit(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=words):
+        load_dit(tmp_path)
+
+
+def test_weights_of_another_architecture_are_refused_by_the_name_of_the_key(tmp_path: Path) -> None:
+    saved_dit(tmp_path)
+    description = load_config(tmp_path)
+    description["config"]["num_classes"] = 7
+    (tmp_path / "config.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match=r"class_embedding\.weight is \(4, 16\) instead of \(8, 16\)"):
+        load_dit(tmp_path)

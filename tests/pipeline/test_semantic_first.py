@@ -1,0 +1,432 @@
+"""`SemanticFirstPipeline`: the same numbers as the stages, saved and loaded without loss, errors in one sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from reference_files import part
+from tiny_project import CLASSES, SEMANTIC, SIDE, TEXTURE, tiny_settings, write_models
+
+from sfd_cli.config import Settings
+from sfd_cli.errors import UserError
+from sfd_cli.formats.convert import semantic_vae_to_reference, texture_vae_to_ldm
+from sfd_cli.formats.model_folder import load_dit, save_model
+from sfd_cli.networks.lightning_dit import LightningDiT
+from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
+from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
+from sfd_cli.pipeline.semantic_first import SemanticFirstPipeline, tf32
+from sfd_cli.stages import sample as stage
+
+CHANNELS = TEXTURE + SEMANTIC
+WIDTH = 192  # of the tokens of vit_tiny
+
+
+def project(root: Path, **sample: Any) -> Settings:
+    encoder = {"name": "vit_tiny_patch16_224", "weights": "random", "image_size": 32}
+    settings = tiny_settings(root, sample=sample, encoder=encoder, semvae={"channels": SEMANTIC})
+    write_models(settings)
+    torch.manual_seed(3)
+    config = SemanticVAEConfig(WIDTH, SEMANTIC, width=16, depth=1, heads=2)
+    save_model(settings.paths.semvae, "SemanticVAE", config, {"model": SemanticVAE(config).state_dict()}, {})
+    network, extra = load_dit(settings.paths.dit)
+    halves = {name: tensor / 2 for name, tensor in network.state_dict().items()}
+    save_model(settings.paths.guide, "LightningDiT", network.config, {"ema": halves}, extra)
+    return settings
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return project(tmp_path, guidance="autoguidance")
+
+
+@pytest.fixture
+def pipeline(settings: Settings) -> SemanticFirstPipeline:
+    return SemanticFirstPipeline.from_settings(settings, encoder=True)
+
+
+@pytest.mark.parametrize("sample", [{}, {"batch_size": 5}, {"solver": "dopri5"}, {"solver": "dopri5", "batch_size": 5}])
+def test_a_call_gives_the_images_of_sfd_sample(
+    settings: Settings, pipeline: SemanticFirstPipeline, sample: dict[str, Any]
+) -> None:
+    chosen = settings.sample.model_copy(update={"num_images": 20, **sample})
+    stage.run(settings.model_copy(update={"sample": chosen}))
+    images = pipeline([index % 3 for index in range(20)], **sample).images
+    written = [np.asarray(Image.open(settings.paths.samples / f"{index:06d}.png")) for index in range(20)]
+    difference = np.abs(np.stack([np.asarray(image) for image in images]).astype(int) - np.stack(written))
+    assert difference.max() <= 1, "but for the rounding of a grey level"
+    assert (difference > 0).mean() < 1e-3
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_latents_are_those_of_sfd_sample_bit_for_bit_under_dopri5(
+    settings: Settings, pipeline: SemanticFirstPipeline, tmp_path: Path, given: bool
+) -> None:
+    """The last group, of 4 images, is filled up in the same way, so every step of the solver is the same."""
+    labels = np.array([2, 0, 0, 1] * 5)
+    noise = np.random.default_rng(0).standard_normal((20, CHANNELS, 2, 2)).astype(np.float32) if given else None
+    files = {"labels": tmp_path / "y.npy"} | ({"noise": tmp_path / "z.npy"} if given else {})
+    for name, path in files.items():
+        np.save(path, {"labels": labels, "noise": noise}[name])
+    chosen = settings.sample.model_copy(update={"solver": "dopri5", "batch_size": 7})
+    stage.run(settings.model_copy(update={"sample": chosen}), latents_out=tmp_path / "x.npy", **files)
+    for batch_size in (1, 64):
+        latents = pipeline.sample_latents(labels, noise=noise, solver="dopri5", batch_size=batch_size)
+        assert np.array_equal(latents.numpy(), np.load(tmp_path / "x.npy"))
+
+
+def save_published(folder: Path) -> dict[str, Any]:
+    """A published-style checkpoint, an LDM autoencoder, and the section `foreign` of their statistics."""
+    torch.save({"ema": part("dit_sfd", "model.")}, folder / "4000000.pt")
+    torch.manual_seed(0)
+    vae = TextureVAE(TextureVAEConfig(8, (32, 32), norm_groups=32))
+    torch.save({"state_dict": texture_vae_to_ldm(vae.config, vae.state_dict())}, folder / "vae.ckpt")
+    for name, channels in (("texture", 8), ("semantic", 4)):
+        shape = (1, channels, 1, 1)
+        torch.save({"mean": torch.full(shape, 0.5), "std": torch.full(shape, 2.0)}, folder / f"{name}.pt")
+    return {f"{name}_statistics": str(folder / f"{name}.pt") for name in ("texture", "semantic")}
+
+
+REFERENCE_SOLVER = {"solver": "euler", "steps": 20, "time_grid": "one-span"}
+
+
+def test_given_noise_and_labels_give_the_references_sample(tmp_path: Path) -> None:
+    """Published files loaded as they are."""
+    given, told = part("dit_sfd", "sample."), save_published(tmp_path)
+    files = (tmp_path / "4000000.pt", tmp_path / "vae.ckpt")
+    pipeline = SemanticFirstPipeline.from_checkpoints(*files, sections={"foreign": told}, device="cpu", seed=3)
+    vae = pipeline.texture_vae
+    latents = pipeline.sample_latents(given["y"], noise=given["noise"], **REFERENCE_SOLVER)
+    torch.testing.assert_close(latents, given["euler21"], atol=1e-4, rtol=0)
+    with torch.no_grad():
+        decoded = (vae.decode(latents[:, :8] * 2 + 0.5).clamp(-1, 1) + 1) * 127.5
+    assert (pipeline.decode(latents).float() - decoded).abs().max() <= 0.51
+
+
+@pytest.mark.parametrize("name", ["sfd", "plain"])
+def test_a_checkpoint_alone_gives_latents(tmp_path: Path, name: str) -> None:
+    """What no tensor tells, and no more, is told; neither texture VAE nor statistics are needed."""
+    given, file = part(f"dit_{name}", "sample."), tmp_path / "dit.pt"
+    torch.save({"ema": part(f"dit_{name}", "model.")}, file)
+    told, delta_t = {"sfd": ({"semantic_channels": 4}, 0.3), "plain": ({"heads": 4}, 0.0)}[name]
+    sections = {"foreign": told}
+    pipeline = SemanticFirstPipeline.from_checkpoints(file, sections=sections, device="cpu", delta_t=delta_t)
+    latents = pipeline(given["y"], noise=given["noise"].numpy(), output="latent", **REFERENCE_SOLVER).images
+    torch.testing.assert_close(latents, given["euler21"], atol=1e-4, rtol=0)
+    for ask in (
+        lambda: pipeline(given["y"]),
+        lambda: pipeline.decode(latents),
+        lambda: pipeline.encode(Image.new("RGB", (8, 8))),
+        lambda: pipeline.image_size,
+    ):
+        with pytest.raises(UserError, match="no texture VAE and no latent statistics"):
+            ask()
+    pipeline.save_pretrained(tmp_path / "saved")
+    loaded = SemanticFirstPipeline.from_pretrained(tmp_path / "saved", device="cpu")
+    assert torch.equal(loaded.sample_latents(given["y"], noise=given["noise"], **REFERENCE_SOLVER), latents)
+
+
+def test_checkpoints_of_the_reference_encode_too(tmp_path: Path) -> None:
+    told = save_published(tmp_path)
+    config = SemanticVAEConfig(WIDTH, 4, width=16, depth=1, heads=2)
+    torch.manual_seed(1)
+    semantic = SemanticVAE(config)
+    torch.save({"model_state_dict": semantic_vae_to_reference(config, semantic.state_dict())}, tmp_path / "semvae.pt")
+    sections = {
+        "foreign": told,
+        "semvae": {"channels": 4, "width": 16, "depth": 1, "heads": 2},
+        "encoder": {"name": "vit_tiny_patch16_224", "weights": "random", "image_size": 64},
+    }
+    files = [tmp_path / name for name in ("4000000.pt", "vae.ckpt")]
+    pipeline = SemanticFirstPipeline.from_checkpoints(
+        *files, semvae=tmp_path / "semvae.pt", sections=sections, device="cpu"
+    )
+    pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    latents = pipeline.encode(pixels)
+    with torch.no_grad():
+        tokens = semantic.eval().encode(pipeline.encoder(pixels.float() / 255)[0])[0]
+        texture = pipeline.texture_vae.encode(pixels / 127.5 - 1)[0]
+    expected = torch.cat([texture, tokens.transpose(1, 2).unflatten(2, (4, 4))], dim=1)
+    torch.testing.assert_close(latents, (expected - 0.5) / 2, atol=1e-5, rtol=1e-5)
+
+    def load(**changes: Any) -> SemanticFirstPipeline:
+        return SemanticFirstPipeline.from_checkpoints(*files, **changes, device="cpu")
+
+    semvae, encoder = {"semvae": tmp_path / "semvae.pt"}, sections["encoder"]
+    for changes, words in (
+        (semvae, "give both or neither"),
+        ({"sections": {"foreign": told, "encoder": encoder}}, "give both or neither"),
+        ({"sections": {"foreign": told, "semvae": {}}}, "give both or neither"),
+        ({"sections": {"images": {"size": 8}}}, "sections: images will not do"),
+        (semvae | {"sections": sections | {"encoder": {"nam": 1}}}, "encoder: nam: no such setting"),
+        (semvae | {"sections": sections | {"encoder": []}}, "encoder: expected settings by their names"),
+        (semvae | {"sections": sections | {"semvae": {"heads": 3}}}, "3 heads do not divide"),
+        (semvae | {"sections": sections | {"semvae": {"depth": 0}}}, "semvae: depth: .*greater than 0"),
+        (
+            semvae | {"sections": sections | {"encoder": encoder | {"image_size": 32}}},
+            "the side of the encoder's grid 2 should be 4",
+        ),
+        ({"sections": {"foreign": {"statistics": 1}}}, "foreign.statistics: no such setting"),
+        ({"num_images": 3}, "a call makes one image for every label"),
+        ({"weights": "model", "sections": {"foreign": told}}, "holds no 'model' weights"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load(**changes)
+
+
+def test_a_saved_pipeline_is_the_same_pipeline(pipeline: SemanticFirstPipeline, tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    pipeline.save_pretrained(folder)
+    assert {path.suffix for path in folder.rglob("*") if path.is_file()} == {".json", ".safetensors"}
+    loaded = SemanticFirstPipeline.from_pretrained(folder, device="cpu")
+    assert loaded.class_names == CLASSES
+    images = [pipe(["squares", 0], seed=5, output="uint8").images for pipe in (pipeline, loaded)]
+    assert torch.equal(*images)
+    pixels = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
+    torch.testing.assert_close(loaded.encode(pixels), pipeline.encode(pixels), atol=1e-6, rtol=0)
+    again = tmp_path / "again"
+    loaded.save_pretrained(again)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (again / path.relative_to(folder)).read_bytes()
+
+
+def test_positions_of_an_imported_transformer_are_saved_too(tmp_path: Path, settings: Settings) -> None:
+    pipeline = SemanticFirstPipeline.from_settings(settings)
+    pipeline.dit.position += 1e-3
+    pipeline.save_pretrained(tmp_path / "saved")
+    loaded = SemanticFirstPipeline.from_pretrained(tmp_path / "saved", device="cpu")
+    assert torch.equal(loaded.dit.position, pipeline.dit.position)
+
+
+def test_images_come_in_the_form_asked_for(pipeline: SemanticFirstPipeline) -> None:
+    picture = pipeline("circles").images[0]
+    assert isinstance(picture, Image.Image)
+    assert picture.size == (SIDE, SIDE)
+    pixels = pipeline(0, output="uint8").images
+    assert (pixels.shape, pixels.dtype) == ((1, 3, SIDE, SIDE), torch.uint8)
+    assert np.array_equal(np.asarray(picture), pixels[0].permute(1, 2, 0).numpy())
+    latents = pipeline(0, output="latent").images
+    assert latents.shape == (1, CHANNELS, 2, 2)
+    assert torch.equal(pipeline.decode(latents), pixels)
+
+
+def test_settings_of_a_call_override_the_pipelines_own(pipeline: SemanticFirstPipeline) -> None:
+    own = pipeline.sample_latents([0, 1])
+    assert torch.equal(own, pipeline.sample_latents([0, 1], guidance="autoguidance", scale=1.5))
+    assert not torch.equal(own, pipeline.sample_latents([0, 1], guidance="cfg"))
+    torch.testing.assert_close(own, pipeline.sample_latents([0, 1], batch_size=1), atol=1e-5, rtol=1e-5)
+
+
+def test_encoding_is_what_the_models_say_normalised(pipeline: SemanticFirstPipeline) -> None:
+    pixels = torch.randint(0, 256, (3, 3, SIDE, SIDE), dtype=torch.uint8)
+    latents = pipeline.encode(pixels)
+    assert latents.shape == (3, CHANNELS, 2, 2)
+    with torch.no_grad():
+        texture = pipeline.texture_vae.encode(pixels / 127.5 - 1)[0]
+        tokens = pipeline.encoder(pixels.float() / 255)[0]
+        semantic = pipeline.semantic.encode(tokens)[0].transpose(1, 2).unflatten(2, (2, 2))
+    expected = (torch.cat([texture, semantic], dim=1) - 0.1) / 0.9
+    torch.testing.assert_close(latents, expected, atol=1e-5, rtol=1e-5)
+    pictures = [Image.fromarray(image) for image in pixels.permute(0, 2, 3, 1).numpy()]
+    assert torch.equal(pipeline.encode(pictures), latents)
+    drawn = pipeline.encode(pixels, seed=1)
+    assert torch.equal(drawn, pipeline.encode(pixels, seed=1))
+    assert not torch.equal(drawn, latents)
+
+
+def test_pictures_of_any_size_and_mode_are_cropped_to_the_pipelines(pipeline: SemanticFirstPipeline) -> None:
+    see_through = Image.new("RGBA", (40, 24), (255, 0, 0, 0))
+    white = Image.new("L", (SIDE, SIDE), 255)
+    torch.testing.assert_close(pipeline.encode(see_through), pipeline.encode([white]))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda pipe: pipe("hexagons"), "labels: no class is called 'hexagons'"),
+        (lambda pipe: pipe(True), "labels: True is no class"),
+        (lambda pipe: pipe([0, 1.0]), "labels: 1.0 is no class"),
+        (lambda pipe: pipe(np.zeros(2)), "labels: 0.0 is no class"),
+        (lambda pipe: pipe([[0]]), r"labels: \[0\] is no class"),
+        (lambda pipe: pipe(None), "labels: None is no class"),
+        (lambda pipe: pipe(2**70), "network knows classes 0 to 2"),
+        (lambda pipe: pipe(7), r"^labels: \[7\] will not do; the network knows classes 0 to 2"),
+        (lambda pipe: pipe([]), "labels: an empty list will not do"),
+        (lambda pipe: pipe(0, noise=torch.zeros(1, 3, 2, 2)), r"^noise has shape \(1, 3, 2, 2\)"),
+        (lambda pipe: pipe(0, noise=np.zeros((1, 3, 2))), r"noise: float64 of shape \(1, 3, 2\) will not do"),
+        (lambda pipe: pipe(0, noise=torch.zeros(1, CHANNELS, 2, 2).long()), "noise: int64 .* expected floats"),
+        (lambda pipe: pipe(0, noise=[0.0]), "noise: list will not do"),
+        (lambda pipe: pipe([0, 1], noise=torch.zeros(1, CHANNELS, 2, 2)), "1 images of noise for 2 labels"),
+        (lambda pipe: pipe(0, noise=torch.full((1, CHANNELS, 2, 2), torch.nan)), "not finite"),
+        (lambda pipe: pipe(0, stepz=3), "stepz: no such setting; did you mean 'steps'"),
+        (lambda pipe: pipe(0, steps=-3), "steps: .*greater than 0"),
+        (lambda pipe: pipe(0, weights="model"), "weights has no use here: they are chosen when models are loaded"),
+        (lambda pipe: pipe(0, compile=True), "compile has no use here"),
+        (lambda pipe: pipe(0, num_images=3), "num_images has no use here: a call makes one image for every label"),
+        (lambda pipe: pipe(0, classes=[1]), "classes has no use here: a call takes classes as its labels"),
+        (lambda pipe: pipe.decode(torch.zeros(1, 3, 2, 2)), r"expected \(n, 7, 2, 2\)"),
+        (lambda pipe: pipe.encode(torch.zeros(1, 3, 8, 8)), "expected uint8 of shape"),
+        (lambda pipe: pipe.encode([]), "images: an empty list"),
+        (lambda pipe: pipe.encode(torch.zeros(0, 3, SIDE, SIDE, dtype=torch.uint8)), "images: an empty list"),
+        (lambda pipe: pipe.encode("cat.png"), "a str is no PIL image"),
+        (lambda pipe: pipe.encode([np.zeros((8, 8, 3), np.uint8)]), "a ndarray is no PIL image"),
+        (lambda pipe: pipe.to("cuda:99"), "cuda:99"),
+        (lambda pipe: SemanticFirstPipeline.from_pretrained("no such thing"), "no folder, and no name of a hub"),
+        (lambda pipe: SemanticFirstPipeline.from_checkpoints("a.pt", "b.ckpt"), "a.pt does not exist"),
+        (lambda pipe: SemanticFirstPipeline.from_checkpoints("a", "b", steps=0), "sampling: steps: .*greater than 0"),
+    ],
+)
+def test_mistakes_are_one_sentence(pipeline: SemanticFirstPipeline, call: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        call(pipeline)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_output_is_refused_before_anything_is_sampled(
+    pipeline: SemanticFirstPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LightningDiT, "forward", None)
+    with pytest.raises(UserError, match="output: 'jpeg' is not known"):
+        pipeline(0, output="jpeg")  # type: ignore[arg-type]
+
+
+def test_labels_and_noise_may_be_arrays_of_numpy_and_torch(pipeline: SemanticFirstPipeline) -> None:
+    noise = torch.randn(2, CHANNELS, 2, 2, dtype=torch.float64)
+    expected = pipeline.sample_latents([2, 0], noise=noise)
+    wholes = np.array([2, 0], np.uint8)
+    for labels in (wholes, list(wholes), torch.tensor([2, 0]), ("triangles", np.int64(0))):
+        assert torch.equal(pipeline.sample_latents(labels, noise=noise.numpy()), expected)
+    assert torch.equal(pipeline.sample_latents(np.int32(2)), pipeline.sample_latents(2))
+    half = noise.bfloat16()
+    assert torch.equal(pipeline.sample_latents([2, 0], noise=half), pipeline.sample_latents([2, 0], noise=half.float()))
+
+
+def test_a_compressor_or_encoder_of_other_latents_is_refused(pipeline: SemanticFirstPipeline) -> None:
+    picture, fitting = Image.new("RGB", (SIDE, SIDE)), pipeline.semantic
+    for config, words in (
+        (SemanticVAEConfig(WIDTH, SEMANTIC + 1, width=16, depth=1, heads=2), "channels 4 should be 3"),
+        (SemanticVAEConfig(WIDTH + 1, SEMANTIC, width=16, depth=1, heads=2), "tokens 192 should be 193"),
+    ):
+        pipeline.semantic = SemanticVAE(config)
+        with pytest.raises(UserError, match=words):
+            pipeline.encode(picture)
+    pipeline.semantic = fitting
+    pipeline.encode(picture)
+
+
+def test_what_was_not_loaded_is_said(tmp_path: Path) -> None:
+    pipeline = SemanticFirstPipeline.from_settings(project(tmp_path))
+    with pytest.raises(UserError, match="'autoguidance' needs a guide"):
+        pipeline(0, guidance="autoguidance")
+    with pytest.raises(UserError, match="no encoder to encode with"):
+        pipeline.encode(Image.new("RGB", (SIDE, SIDE)))
+
+
+def test_saving_never_writes_over_anything(pipeline: SemanticFirstPipeline, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty"):
+        pipeline.save_pretrained(tmp_path / "full")
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("damage", ["no index", "another class", "a model is missing", "a file is cut"])
+def test_a_damaged_pipeline_is_refused(pipeline: SemanticFirstPipeline, tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "saved"
+    pipeline.save_pretrained(folder)
+    index, weights = folder / "model_index.json", folder / "guide" / "ema.safetensors"
+    if damage == "no index":
+        index.unlink()
+    elif damage == "another class":
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": "StableDiffusionPipeline"}))
+    elif damage == "a model is missing":
+        weights.unlink()
+    else:
+        weights.write_bytes(weights.read_bytes()[:-40])
+    with pytest.raises(UserError):
+        SemanticFirstPipeline.from_pretrained(folder)
+
+
+NAME = "vit_tiny_patch16_224"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"components": None}, "components: expected dit and others"),
+        ({"components": "dit"}, "components: expected dit and others"),
+        ({"components": ["guide"]}, "components: expected dit and others"),
+        ({"components": ["dit", "unet"]}, "components: expected dit and others"),
+        ({"components": ["dit", ["guide"]]}, "components: expected dit and others"),
+        ({"components": ["dit", "texture_vae", "guide"]}, "guide is missing"),
+        ({"sample": [1]}, r"sampling: expected settings by their names, found \[1\]"),
+        ({"sample": None}, "sampling: expected settings by their names"),
+        ({"sample": {"stepz": 3}}, "stepz: no such setting"),
+        ({"sample": {"steps": "many"}}, "steps: .*integer"),
+        ({"sample": {"num_images": 3}}, "num_images has no use here"),
+        ({"encoder": None}, "encoder: expected name, image_size, tiles"),
+        ({"encoder": {}}, "encoder: expected name, image_size, tiles"),
+        ({"encoder": {"name": NAME, "image_size": 32, "tiles": 1, "weights": "random"}}, "encoder: expected name"),
+        ({"encoder": {"name": NAME, "image_size": "big", "tiles": 1}}, "encoder: image_size: .*integer"),
+        ({"encoder": {"name": NAME, "image_size": 33, "tiles": 1}}, "encoder.image_size"),
+        ({"encoder": {"name": "dinov2_vits14", "image_size": 28, "tiles": 1}}, "holds the encoder vit_tiny"),
+    ],
+)
+def test_a_damaged_index_is_one_sentence(
+    pipeline: SemanticFirstPipeline, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    folder = tmp_path / "saved"
+    pipeline.save_pretrained(folder)
+    if words == "guide is missing":
+        shutil.rmtree(folder / "guide")
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | changes))
+    with pytest.raises(UserError, match=words) as caught:
+        SemanticFirstPipeline.from_pretrained(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_repository_is_fetched_by_its_name(
+    pipeline: SemanticFirstPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline.save_pretrained(tmp_path / "cached")
+    asked: list[Any] = []
+
+    def snapshot_download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision, allow_patterns))
+        return str(tmp_path / "cached")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    loaded = SemanticFirstPipeline.from_pretrained("somebody/sfd-emoji", revision="v1")
+    assert loaded.class_names == CLASSES
+    assert asked == [("somebody/sfd-emoji", "v1", ["*.json", "*.safetensors"])]
+
+
+def test_a_repository_that_cannot_be_had_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="somebody/nothing is no folder here, and could not be fetched"):
+        SemanticFirstPipeline.from_pretrained("somebody/nothing")
+
+
+def test_moving_the_pipeline_moves_all_of_it(pipeline: SemanticFirstPipeline) -> None:
+    assert pipeline.to("meta") is pipeline
+    parts = [pipeline.dit, pipeline.guide, pipeline.texture_vae, pipeline.semantic, pipeline.encoder]
+    tensors = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
+    assert len(tensors) > 100
+    assert {tensor.device.type for tensor in (*tensors, *pipeline._sampler.statistics)} == {"meta"}
+    assert pipeline.device.type == "meta"
+
+
+def test_the_precision_of_products_is_sfd_samples_while_a_call_runs_on_a_gpu_and_then_the_callers() -> None:
+    before = torch.get_float32_matmul_precision()
+    for device, expected in (("cuda", "high"), ("cpu", before)):
+        with tf32(torch.device(device)):
+            assert torch.get_float32_matmul_precision() == expected
+        assert torch.get_float32_matmul_precision() == before

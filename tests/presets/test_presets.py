@@ -1,0 +1,184 @@
+"""Every system of the paper is a preset whose settings hold and whose networks have the published sizes."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+import yaml
+
+from sfd_cli.config import Settings, load_settings
+from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
+from sfd_cli.networks.texture_vae import TextureVAE
+from sfd_cli.stages import train_texture_vae
+from sfd_cli.weights.registry import REGISTRY
+
+REPOSITORY = Path(__file__).parents[2]
+PRESETS = REPOSITORY / "sfd_cli" / "presets"
+NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+IMAGENET = [name for name in NAMES if name != "demo"]
+# Millions, as published: SFD's README and table 1 (B, L, XL, XXL), DiT's table 1 (XL/2; S is DiT-S/2's 33 M, which
+# SwiGLU and a smaller patch hardly change). SFD's supplement has 682.77 M for XL with the REPA projector of 8.1 M and
+# with the fixed positions counted, so the published sizes are without it.
+PUBLISHED = {
+    "imagenet256-s": 33,
+    "imagenet256-b": 130,
+    "imagenet256-l": 458,
+    "imagenet256-xl": 675,
+    "imagenet256-1p0b": 1028,
+    "imagenet512-xl": 675,
+    "lightningdit-xl1": 675,
+    "lightningdit-xl1-repa": 675,
+    "dit-xl2": 675,
+    "redi": 675,
+    "redi-sfd": 675,
+    "vavae-sfd": 675,
+}
+
+
+@cache
+def preset(name: str) -> Settings:
+    return load_settings(PRESETS / f"{name}.yaml")
+
+
+@cache
+def systems() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("systems", REPOSITORY / "docs" / "systems.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["systems"] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def texture_vae_parameters(settings: Settings) -> int:
+    with torch.device("meta"):
+        network = TextureVAE(train_texture_vae.architecture(settings.texture_vae))
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_is_valid_and_says_what_it_is_in_its_first_line(name: str) -> None:
+    settings = preset(name)
+    assert not settings.needs_encoder or settings.encoder.grid == settings.grid
+    first, *_ = (PRESETS / f"{name}.yaml").read_text().splitlines()
+    assert first.startswith("# ")
+    assert first.count("(") == first.count(")")
+
+
+@pytest.mark.parametrize(
+    ("name", "grid"), [("imagenet256-xl", 16), ("imagenet512-xl", 32), ("dit-xl2", 32), ("redi", 16), ("demo", 4)]
+)
+def test_presets_have_the_latent_grid_of_their_systems(name: str, grid: int) -> None:
+    assert preset(name).grid == grid
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_an_imagenet_preset_imports_registered_weights_and_asks_for_the_users_images(name: str) -> None:
+    settings = preset(name)
+    assert settings.texture_vae.weights in REGISTRY
+    assert settings.semvae.weights is None or settings.semvae.weights in REGISTRY
+    assert settings.images.folder == Path("/path/to/imagenet/train")
+    assert str(settings.fid.reference) in REGISTRY
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_a_preset_samples_with_the_offset_that_it_trains_with(name: str) -> None:
+    settings = preset(name)
+    assert settings.sample.delta_t == settings.dit.delta_t
+    assert (settings.guide is not None) == (settings.sample.guidance == "autoguidance")
+    if settings.guide is not None:
+        assert settings.guide.delta_t == settings.dit.delta_t
+
+
+def test_the_demo_is_the_committed_params() -> None:
+    assert (PRESETS / "demo.yaml").read_bytes() == (REPOSITORY / "params.yaml").read_bytes()
+
+
+def test_the_guide_trained_by_itself_is_the_guide_of_the_presets() -> None:
+    alone = preset("imagenet256-guide-b")
+    for name in ("imagenet256-xl", "imagenet256-1p0b"):
+        # How long it is trained is published per guided model; a run goes on from 60k to 70k to 120k steps.
+        steps = {"imagenet256-xl": 70_000, "imagenet256-1p0b": 60_000}[name]
+        assert preset(name).guide == alone.dit.model_copy(update={"steps": steps})
+        for section in ("images", "encoder", "features", "semvae", "texture_vae", "latents"):
+            assert getattr(preset(name), section) == getattr(alone, section)
+
+
+def test_presets_of_one_comparison_differ_only_in_what_is_compared() -> None:
+    def differences(one: str, other: str) -> set[str]:
+        texts = [yaml.safe_load((PRESETS / f"{name}.yaml").read_text()) for name in (one, other)]
+        flat = [{(s, k): v for s, keys in text.items() for k, v in (keys or {}).items()} for text in texts]
+        keys = flat[0].keys() | flat[1].keys()
+        return {f"{s}.{k}" for s, k in keys if flat[0].get((s, k)) != flat[1].get((s, k))} - {"report.title"}
+
+    assert differences("redi", "redi-sfd") == {"dit.delta_t", "dit.time_embedding", "sample.delta_t"}
+    assert {key for key in differences("imagenet256-xl", "vavae-sfd") if key[:5] not in {"guide", "sampl"}} == {
+        "texture_vae.weights"
+    }
+    assert differences("imagenet256-l", "imagenet256-b") == {"dit.width", "dit.depth", "dit.heads"}
+    assert {key for key in differences("lightningdit-xl1", "lightningdit-xl1-repa") if key.startswith("dit.")} == {
+        "dit.repa",
+        "dit.repa_depth",
+        "dit.repa_weight",
+    }
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_transformers_have_the_published_sizes(name: str) -> None:
+    settings = preset(name)
+    count = systems().count_parameters(systems().architecture(settings, settings.dit))
+    assert count / 1e6 == pytest.approx(PUBLISHED[name], rel=0.01)
+
+
+def test_guides_are_b_models() -> None:
+    for name in IMAGENET:
+        settings = preset(name)
+        if settings.guide is not None:
+            count = systems().count_parameters(systems().architecture(settings, settings.guide))
+            assert count / 1e6 == pytest.approx(130, rel=0.01)
+
+
+def test_folding_the_latent_is_patching_it() -> None:
+    settings = preset("redi")
+    folded = systems().architecture(settings, settings.dit.model_copy(update={"semantics": False}))
+    patched = systems().architecture(preset("dit-xl2"), preset("dit-xl2").dit)
+    assert (folded.patch_size, folded.in_channels, patched.patch_size, patched.in_channels) == (1, 16, 2, 4)
+    assert systems().count_parameters(folded) == systems().count_parameters(patched)
+    assert systems().flops_per_image(folded) == systems().flops_per_image(patched)
+
+
+def test_the_arithmetic_of_dit_xl2_is_the_published() -> None:
+    """118.6 billion multiply-adds of a forward pass (arXiv 2212.09748, table 1); ours are FLOPs and thrice as many."""
+    flops = systems().flops_per_image(systems().architecture(preset("dit-xl2"), preset("dit-xl2").dit))
+    assert flops / (3 * 2 * 1e9) == pytest.approx(118.6, rel=0.01)
+
+
+@pytest.mark.parametrize(("name", "millions"), [("imagenet256-xl", 69.84), ("vavae-sfd", 69.84), ("dit-xl2", 83.65)])
+def test_the_texture_vaes_have_the_sizes_of_the_published_architectures(name: str, millions: float) -> None:
+    assert texture_vae_parameters(preset(name)) / 1e6 == pytest.approx(millions, rel=0.002)
+
+
+def test_the_semantic_vae_has_the_published_size() -> None:
+    """58 M, half of it encoder (SFD's supplement); its file is three times as large, Adam's two moments included."""
+    section = preset("imagenet256-xl").semvae
+    with torch.device("meta"):
+        model = SemanticVAE(SemanticVAEConfig(768, section.channels, section.width, section.depth, section.heads))
+    encoder = sum(parameter.numel() for parameter in model.encoder.parameters())
+    decoder = sum(parameter.numel() for parameter in model.decoder.parameters())
+    assert (round(encoder / 1e6), round(decoder / 1e6)) == (29, 29)
+    assert 3 * 4 * (encoder + decoder) == pytest.approx(695_233_434, rel=1e-3)
+
+
+def test_the_documented_rows_are_the_computed_ones() -> None:
+    text = (REPOSITORY / "docs" / "systems.md").read_text()
+    for row in systems().rows():
+        assert str(row) in text, f"docs/systems.md is out of date: python docs/systems.py prints {row}"
+    for name in IMAGENET:
+        assert f"| `{name}` |" in text

@@ -1,0 +1,275 @@
+"""`sfd report`: what is on the page, that it needs nothing else, and what it says when things are missing."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_project import CLASSES, SIDE, tiny_settings, write_models, write_training_images
+
+from sfd_cli.artifacts.sampled import Sampled
+from sfd_cli.config import Settings
+from sfd_cli.diffusion.schedule import AsynchronousSchedule
+from sfd_cli.errors import UserError
+from sfd_cli.evaluation.features import Extractor
+from sfd_cli.files import read_json, write_json
+from sfd_cli.pipeline.trajectory import follow_samples, nearest
+from sfd_cli.report.curves import read_curves, smooth
+from sfd_cli.report.pictures import Trajectory, draw_trajectory, pick_progress, principal_colours, shorten
+from sfd_cli.report.tables import facts, setting_tables
+from sfd_cli.stages import fid, report, sample
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A project that has been sampled, scored and reported on."""
+    settings = tiny_settings(tmp_path_factory.mktemp("project"))
+    write_training_images(settings)
+    write_models(settings)
+    sample.run(settings)
+    log = settings.paths.metrics / "dit" / "plots" / "metrics"
+    log.mkdir(parents=True)
+    for name, scale in {"loss": 3.0, "velocity_mse": 1.0, "learning_rate": 1e-4}.items():
+        rows = [f"{step}\t{scale / (1 + step)}\n" for step in range(0, 100, 5)]
+        (log / f"{name}.tsv").write_text("".join([f"step\t{name}\n", *rows]))
+    write_json(
+        settings.paths.metrics / "timings" / "train.json",
+        [{"seconds": 40.0, "resumed": False}, {"seconds": 2.5, "resumed": True}],
+    )
+    weights = torch.randn(3 * SIDE * SIDE, 6, generator=torch.Generator().manual_seed(0)) / 30
+    crude = Extractor("dinov2", 6, torch.device("cpu"), lambda images: images.float().flatten(1) @ weights)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fid, "class_token_extractor", lambda config, device: crude)
+        patch.setattr(fid, "encoder_fingerprint", lambda config: "crude")
+        fid.run(settings)
+    report.run(settings)
+    return settings
+
+
+@pytest.fixture(scope="module")
+def page(finished: Settings) -> str:
+    return (finished.paths.reports / "index.html").read_text(encoding="utf-8")
+
+
+class Elements(HTMLParser):
+    """Collects tags with their attributes, and checks that what opens is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in {"meta", "img", "br", "link"}:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_one_whole_file_that_refers_to_nothing_outside(page: str) -> None:
+    elements = Elements()
+    elements.feed(page)
+    assert elements.open == []
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in elements.found}
+    for _, attributes in elements.found:
+        for name in ("src", "href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:"))
+    assert "url(http" not in page
+    assert sum(tag == "img" for tag, _ in elements.found) == 2
+
+
+def test_every_id_on_the_page_is_there_once(page: str) -> None:
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_the_page_shows_scores_with_their_counts_between_floor_and_ceiling(finished: Settings, page: str) -> None:
+    scores = read_json(finished.paths.metrics / "fid.json")
+    for key in ("fd_dinov2", "fd_dinov2_untrained", "fd_dinov2_halves"):
+        assert f"{scores[key]:.4g}" in page
+    assert "12 samples against 24 reference images" in page
+    assert "12 against 12 images" in page
+    assert f"samples {scores['fd_dinov2_matched']['samples']:.4g}" in page
+    assert "No Inception scores: switched off" in page
+
+
+def test_the_page_shows_losses_timings_and_settings(page: str) -> None:
+    assert "velocity mse" in page
+    assert "learning rate</text>" not in page
+    assert "42.5" in page
+    assert "in 2 runs" in page
+    assert "offset by which semantics lead textures" in page
+
+
+def test_settings_on_the_page_are_those_that_made_the_artifact(finished: Settings) -> None:
+    changed = finished.model_copy(update={"sample": finished.sample.model_copy(update={"steps": 77})})
+    report.run(changed)
+    text = (finished.paths.reports / "index.html").read_text(encoding="utf-8")
+    assert re.search(r"<td><code>steps</code></td><td><code>4</code></td>", text)
+    assert "<code>77</code>" not in text
+
+
+def test_scores_of_other_samples_are_not_passed_off_as_of_these(finished: Settings) -> None:
+    warning = "These scores are of other samples"
+    report.run(finished)
+    page = finished.paths.reports / "index.html"
+    assert warning not in page.read_text(encoding="utf-8")
+    path = finished.paths.metrics / "fid.json"
+    scores = read_json(path)
+    write_json(path, scores | {"used": scores["used"] | {"samples": "elsewhere 0123"}})
+    report.run(finished)
+    assert warning in page.read_text(encoding="utf-8")
+    write_json(path, scores)
+
+
+def test_the_pictures_are_written_beside_the_page_and_repeat_byte_for_byte(finished: Settings) -> None:
+    names = ("samples.png", "trajectory.png")
+    first = [(finished.paths.reports / name).read_bytes() for name in names]
+    report.run(finished)
+    assert [(finished.paths.reports / name).read_bytes() for name in names] == first
+
+
+def test_a_trajectory_ends_in_the_very_images_that_were_sampled(finished: Settings) -> None:
+    samples = Sampled.open(finished.paths.samples)
+    trajectory, schedule = follow_samples(finished, samples, [1, 5])
+    assert trajectory.progress[0] == 0
+    assert trajectory.progress[-1] == schedule.end
+    assert trajectory.captions == [CLASSES[1], CLASSES[2]]
+    for position, index in enumerate((1, 5)):
+        png = np.asarray(Image.open(samples.files[index])).astype(int)
+        assert np.abs(trajectory.textures[-1, position] - png).max() <= 1
+
+
+def test_semantics_move_first_and_textures_last(finished: Settings) -> None:
+    trajectory, schedule = follow_samples(finished, Sampled.open(finished.paths.samples), [0])
+    early = trajectory.progress.index(schedule.delta_t)
+    done = trajectory.progress.index(1.0)
+    assert (trajectory.textures[early] == trajectory.textures[0]).all()
+    assert (trajectory.semantics[early] != trajectory.semantics[0]).any()
+    assert (trajectory.semantics[done] == trajectory.semantics[-1]).all()
+    assert (trajectory.textures[done] != trajectory.textures[-1]).any()
+
+
+def test_a_page_made_too_early_says_what_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = tiny_settings(tmp_path)
+    report.run(settings)
+    text = (settings.paths.reports / "index.html").read_text(encoding="utf-8")
+    assert "run `sfd sample` first" in text
+    assert "run `sfd fid`" in text
+    assert "No training has been logged yet" in text
+    assert "run `sfd fid`" in capsys.readouterr().err
+
+
+def test_names_from_outside_are_escaped(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path, report={"title": "<script>alert(1)</script>"})
+    report.run(settings)
+    text = (settings.paths.reports / "index.html").read_text(encoding="utf-8")
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_a_broken_log_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "plots" / "metrics"
+    folder.mkdir(parents=True)
+    (folder / "loss.tsv").write_text("step\tloss\n1\tnot a number\n")
+    with pytest.raises(UserError, match=r"loss\.tsv is not a log of dvclive"):
+        read_curves(tmp_path)
+
+
+def test_the_grid_takes_classes_evenly_and_sorted() -> None:
+    labels = [index % 3 for index in range(30)]
+    chosen = report.spread_over_classes(labels, 7)
+    assert [labels[index] for index in chosen] == [0, 0, 0, 1, 1, 2, 2]
+    assert len(set(chosen)) == 7
+    assert report.spread_over_classes(list(range(100)), 4) == [0, 25, 50, 75]
+    assert report.spread_over_classes([0, 1], 36) == [0, 1]
+
+
+def test_principal_colours_mean_the_same_at_every_point() -> None:
+    generator = np.random.default_rng(0)
+    final = generator.normal(size=(2, 5, 4, 4))
+    colours = principal_colours(np.stack([generator.normal(size=final.shape), final, final]))
+    assert colours.shape == (3, 2, 4, 4, 3)
+    assert (colours[1] == colours[2]).all()
+    assert colours.min() >= 0
+    assert colours.max() <= 1
+    assert colours[-1].std(axis=(0, 1, 2)).min() > 0.1
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_fewer_than_three_semantic_channels_have_colours_too(channels: int) -> None:
+    latents = np.random.default_rng(0).normal(size=(2, 1, channels, 4, 4))
+    assert principal_colours(latents).shape == (2, 1, 4, 4, 3)
+
+
+def test_the_phases_are_told_as_they_are() -> None:
+    semantics, both, textures = "only the semantic latent moves", "both latents move", "only the texture latent moves"
+    start = "Sampling runs along one progress T"
+    for offset, story in (
+        (0.3, f"{start}: up to T = 0.3 {semantics}, up to T = 1 {both}, up to T = 1.3 {textures}."),
+        (0.0, f"{start}: up to T = 1 {both}."),
+        (1.0, f"{start}: up to T = 1 {semantics}, up to T = 2 {textures}."),
+    ):
+        assert report.tell_phases(AsynchronousSchedule(offset), semantics=True) == story
+    alone = report.tell_phases(AsynchronousSchedule(0.0), semantics=False)
+    assert alone.startswith(start)
+    assert "semantic" not in alone
+
+
+def test_without_semantics_a_trajectory_shows_textures_alone(tmp_path: Path) -> None:
+    heights = {}
+    for channels in (0, 3):
+        semantics = np.random.default_rng(0).normal(size=(2, 1, channels, 4, 4))
+        trajectory = Trajectory([0.0, 1.0], np.zeros((2, 1, 8, 8, 3), np.uint8), semantics, ["a"])
+        draw_trajectory(tmp_path / "trajectory.png", trajectory, AsynchronousSchedule(0.0))
+        heights[channels] = Image.open(tmp_path / "trajectory.png").height
+    assert heights[0] < heights[3]
+
+
+def test_a_system_without_guide_and_semantics_is_described_without_them(tmp_path: Path) -> None:
+    transformer = {"semantics": False, "time_embedding": "single", "delta_t": 0.0, "repa": "none"}
+    settings = tiny_settings(tmp_path, dit=transformer).model_copy(update={"guide": None})
+    write_json(settings.paths.samples / "settings.json", {"settings": {"solver": "dopri5", "guidance": "cfg"}})
+    told = {fact["name"]: fact["note"] for fact in facts(settings, "")}
+    assert told == {"Samples": "dopri5, guidance cfg"}
+    (guide,) = [table for table in setting_tables(settings) if table["name"] == "guide"]
+    assert guide["rows"] == [("guide", "null")]
+    settings.paths.samples.joinpath("settings.json").unlink()
+    report.run(settings)
+    page = (settings.paths.reports / "index.html").read_text(encoding="utf-8")
+    assert "two streams" not in page
+
+
+def test_the_cosine_of_principal_components_is_not_called_a_vaes(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path, semvae={"compressor": "pca"})
+    write_json(settings.paths.metrics / "semvae.json", {"cosine": 0.9})
+    assert [fact["name"] for fact in facts(settings, "")] == ["Principal components"]
+
+
+def test_points_shown_are_ends_of_phases_and_points_inside_whatever_the_offset() -> None:
+    assert pick_progress(AsynchronousSchedule(0.0)) == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    shown = pick_progress(AsynchronousSchedule(0.3))
+    assert {0.0, 0.3, 1.0, 1.3} <= set(shown)
+    assert shown == sorted(shown)
+    assert nearest([0.0, 0.5, 1.0], [0.0, 0.1, 0.6, 1.0]) == [0.0, 0.5, 1.0]
+
+
+def test_a_running_mean_keeps_constants_and_length() -> None:
+    assert smooth(np.full(7, 2.0)) == pytest.approx(np.full(7, 2.0))
+    assert len(smooth(np.arange(100.0))) == 100
+    assert smooth(np.array([1.0])) == pytest.approx([1.0])
+
+
+def test_long_class_names_are_cut_to_fit() -> None:
+    assert shorten("tench, Tinca tinca") == "tench"
+    assert shorten("a_very_long_class_name_indeed") == "a very long class…"

@@ -1,0 +1,168 @@
+"""`sfd extract-features`: tokens of both flips, in the manifest's order, resumed without a trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sfd_cli.config import Settings
+from sfd_cli.data.store import Store
+from sfd_cli.errors import UserError
+from sfd_cli.networks.visual_encoder import VisualEncoder
+from sfd_cli.stages import extract_features, prepare_data
+from sfd_cli.weights import visual_encoders as encoders
+
+COUNT = 11
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with images of two classes, and an encoder small enough for a test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        encoders,
+        "VisualEncoder",
+        lambda name, size, tiles: VisualEncoder(name, size, tiles, embed_dim=48, depth=1, num_heads=3),
+    )
+    generator = np.random.default_rng(0)
+    for index in range(COUNT):
+        file = tmp_path / "mine" / "ab"[index % 2] / f"{index:02d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (40, 32, 3), dtype=np.uint8)).save(file)
+    return tmp_path
+
+
+def settings(**features: Any) -> Settings:
+    return Settings.model_validate(
+        {
+            "runtime": {"device": "cpu"},
+            "images": {"source": "folder", "folder": "mine", "size": 32},
+            "encoder": {"name": "dinov2_vits14", "weights": "random", "image_size": 56},
+            "features": {"batch_size": 2, "shard_size": 4} | features,
+        }
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_the_store_holds_the_encoders_tokens_of_both_flips(workplace: Path) -> None:
+    prepare_data.run(settings())
+    extract_features.run(settings())
+    store = Store(Path("data/features"))
+    assert store.fields["tokens"].shape == (2, 16, 48)
+    assert store.indices.tolist() == list(range(COUNT))
+    assert store.files == [f"a/{i:02d}.png" for i in range(0, COUNT, 2)] + [
+        f"b/{i:02d}.png" for i in range(1, COUNT, 2)
+    ]
+    assert store.labels.tolist() == [0] * 6 + [1] * 5
+    assert store.classes == ["a", "b"]
+    encoder = encoders.load_visual_encoder(settings().encoder)
+    with h5py.File("data/features/index.h5") as plain:
+        stored = plain["tokens"][:]
+    assert stored.dtype == np.float16
+    for position in (0, 3, 10):
+        pixels = np.asarray(Image.open(Path("mine") / store.files[position]))[4:36]
+        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255
+        for flip, seen in enumerate((image, image.flip(-1))):
+            expected = encoder(seen)[0][0].numpy()
+            np.testing.assert_allclose(stored[position, flip], expected, atol=3e-3)
+
+
+def test_a_capped_store_is_spread_evenly_and_says_which_images_it_has(workplace: Path) -> None:
+    prepare_data.run(settings())
+    summary = extract_features.run(settings(max_images=4))
+    store = Store(Path("data/features"))
+    assert store.indices.tolist() == [0, 2, 5, 8]
+    assert store.labels.tolist() == [0, 0, 0, 1]
+    assert summary["images"] == f"4 of {COUNT}"
+    whole = extract_features.run(settings(max_images=1000))
+    assert whole["images"] == f"{COUNT} of {COUNT}"
+
+
+def test_an_interrupted_run_resumes_to_the_same_bytes(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare_data.run(settings())
+    extract_features.run(settings())
+    unbroken = contents(Path("data/features"))
+    Path("data/features").rename("unbroken")
+
+    encode = extract_features.encode_flips
+    calls = []
+
+    def interrupted(encoder: VisualEncoder, images: torch.Tensor) -> np.ndarray:
+        calls.append(len(images))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return encode(encoder, images)
+
+    monkeypatch.setattr(extract_features, "encode_flips", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        extract_features.run(settings())
+    assert calls == [2, 2, 2, 2]
+    assert not Path("data/features/index.h5").exists()
+    Path("data/features/.shard-00001.h5.1.tmp").write_bytes(b"what a killed writer leaves")
+    extract_features.run(settings())
+    assert "going on after 1 of 3 shards" in capsys.readouterr().err
+    assert sum(calls[4:]) == COUNT - 4
+    assert contents(Path("data/features")) == unbroken
+
+
+def test_a_finished_store_is_left_alone_until_what_made_it_changes(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare_data.run(settings())
+    extract_features.run(settings())
+    load = extract_features.load_visual_encoder
+    monkeypatch.setattr(extract_features, "load_visual_encoder", lambda config: pytest.fail("encoded again"))
+    first = contents(Path("data/features"))
+    extract_features.run(settings())
+    extract_features.run(settings(batch_size=5))
+    assert contents(Path("data/features")) == first
+    assert "up to date" in capsys.readouterr().err
+    monkeypatch.setattr(extract_features, "load_visual_encoder", load)
+    extract_features.run(settings(shard_size=6))
+    assert "starting afresh" in capsys.readouterr().err
+    assert len(Store(Path("data/features"))) == COUNT
+
+
+def test_a_shard_that_was_lost_or_damaged_is_written_again(workplace: Path) -> None:
+    prepare_data.run(settings())
+    extract_features.run(settings())
+    before = contents(Path("data/features"))
+    Path("data/features/shard-00000.h5").unlink()
+    truncated = Path("data/features/shard-00002.h5")
+    truncated.write_bytes(truncated.read_bytes()[:5000])
+    extract_features.run(settings())
+    assert contents(Path("data/features")) == before
+
+
+def test_another_batch_size_gives_the_same_tokens_to_float16(workplace: Path) -> None:
+    prepare_data.run(settings())
+    tokens = []
+    for size in (1, 4):
+        extract_features.run(settings(batch_size=size))
+        tokens.append(Store(Path("data/features")).read("tokens", range(COUNT)))
+        Path("data/features").rename(f"features-{size}")
+    np.testing.assert_allclose(tokens[0], tokens[1], rtol=2e-3, atol=1e-3)
+
+
+def test_images_must_be_prepared_first(workplace: Path) -> None:
+    with pytest.raises(UserError, match="sfd prepare-data"):
+        extract_features.run(settings())
+
+
+def test_a_device_that_is_not_here_is_the_users_to_change(workplace: Path) -> None:
+    prepare_data.run(settings())
+    for device, words in (("cuda:99", "is not here"), ("abacus", "is not a device")):
+        elsewhere = settings().model_copy(update={"runtime": settings().runtime.model_copy(update={"device": device})})
+        with pytest.raises(UserError, match=words):
+            extract_features.run(elsewhere)

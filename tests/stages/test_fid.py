@@ -1,0 +1,321 @@
+"""`sfd fid`: which images are scored, against what, and what is said where a number cannot be had."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_project import CLASSES, SIDE, random_images, tiny_settings, write_models, write_training_images
+
+from sfd_cli.config import Settings
+from sfd_cli.errors import StageFailure, UserError
+from sfd_cli.evaluation import features as features_module
+from sfd_cli.evaluation import inception
+from sfd_cli.evaluation.features import Extractor, extract
+from sfd_cli.evaluation.frechet import Moments, frechet_distance
+from sfd_cli.evaluation.images import ImageFiles, image_files, open_npz
+from sfd_cli.files import write_json
+from sfd_cli.stages import fid
+from sfd_cli.weights.registry import REGISTRY
+
+WIDTH = 12
+
+
+def crude(name: str = "dinov2", width: int = WIDTH) -> Extractor:
+    """An extractor cheap enough for tests: fixed random projections of the pixels."""
+    weights = torch.randn(3 * SIDE * SIDE, width, generator=torch.Generator().manual_seed(width)) / 30
+    return Extractor(name, width, torch.device("cpu"), lambda images: (images.float() / 255).flatten(1) @ weights)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """A project with 24 training images, tiny networks and 12 finished samples, scored by a crude extractor."""
+    settings = tiny_settings(tmp_path)
+    write_training_images(settings)
+    write_models(settings)
+    write_samples(settings)
+    monkeypatch.setattr(fid, "class_token_extractor", lambda config, device: crude())
+    monkeypatch.setattr(fid, "encoder_fingerprint", lambda config: "crude")
+    return settings
+
+
+def write_samples(settings: Settings, count: int = 12, complete: bool = True) -> None:
+    folder = settings.paths.samples
+    random_images(folder, [f"{index:06d}.png" for index in range(count)], seed=2, brightness=0.8)
+    write_json(folder / "labels.json", [index % 3 for index in range(count)])
+    record = {"num_images": count, "solver": "euler", "steps": 4, "guidance": "none", "delta_t": 0.3}
+    facts = {"fingerprint": "f" * 64, "complete": complete, "facts": {"class_names": CLASSES}}
+    write_json(folder / "settings.json", {**facts, "settings": record})
+
+
+def crude_features(files: list[Path]) -> torch.Tensor:
+    return torch.cat([crude()(batch) for batch in ImageFiles(files, SIDE).batches(5)])
+
+
+def with_fid(settings: Settings, **section: Any) -> Settings:
+    return settings.model_copy(update={"fid": settings.fid.model_copy(update=section)})
+
+
+def test_the_distance_is_that_of_all_samples_to_all_training_images(settings: Settings) -> None:
+    result = fid.run(settings)
+    moments = []
+    for folder in (settings.paths.samples, settings.paths.images):
+        moments.append(Moments(WIDTH))
+        moments[-1].update(crude_features(image_files(folder)))
+    expected = frechet_distance(moments[0].gaussian(), moments[1].gaussian())
+    assert result["fd_dinov2"] == pytest.approx(expected, rel=1e-6)
+    assert result["counts"]["samples"] == 12
+    assert result["counts"]["fd_dinov2_reference"] == 24
+    assert result["counts"]["kid_dinov2"] == [12, 24]
+    assert {"kid_dinov2", "precision_dinov2", "recall_dinov2"} <= set(result)
+    assert json.loads((settings.paths.metrics / "fid.json").read_text()) == result
+
+
+def test_the_untrained_model_and_the_halves_stand_beside_the_score_with_their_counts(settings: Settings) -> None:
+    result = fid.run(settings)
+    assert result["fd_dinov2_untrained"] > 0
+    assert result["fd_dinov2_halves"] > 0
+    assert result["counts"]["untrained"] == 12
+    assert result["counts"]["fd_dinov2_halves"] == [12, 12]
+
+
+def test_matched_distances_compare_equally_many_images_with_one_half_of_the_data(settings: Settings) -> None:
+    write_samples(settings, count=9)
+    found = fid.run(settings)["fd_dinov2_matched"]
+    assert (found["images"], found["reference_images"]) == (9, 12)
+    assert {"real", "samples", "untrained"} <= set(found)
+
+
+def test_scoring_twice_gives_the_same_bytes(settings: Settings) -> None:
+    fid.run(settings)
+    first = (settings.paths.metrics / "fid.json").read_bytes()
+    fid.run(settings)
+    assert (settings.paths.metrics / "fid.json").read_bytes() == first
+
+
+def test_a_score_that_cannot_be_computed_is_null_with_the_reason(settings: Settings) -> None:
+    result = fid.run(settings)
+    assert result["fid"] is None
+    assert "fid.inception: none" in result["fid_reason"]
+    shutil.rmtree(settings.paths.dit)
+    result = fid.run(settings)
+    assert result["fd_dinov2"] > 0
+    assert result["fd_dinov2_untrained"] is None
+    assert "models" in result["fd_dinov2_untrained_reason"] or "dit" in result["fd_dinov2_untrained_reason"]
+    assert "untrained" not in result["counts"]
+
+
+def test_baselines_can_be_left_out(settings: Settings) -> None:
+    result = fid.run(with_fid(settings, baselines=False))
+    assert result["fd_dinov2"] > 0
+    assert not [key for key in result if "untrained" in key or "halves" in key]
+
+
+def test_inception_that_cannot_be_reached_is_a_reason_and_not_a_failure(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SFD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+
+    def unreachable(*args: Any, **kwargs: Any) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(inception.urllib.request, "urlopen", unreachable)
+    result = fid.run(with_fid(settings, inception="auto"))
+    assert result["fid"] is None
+    assert "no route to host" in result["fid_reason"]
+    assert str(tmp_path / "cache") not in result["fid_reason"]
+    assert result["fd_dinov2"] > 0
+
+
+def test_with_inception_the_same_images_give_fid_kid_precision_and_recall(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    weights = tmp_path / "inception.pth"
+    weights.write_bytes(b"weights")
+    monkeypatch.setattr(fid, "inception_weights", lambda: weights)
+    monkeypatch.setattr(fid, "inception_extractor", lambda path, device: crude("inception", 10))
+    result = fid.run(with_fid(settings, inception="auto"))
+    assert all(isinstance(result[key], float) for key in ("fid", "kid", "precision", "recall", "fid_untrained"))
+    assert result["counts"]["fid_reference"] == 24
+    assert result["used"]["inception"]["file"] == "inception.pth"
+
+
+def test_exactly_the_number_of_samples_asked_for_is_scored_or_none(settings: Settings) -> None:
+    assert fid.run(with_fid(settings, num_images=7))["counts"]["samples"] == 7
+    with pytest.raises(UserError, match="13 samples were asked for, but there are 12"):
+        fid.run(with_fid(settings, num_images=13))
+
+
+def test_unfinished_or_incomplete_samples_are_not_scored(settings: Settings) -> None:
+    (settings.paths.samples / "000004.png").unlink()
+    with pytest.raises(UserError, match=r"000004\.png is missing"):
+        fid.run(settings)
+    write_samples(settings, complete=False)
+    with pytest.raises(UserError, match="unfinished"):
+        fid.run(settings)
+    assert not (settings.paths.metrics / "fid.json").exists()
+
+
+def test_a_damaged_or_odd_sample_is_named(settings: Settings) -> None:
+    path = settings.paths.samples / "000007.png"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"000007\.png cannot be read"):
+        fid.run(settings)
+    Image.new("RGB", (SIDE + 1, SIDE)).save(path)
+    with pytest.raises(UserError, match=r"000007\.png is 17x16 pixels but .*000000\.png is 16x16 pixels"):
+        fid.run(settings)
+
+
+def test_a_folder_that_somebody_else_filled_can_be_scored(settings: Settings, tmp_path: Path) -> None:
+    random_images(tmp_path / "theirs", [f"x/{index}.png" for index in range(10)], seed=5)
+    theirs = settings.model_copy(update={"paths": settings.paths.model_copy(update={"samples": tmp_path / "theirs"})})
+    assert fid.run(theirs)["counts"]["samples"] == 10
+
+
+def test_an_npz_of_images_a_folder_and_the_training_set_are_the_same_reference(
+    settings: Settings, tmp_path: Path
+) -> None:
+    files = image_files(settings.paths.images)
+    stacked = np.stack([np.asarray(Image.open(path)) for path in files])
+    expected = fid.run(settings)["fd_dinov2"]
+    for name, save in (("plain", np.savez), ("compressed", np.savez_compressed)):
+        path = tmp_path / f"{name}.npz"
+        save(path, arr_0=stacked, arr_1=np.zeros(len(stacked)))
+        assert fid.run(with_fid(settings, reference=path))["fd_dinov2"] == pytest.approx(expected, rel=1e-9)
+    from_folder = fid.run(with_fid(settings, reference=settings.paths.images))
+    assert from_folder["fd_dinov2"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_registered_reference_batch_is_taken_by_its_name(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stacked = np.stack([np.asarray(Image.open(path)) for path in image_files(settings.paths.images)])
+    np.savez(tmp_path / "batch.npz", arr_0=stacked)
+    entry = replace(REGISTRY["adm_imagenet256"], file="batch.npz", sha256=None, size=None)
+    monkeypatch.setitem(REGISTRY, "adm_imagenet256", entry)
+    monkeypatch.setenv("SFD_CACHE", str(tmp_path))
+    expected = fid.run(settings)["fd_dinov2"]
+    named = fid.run(with_fid(settings, reference=Path("adm_imagenet256")))
+    assert named["fd_dinov2"] == pytest.approx(expected, rel=1e-9)
+    assert named["used"]["fd_dinov2_reference"] == str(tmp_path / "batch.npz")
+
+
+def test_an_npz_with_both_gives_distances_from_its_statistics_and_the_rest_from_its_images(
+    settings: Settings, tmp_path: Path
+) -> None:
+    stacked = np.stack([np.asarray(Image.open(path)) for path in image_files(settings.paths.images)])
+    path = tmp_path / "both.npz"
+    np.savez(path, arr_0=stacked, mu=np.full(WIDTH, 50.0), sigma=np.eye(WIDTH), count=1000)
+    plain, both = fid.run(settings), fid.run(with_fid(settings, reference=path))
+    assert both["fd_dinov2"] > plain["fd_dinov2"] + 1000
+    assert both["kid_dinov2"] == plain["kid_dinov2"]
+    assert (both["counts"]["fd_dinov2_reference"], both["counts"]["kid_dinov2"]) == (1000, [12, 24])
+
+
+def test_published_statistics_give_the_distance_and_null_for_what_needs_images(
+    settings: Settings, tmp_path: Path
+) -> None:
+    expected = fid.run(settings)["fd_dinov2"]
+    rows = crude_features(image_files(settings.paths.images)).double().numpy()
+    path = tmp_path / "statistics.npz"
+    np.savez(path, mu=rows.mean(0), sigma=np.cov(rows, rowvar=False))
+    result = fid.run(with_fid(settings, reference=path))
+    assert result["fd_dinov2"] == pytest.approx(expected, rel=1e-6)
+    assert result["counts"]["fd_dinov2_reference"] is None
+    for key in ("kid_dinov2", "precision_dinov2", "recall_dinov2", "fd_dinov2_halves"):
+        assert result[key] is None
+        assert result[f"{key}_reason"]
+
+
+def test_statistics_of_other_features_leave_dinov2_the_training_images(settings: Settings, tmp_path: Path) -> None:
+    expected = fid.run(settings)["fd_dinov2"]
+    path = tmp_path / "inception.npz"
+    np.savez(path, mu=np.zeros(10), sigma=np.eye(10), count=50_000)
+    result = fid.run(with_fid(settings, reference=path))
+    assert result["fd_dinov2"] == pytest.approx(expected, rel=1e-9)
+    assert "training images" in result["used"]["fd_dinov2_reference"]
+
+
+def test_a_reference_that_is_none_is_refused_in_one_sentence(settings: Settings, tmp_path: Path) -> None:
+    empty, broken = tmp_path / "empty.npz", tmp_path / "broken.npz"
+    np.savez(empty, labels=np.arange(4))
+    broken.write_bytes(b"PK\x03\x04 not an archive")
+    with pytest.raises(UserError, match=r"neither images .* nor statistics .* it has: labels \(4,\)"):
+        open_npz(empty)
+    with pytest.raises(UserError, match="not a readable npz"):
+        open_npz(broken)
+    with pytest.raises(UserError, match="does not exist"):
+        open_npz(tmp_path / "absent.npz")
+    with pytest.raises(UserError, match="neither a folder of images nor an npz"):
+        fid.run(with_fid(settings, reference=tmp_path / "absent"))
+
+
+def test_an_npz_that_ends_early_gives_no_number(tmp_path: Path) -> None:
+    path = tmp_path / "short.npz"
+    np.savez(path, arr_0=np.zeros((6, 4, 4, 3), np.uint8))
+    with zipfile.ZipFile(path) as archive:
+        content = archive.read("arr_0.npy")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("arr_0.npy", content[:-50])
+    images = open_npz(path).images
+    assert images is not None
+    with pytest.raises(UserError, match="ends after 4 of 6 images"):
+        list(images.batches(4))
+
+
+def test_another_number_of_images_than_expected_gives_no_number() -> None:
+    images = torch.zeros(5, 3, SIDE, SIDE, dtype=torch.uint8)
+    for count in (4, 6):
+        with pytest.raises(StageFailure, match="no score is reported"):
+            extract([images], count, [crude()], seed=0)
+
+
+def test_more_images_than_rows_are_kept_still_count_in_the_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.randint(0, 256, (40, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    everything = extract(images.split(7), 40, [crude()], seed=0)["dinov2"]
+    monkeypatch.setattr(features_module, "ROWS_KEPT", 10)
+    capped = extract(images.split(7), 40, [crude()], seed=0)["dinov2"]
+    assert (len(everything.rows), len(capped.rows), capped.count) == (40, 10, 40)
+    np.testing.assert_allclose(capped.gaussian().covariance, everything.gaussian().covariance)
+
+
+def test_inception_weights_that_hold_more_than_tensors_are_not_unpickled(tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "executed",))
+
+    torch.save({"weights": Payload()}, tmp_path / "inception.pth")
+    with pytest.raises(UserError, match="which is code and not data"):
+        features_module.inception_extractor(tmp_path / "inception.pth", torch.device("cpu"))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_inception_gives_2048_features_of_images_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    # The architecture is torch-fidelity's; only its weights are not to be had here, so random ones do.
+    monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+    torch.save({}, tmp_path / "inception.pth")
+    extractor = features_module.inception_extractor(tmp_path / "inception.pth", torch.device("cpu"))
+    found = extractor(torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8))
+    assert found.shape == (2, extractor.width) == (2, 2048)
+    assert torch.isfinite(found).all()
+
+
+def test_the_real_encoder_gives_its_class_token() -> None:
+    config = tiny_settings(Path()).fid.encoder
+    extractor = features_module.class_token_extractor(config, torch.device("cpu"))
+    images = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
+    found = extractor(images)
+    assert found.shape == (2, 384)
+    assert not torch.allclose(found[0], found[1])

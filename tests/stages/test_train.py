@@ -1,0 +1,453 @@
+"""`sfd train`: the whole objective, artifacts that do not tell how often the run was interrupted, and continuing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusion_reference import load
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from sfd_cli.config import DiT, Settings, load_settings
+from sfd_cli.data.store import Field, Store, StoreWriter
+from sfd_cli.errors import UserError
+from sfd_cli.files import read_json, write_json
+from sfd_cli.formats.convert import dit_to_reference
+from sfd_cli.formats.model_folder import load_dit, save_model
+from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
+from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
+from sfd_cli.stages import train
+from sfd_cli.training.velocity_task import VelocityTask
+
+COUNT, GRID, TEXTURE, SEMANTIC, WIDTH = 20, 2, 3, 2, 6
+CLASSES = ["circles", "squares", "triangles"]
+NETWORK: dict[str, Any] = {
+    "width": 16,
+    "depth": 2,
+    "heads": 2,
+    "repa_width": 8,
+    "steps": 6,
+    "batch_size": 8,
+    "learning_rate": 1e-3,
+    "ema_decay": 0.8,
+    "checkpoint_every": 4,
+    "log_every": 2,
+    "sample_every": 0,
+}
+TERMS = {"mse": "velocity_mse", "cosine": "velocity_cosine", "repa": "repa_cos"}
+PARAMS: dict[str, Any] = {
+    "runtime": {"device": "cpu"},
+    "images": {"size": 16},
+    "encoder": {"name": "dinov2_vits14", "weights": "random", "image_size": 28},
+    "texture_vae": {"channels": TEXTURE, "block_channels": [32, 32, 32, 32]},
+    "dit": NETWORK,
+    "guide": NETWORK | {"width": 8, "depth": 1, "repa": "none", "steps": 3},
+}
+
+
+def project(root: Path) -> None:
+    """Artifacts that `sfd train` reads, random; and params.yaml."""
+    root.mkdir(parents=True)
+    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    write_latents(root / "data" / "latents")
+    torch.manual_seed(0)
+    semantic = SemanticVAEConfig(WIDTH, SEMANTIC, width=8, depth=1, heads=2)
+    save_model(root / "models" / "semvae", "SemanticVAE", semantic, {"model": SemanticVAE(semantic).state_dict()}, {})
+    texture = TextureVAEConfig(TEXTURE, (32, 32, 32, 32))
+    save_model(root / "models" / "texture_vae", "TextureVAE", texture, {"model": TextureVAE(texture).state_dict()}, {})
+
+
+def write_latents(folder: Path, features: bool = True) -> None:
+    fields = {"texture": Field((2, TEXTURE, GRID, GRID)), "semantic": Field((2, SEMANTIC, GRID, GRID))}
+    if features:
+        fields["features"] = Field((2, GRID**2, WIDTH))
+    rng = np.random.default_rng(0)
+    writer = StoreWriter(folder, fields, COUNT, 8, "latents", {"image_size": 16})
+    for shard in range(writer.shard_count):
+        rows = len(writer.rows(shard))
+        writer.write_shard(
+            shard, {name: rng.normal(1, 3, (rows, *f.shape)).astype(np.float16) for name, f in fields.items()}
+        )
+    channels = TEXTURE + SEMANTIC
+    statistics = {"mean": np.full(channels, 1.0), "std": np.full(channels, 3.0)}
+    files = [f"{index}.png" for index in range(COUNT)]
+    writer.finish([index % 3 for index in range(COUNT)], files, range(COUNT), CLASSES, statistics)
+    inputs = {"texture_vae": "t"}
+    write_json(folder / "settings.json", {"fingerprint": "latents", "complete": True, "settings": {}, "inputs": inputs})
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    project(tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "project"
+
+
+def settings_with(**dit: Any) -> Settings:
+    return load_settings(Path("params.yaml"), {"dit": dit})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def logged(name: str = "dit") -> set[str]:
+    return {path.stem for path in Path("metrics", name, "plots", "metrics").glob("*.tsv")}
+
+
+def logged_values(name: str) -> np.ndarray:
+    return np.loadtxt(f"metrics/dit/plots/metrics/{name}.tsv", skiprows=1)
+
+
+def test_a_trained_model_says_all_that_sampling_needs(root: Path) -> None:
+    summary = train.run(settings_with())
+    model, extra = load_dit(Path("models/dit"))
+    assert model.config.in_channels == TEXTURE + SEMANTIC
+    assert model.config.semantic_channels == SEMANTIC
+    assert model.config.num_classes == 3
+    assert extra["statistics"] == {"mean": [1.0] * 5, "std": [3.0] * 5}
+    assert extra["delta_t"] == 0.3
+    assert extra["classes"] == CLASSES
+    assert extra["image_size"] == 16
+    last, _ = load_dit(Path("models/dit"), "model")
+    assert not torch.equal(last.final_linear.weight, model.final_linear.weight)
+    assert logged() >= {"loss", "mse", "cosine", "repa", "gradient_norm", "learning_rate", "images_per_second"}
+    assert summary["steps"] == 6
+    assert np.isfinite(summary["loss"])
+
+
+def test_equal_settings_give_equal_bytes_however_the_run_was_cut(root: Path) -> None:
+    train.run(settings_with())
+    whole = contents(Path("models/dit"))
+    Path("models/dit").rename("whole")
+    for steps in (1, 5, 6):
+        train.run(settings_with(steps=steps))
+    assert contents(Path("models/dit")) == whole
+    assert set(whole) >= {
+        "config.json",
+        "model.safetensors",
+        "ema.safetensors",
+        "checkpoints/step-0000006/optimizer.safetensors",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint_activations", [False, True])
+def test_compiled_training_is_eager_training_and_resumes_exactly(root: Path, checkpoint_activations: bool) -> None:
+    train.run(settings_with(log_every=1))
+    eager = {name: logged_values(name) for name in ("loss", *TERMS, "gradient_norm")}
+    Path("models/dit").rename("eager")
+    compiled: dict[str, Any] = {"compile": True, "log_every": 1, "checkpoint_activations": checkpoint_activations}
+    torch.compiler.reset()
+    counters.clear()
+    train.run(settings_with(**compiled))
+    assert counters["stats"]["unique_graphs"] == 1
+    for name, values in eager.items():
+        np.testing.assert_allclose(logged_values(name), values, rtol=1e-4)
+    whole = contents(Path("models/dit"))
+    Path("models/dit").rename("whole")
+    for steps in (2, 6):
+        train.run(settings_with(steps=steps, **compiled))
+    assert contents(Path("models/dit")) == whole
+
+
+def test_a_finished_run_is_up_to_date_and_more_steps_continue_it(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train.run(settings_with())
+    # How a run is logged and carried out is not what it computes.
+    train.run(settings_with(log_every=3, accumulate=2))
+    assert "up to date" in capsys.readouterr().err
+    fetched: list[np.ndarray] = []
+    original = VelocityTask.fetch
+    monkeypatch.setattr(VelocityTask, "fetch", lambda task, i, f: (fetched.append(i), original(task, i, f))[1])
+    train.run(settings_with(steps=8))
+    assert len(fetched) == 2
+    assert read_json(Path("models/dit/settings.json"))["facts"]["steps"] == 8
+
+
+def test_fewer_steps_than_done_start_afresh_and_keep_the_longer_run(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.run(settings_with(steps=8))
+    longer = Path("models/dit/model.safetensors").read_bytes()
+    assert train.run(settings_with(steps=6))["steps"] == 6
+    assert "at step 8 already, past the 6 asked for" in capsys.readouterr().err
+    (aside,) = Path("models").glob("dit.*")
+    assert (aside / "model.safetensors").read_bytes() == longer
+
+
+def test_a_finished_model_that_lost_a_file_is_made_again_from_its_checkpoint(root: Path) -> None:
+    train.run(settings_with())
+    whole = contents(Path("models/dit"))
+    Path("models/dit/ema.safetensors").unlink()
+    train.run(settings_with())
+    assert contents(Path("models/dit")) == whole
+
+
+def test_other_settings_start_afresh(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train.run(settings_with())
+    train.run(settings_with(learning_rate=1e-2, steps=2))
+    assert "learning_rate 0.001 -> 0.01" in capsys.readouterr().err
+    assert [path.name for path in Path("models/dit/checkpoints").iterdir()] == ["step-0000002"]
+
+
+def test_the_guide_has_its_own_section_and_folders(root: Path) -> None:
+    train.run(settings_with(), "guide")
+    model, _ = load_dit(Path("models/guide"))
+    assert model.config.width == 8
+    assert "repa" not in logged("guide")
+    assert not Path("models/dit").exists()
+
+
+def test_sample_grids_are_drawn_on_the_way_and_at_the_end(root: Path) -> None:
+    train.run(settings_with(steps=3, sample_every=2))
+    folder = Path("metrics/dit/samples")
+    assert sorted(path.name for path in folder.iterdir()) == ["step-0000002.png", "step-0000003.png"]
+    train.run(settings_with(steps=1, seed=1, sample_every=2))
+    assert [path.name for path in folder.iterdir()] == ["step-0000001.png"]
+
+
+@pytest.mark.parametrize(
+    ("change", "terms"),
+    [
+        ({"repa": "decoded", "repa_mode": "cos_mse"}, {"mse", "cosine", "repa"}),
+        ({"repa": "none", "patch_size": 2}, {"mse", "cosine"}),
+        ({"semantics": False, "time_embedding": "single", "delta_t": 0.0}, {"mse", "cosine", "repa"}),
+        ({"rope": False, "qk_norm": False, "swiglu": False, "rms_norm": False}, {"mse", "cosine", "repa"}),
+        ({"precision": "bf16", "checkpoint_activations": True, "accumulate": 2}, {"mse", "cosine", "repa"}),
+    ],
+    ids=["decoded", "patch 2 without repa", "textures only", "classic DiT", "bf16"],
+)
+def test_every_kind_of_model_trains(root: Path, change: dict[str, Any], terms: set[str]) -> None:
+    summary = train.run(settings_with(steps=2, **change))
+    assert np.isfinite(summary["loss"])
+    assert {"mse", "cosine", "repa"} & logged() == terms
+    load_dit(Path("models/dit"))
+
+
+def test_activation_checkpointing_changes_no_weight(root: Path) -> None:
+    train.run(settings_with())
+    Path("models/dit").rename("plain")
+    train.run(settings_with(checkpoint_activations=True))
+    assert contents(Path("plain"))["model.safetensors"] == contents(Path("models/dit"))["model.safetensors"]
+
+
+def test_stored_repa_without_stored_features_is_refused(root: Path) -> None:
+    write_latents(Path("data/latents"), features=False)
+    with pytest.raises(UserError, match="holds no features to compare with"):
+        train.run(settings_with())
+
+
+def test_missing_latents_are_named_with_the_command_that_makes_them(root: Path) -> None:
+    Path("data/latents/settings.json").unlink()
+    with pytest.raises(UserError, match="run that first"):
+        train.run(settings_with())
+
+
+class Recorder(nn.Module):
+    """A network that predicts zero and keeps what it was given."""
+
+    def forward(self, x: Tensor, t_texture: Tensor, t_semantic: Tensor, labels: Tensor, project: bool) -> Tensor:
+        self.seen = (x, t_texture, t_semantic, labels)
+        return torch.zeros_like(x)
+
+
+def test_the_network_sees_normalised_latents_between_noise_and_data_and_the_null_class(root: Path) -> None:
+    store = Store(Path("data/latents"))
+    section = DiT(**NETWORK | {"repa": "none", "label_dropout": 0.5})
+    task, network = VelocityTask(store, section, None, torch.device("cpu")), Recorder()
+    indices, flips = np.arange(COUNT), np.arange(COUNT) % 2
+    batch, draws = task.fetch(indices, flips), task.draw(torch.Generator().manual_seed(0), COUNT)
+    losses = task.losses(network, batch, draws)
+    x, t_texture, t_semantic, labels = network.seen
+    assert 0 < draws["dropped"].sum() < COUNT
+    assert torch.equal(labels, torch.where(draws["dropped"], 3, torch.arange(COUNT) % 3))
+    torch.testing.assert_close(t_texture, (draws["progress"] - 0.3).clamp(min=0))
+    torch.testing.assert_close(t_semantic, draws["progress"].clamp(max=1))
+    raw = np.concatenate([store.read("texture", indices, flips), store.read("semantic", indices, flips)], axis=1)
+    data = (torch.from_numpy(raw).float() - 1) / 3
+    t = torch.stack([t_texture] * TEXTURE + [t_semantic] * SEMANTIC, dim=1)[:, :, None, None]
+    torch.testing.assert_close(x, t * data + (1 - t) * draws["noise"])
+    weight = torch.tensor([1.0] * TEXTURE + [2.0] * SEMANTIC)[:, None, None]
+    torch.testing.assert_close(losses["mse"], (weight * (data - draws["noise"]).square()).mean())
+    torch.testing.assert_close(losses["loss"], losses["mse"] + losses["cosine"])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_batches_for_a_gpu_are_read_into_pinned_memory(root: Path) -> None:
+    store = Store(Path("data/latents"))
+    task = VelocityTask(store, DiT(**NETWORK | {"repa": "none"}), None, torch.device("cuda"))
+    indices, flips = np.arange(COUNT), np.arange(COUNT) % 2
+    for _ in range(3):
+        batch = task.fetch(indices, flips)
+        for name in ("texture", "semantic"):
+            assert batch[name].is_pinned()
+            assert np.array_equal(batch[name].cuda().cpu().numpy(), store.read(name, indices, flips))
+
+
+def reference_objective(**section: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the reference's network loses under the section's settings, and the reference's own terms."""
+    reference = load("sfd")
+    given, config = reference.loss, reference.model.config
+    textures = config.in_channels - config.semantic_channels
+    grid = (config.grid, config.grid)
+    store = SimpleNamespace(
+        fields={
+            "texture": Field((2, textures, *grid)),
+            "semantic": Field((2, config.semantic_channels, *grid)),
+            "features": Field((2, config.grid**2, config.feature_width)),
+        },
+        statistics={"mean": np.zeros(config.in_channels), "std": np.ones(config.in_channels)},
+        classes=range(config.num_classes),
+    )
+    task = VelocityTask(store, DiT(repa="stored", **section), None, torch.device("cpu"))  # type: ignore[arg-type]
+    batch = {
+        "texture": given["data"][:, :textures],
+        "semantic": given["data"][:, textures:],
+        "features": given["repa_features"].flatten(2).transpose(1, 2),
+        "labels": given["y"],
+    }
+    draws = {
+        "progress": given["t"] * reference.schedule.end,
+        "noise": given["noise"],
+        "dropped": torch.zeros(len(given["t"]), dtype=torch.bool),
+    }
+    expected = {name: given[key].mean() for name, key in TERMS.items()}
+    return task.losses(reference.model, batch, draws), expected
+
+
+def test_the_objective_is_the_references_in_all_its_terms() -> None:
+    losses, expected = reference_objective()
+    for name, value in (expected | {"loss": sum(expected.values(), torch.zeros(()))}).items():
+        torch.testing.assert_close(losses[name], value, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("cosine", "repa"), [(0.5, 1.0), (1.0, 0.5), (0.5, 0.25), (0.0, 0.0)])
+def test_the_weights_of_the_terms_enter_the_loss_linearly(cosine: float, repa: float) -> None:
+    losses, expected = reference_objective(cosine_weight=cosine, repa_weight=repa)
+    weighted = expected["mse"] + cosine * expected["cosine"] + repa * expected["repa"]
+    torch.testing.assert_close(losses["loss"], weighted, rtol=0, atol=1e-5)
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value, rtol=0, atol=1e-5)
+
+
+def test_two_processes_and_their_micro_batches_give_the_model_and_the_curves_of_one(root: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "sfd_cli", "train", "--accumulate", "2"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("parameters") == 1
+    # One process goes on where the two stopped.
+    train.run(settings_with(steps=8))
+    several, curve = load_dit(Path("models/dit"))[0].state_dict(), logged_values("loss")
+    for folder in ("models", "metrics"):
+        (Path(folder) / "dit").rename(Path(folder) / "several")
+    train.run(settings_with(steps=6))
+    train.run(settings_with(steps=8))
+    for name, tensor in load_dit(Path("models/dit"))[0].state_dict().items():
+        torch.testing.assert_close(several[name], tensor, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(curve, logged_values("loss"), rtol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_no_step_between_two_readings_waits_for_the_gpu(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings(
+        Path("params.yaml"), {"dit": {"log_every": 100, "checkpoint_every": 100}, "runtime": {"device": "cuda"}}
+    )
+    original, calls = VelocityTask.losses, 0
+
+    def losses(*args: Any) -> dict[str, Tensor]:
+        nonlocal calls
+        calls += 1
+        torch.cuda.set_sync_debug_mode("error" if 2 <= calls < NETWORK["steps"] else "default")
+        return original(*args)
+
+    monkeypatch.setattr(VelocityTask, "losses", losses)
+    assert train.run(settings)["steps"] == calls == NETWORK["steps"]
+
+
+def test_without_a_guide_only_the_record_is_written(root: Path) -> None:
+    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS | {"guide": None}))
+    train.run(settings_with(), which="guide")
+    assert [path.name for path in Path("models/guide").iterdir()] == ["settings.json"]
+    assert Path("metrics/guide").is_dir()
+
+
+def test_repa_may_look_at_semantics_that_are_not_denoised(root: Path) -> None:
+    alone = {"semantics": False, "delta_t": 0.0, "time_embedding": "single", "repa": "decoded"}
+    train.run(settings_with(**alone))
+    model, extra = load_dit(Path("models/dit"))
+    assert (model.config.in_channels, model.config.semantic_channels) == (TEXTURE, 0)
+    assert model.config.feature_width == WIDTH
+    assert len(extra["statistics"]["mean"]) == TEXTURE
+    assert "repa" in logged()
+
+
+@pytest.mark.parametrize("form", ["our folder", "reference checkpoint"])
+def test_training_can_start_from_given_weights(root: Path, form: str) -> None:
+    train.run(settings_with())
+    given = Path("models/dit").rename("given")
+    network, _ = load_dit(given)
+    source = "given"
+    if form == "reference checkpoint":
+        source = "given.pt"
+        torch.save({"ema": dit_to_reference(network.config, network.state_dict())}, source)
+    train.run(settings_with(init=source, steps=1, learning_rate=1e-9, ema_decay=0.0))
+    started, _ = load_dit(Path("models/dit"))
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(started.state_dict()[name], tensor, atol=1e-7, rtol=0)
+    before = contents(Path("models/dit"))
+    moved = str(Path(source).rename(f"moved-{source}"))
+    train.run(settings_with(init=moved, steps=1, learning_rate=1e-9, ema_decay=0.0))
+    assert contents(Path("models/dit")) == before
+    source = moved
+    with pytest.raises(UserError, match=r"dit\.init: moved-given.* another architecture .* depth 2 instead of 1"):
+        train.run(settings_with(init=source, depth=1, repa_depth=1))
+    with pytest.raises(UserError, match=r"dit\.init: nowhere is no file"):
+        train.run(settings_with(init="nowhere"))
+
+
+def test_without_a_guide_there_is_its_record_alone_and_no_curves_of_one_before(root: Path) -> None:
+    settings = settings_with(steps=2)
+    train.run(settings, "guide")
+    without = settings.model_copy(update={"guide": None})
+    for _ in range(2):
+        assert "none" in train.run(without, "guide")["guide"]
+        assert [path.name for path in (root / "models" / "guide").iterdir()] == ["settings.json"]
+        assert [path.name for path in (root / "metrics" / "guide").iterdir()] == ["metrics.json"]
+
+
+def test_without_a_section_a_guide_from_elsewhere_is_left_as_it_is(root: Path) -> None:
+    settings = settings_with(steps=2)
+    train.run(settings, "guide")
+    elsewhere = settings.paths.guide.rename(root / "models" / "my-guide")
+    before = sorted(path.name for path in elsewhere.iterdir())
+    paths = settings.paths.model_copy(update={"guide": elsewhere})
+    train.run(settings.model_copy(update={"guide": None, "paths": paths}), "guide")
+    assert sorted(path.name for path in elsewhere.iterdir()) == before
+
+
+def test_a_mistake_leaves_the_finished_model_where_it_is(root: Path) -> None:
+    train.run(settings_with())
+    before = contents(Path("models"))
+    write_latents(Path("data/latents"), features=False)
+    for mistake, words in (
+        ({"repa": "stored"}, "holds no features"),
+        ({"init": "models/semvae"}, "holds a SemanticVAE"),
+    ):
+        with pytest.raises(UserError, match=words):
+            train.run(settings_with(**{"repa": "none", "seed": 1, **mistake}))
+    assert contents(Path("models")) == before

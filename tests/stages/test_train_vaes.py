@@ -1,0 +1,258 @@
+"""The two VAE trainers: they learn, resume to the same bytes, report on held-out images, and import weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_project import tiny_settings, write_training_images
+
+from sfd_cli.config import Settings
+from sfd_cli.data.store import Field, StoreWriter
+from sfd_cli.data.validation_split import validation_split
+from sfd_cli.errors import UserError
+from sfd_cli.files import write_json
+from sfd_cli.formats.convert import semantic_vae_to_reference
+from sfd_cli.formats.model_folder import load_semantic, load_semantic_vae, load_texture_vae
+from sfd_cli.networks.gaussian import draw, kl_divergence
+from sfd_cli.networks.semantic_pca import SemanticPCA
+from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
+from sfd_cli.networks.texture_vae import TextureVAE
+from sfd_cli.report.curves import read_curves
+from sfd_cli.stages import train_semvae, train_texture_vae
+from sfd_cli.training import fit as loop
+
+REFERENCE = Path(__file__).parents[1] / "reference" / "texture_vae_f16.safetensors"
+
+
+def settings_for(root: Path, **changes: Any) -> Settings:
+    shared: dict[str, Any] = {"batch_size": 8, "checkpoint_every": 5, "log_every": 5, "learning_rate": 3e-3}
+    semvae = {"channels": 3, "width": 16, "depth": 1, "heads": 2, "steps": 60, "warmup_steps": 5, **shared}
+    texture = {"block_channels": [8, 8, 8, 8], "norm_groups": 4, "steps": 40, "warmup_steps": 5, **shared}
+    return tiny_settings(root, semvae={**semvae, **changes}, texture_vae={**texture, **changes})
+
+
+def write_features(settings: Settings, count: int = 40) -> None:
+    """Patch tokens that live in three dimensions, so that three channels can hold them."""
+    generator = np.random.default_rng(0)
+    basis = generator.normal(size=(3, 12))
+    tokens = (generator.normal(size=(count, 2, 4, 3)) @ basis).astype(np.float16)
+    folder = settings.paths.features
+    writer = StoreWriter(folder, {"tokens": Field((2, 4, 12))}, count, 16, "features")
+    for shard in range(writer.shard_count):
+        rows = writer.rows(shard)
+        writer.write_shard(shard, {"tokens": tokens[rows.start : rows.stop]})
+    writer.finish([0] * count, [f"a/{row}.png" for row in range(count)], range(count), ["a"])
+    write_json(folder / "settings.json", {"fingerprint": "features", "complete": True})
+
+
+def write_images(settings: Settings) -> None:
+    write_training_images(settings)
+    write_json(settings.paths.images / "settings.json", {"fingerprint": "images", "complete": True})
+
+
+def test_the_semantic_vae_learns_to_reconstruct_held_out_tokens(tmp_path: Path) -> None:
+    short, long = settings_for(tmp_path / "short", steps=1), settings_for(tmp_path / "long", steps=300)
+    for settings in (short, long):
+        write_features(settings)
+    before, after = train_semvae.run(short), train_semvae.run(long)
+    assert after["images"] == 2
+    assert after["mse"] < 0.3 * before["mse"]
+    assert after["cosine"] > 0.8 > before["cosine"]
+    assert len(after["latent_std"]) == 3
+    assert json.loads((tmp_path / "long" / "metrics" / "semvae.json").read_text())["mse"] == after["mse"]
+
+
+def test_the_semantic_vae_folder_is_self_contained(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, steps=3)
+    write_features(settings)
+    train_semvae.run(settings)
+    model, _ = load_semantic_vae(settings.paths.semvae)
+    assert model.encode(torch.zeros(2, 4, 12))[0].shape == (2, 4, 3)
+    assert sorted(path.name for path in settings.paths.semvae.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "settings.json",
+    ]
+
+
+def test_the_texture_vae_learns_and_shows_it(tmp_path: Path) -> None:
+    short, long = (
+        settings_for(tmp_path / "short", steps=1),
+        settings_for(tmp_path / "long", steps=200, learning_rate=1e-2),
+    )
+    for settings in (short, long):
+        write_images(settings)
+    before, after = train_texture_vae.run(short), train_texture_vae.run(long)
+    assert after["psnr"] > before["psnr"] + 1
+    with Image.open(after["picture"]) as picture:
+        assert picture.height == 2 * 128
+    model, _ = load_texture_vae(long.paths.texture_vae)
+    assert model.latent_channels == 4
+
+
+@pytest.mark.parametrize("stage", ["semvae", "texture_vae"])
+def test_an_interrupted_training_goes_on_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    run = {"semvae": train_semvae.run, "texture_vae": train_texture_vae.run}[stage]
+    weights = []
+    for place in ("unbroken", "broken"):
+        settings = settings_for(tmp_path / place, steps=12)
+        write_features(settings)
+        write_images(settings)
+        if place == "broken":
+            with monkeypatch.context() as patch:
+                patch.setattr(loop.Checkpoints, "save", _save_then_die(loop.Checkpoints.save))
+                with pytest.raises(KeyboardInterrupt):
+                    run(settings)
+            assert not (getattr(settings.paths, stage) / "config.json").exists()
+        run(settings)
+        weights.append(load_file(getattr(settings.paths, stage) / "model.safetensors"))
+    for name, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][name]), name
+
+
+def _save_then_die(save: Any) -> Any:
+    def saved(checkpoints: Any, state: Any) -> None:
+        save(checkpoints, state)
+        raise KeyboardInterrupt
+
+    return saved
+
+
+def test_lost_metrics_are_written_again_without_training(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, steps=3)
+    write_features(settings)
+    first = train_semvae.run(settings)
+    (settings.paths.metrics / "semvae.json").unlink()
+    (settings.paths.features / "index.h5").unlink()  # training again would need it
+    assert train_semvae.run(settings) == first
+    assert (settings.paths.metrics / "semvae.json").exists()
+
+
+def test_published_weights_are_imported_and_scored(tmp_path: Path) -> None:
+    state = {
+        name.removeprefix("state_dict."): tensor
+        for name, tensor in load_file(REFERENCE).items()
+        if name.startswith("state_dict.")
+    }
+    checkpoint = tmp_path / "ldm.ckpt"
+    torch.save({"state_dict": state}, checkpoint)
+    layout = {
+        "channels": 6,
+        "block_channels": [32, 32, 32, 32, 64],
+        "weights": str(checkpoint),
+        "norm_groups": 32,
+        "attention_levels": [4],
+        "layers_per_block": 2,
+    }
+    settings = tiny_settings(
+        tmp_path,
+        texture_vae=layout,
+        images={"size": 32},
+        encoder={"name": "dinov2_vits14", "weights": "random", "image_size": 28},
+    )
+    write_images(settings)
+    scores = train_texture_vae.run(settings)
+    assert np.isfinite(scores["psnr"])
+    model, _ = load_texture_vae(settings.paths.texture_vae)
+    assert isinstance(model, TextureVAE)
+    assert model.downsampling == 16
+    wrong = settings.model_copy(
+        update={"texture_vae": settings.texture_vae.model_copy(update={"channels": 4}), "paths": settings.paths}
+    )
+    with pytest.raises(UserError, match=r"has channels 6, block_channels .* section texture_vae"):
+        train_texture_vae.run(wrong)
+    assert load_texture_vae(settings.paths.texture_vae)[0].config == model.config
+
+
+def test_principal_components_keep_what_varies_and_are_saved_like_a_semantic_vae(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    components = settings.semvae.model_copy(update={"compressor": "pca"})
+    settings = settings.model_copy(update={"semvae": components})
+    write_features(settings)
+    scores = train_semvae.run(settings)
+    assert scores["cosine"] > 0.999  # the tokens live in three dimensions
+    assert "kl" not in scores
+    model, extra = load_semantic(settings.paths.semvae)
+    assert isinstance(model, SemanticPCA)
+    assert extra["held_out"]["mse"] == scores["mse"]
+    assert train_semvae.run(settings) == scores
+    with pytest.raises(UserError, match=r"semvae\.channels: 12 wide tokens have no 13"):
+        train_semvae.run(settings.model_copy(update={"semvae": components.model_copy(update={"channels": 13})}))
+
+
+def test_without_semantics_only_the_record_is_written(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    settings = settings.model_copy(update={"semvae": settings.semvae.model_copy(update={"compressor": "none"})})
+    assert train_semvae.run(settings)["compressor"] == "none"
+    assert [path.name for path in settings.paths.semvae.iterdir()] == ["settings.json"]
+    assert json.loads((settings.paths.metrics / "semvae.json").read_text()) == {"compressor": "none"}
+
+
+def test_what_is_not_trained_has_no_curves_of_what_was(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, steps=10)
+    write_features(settings)
+    train_semvae.run(settings)
+    log = settings.paths.metrics / "semvae"
+    assert read_curves(log)
+    for compressor in ("pca", "none"):
+        section = settings.semvae.model_copy(update={"compressor": compressor})
+        train_semvae.run(settings.model_copy(update={"semvae": section}))
+        assert read_curves(log) == []
+        assert [path.name for path in log.iterdir()] == ["metrics.json"]
+
+
+def test_a_reference_semantic_vae_is_imported_and_scored(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = SemanticVAEConfig(feature_width=12, channels=3, width=16, depth=1, heads=2)
+    weights = SemanticVAE(config).state_dict()
+    checkpoint = tmp_path / "semvae.pt"
+    torch.save({"model_state_dict": semantic_vae_to_reference(config, weights)}, checkpoint)
+    settings = settings_for(tmp_path)
+    imported = settings.semvae.model_copy(update={"weights": str(checkpoint)})
+    settings = settings.model_copy(update={"semvae": imported})
+    write_features(settings)
+    scores = train_semvae.run(settings)
+    assert scores["images"] == 2
+    model, _ = load_semantic_vae(settings.paths.semvae)
+    assert model.config == config
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in weights.items())
+    wider = imported.model_copy(update={"width": 32})
+    before = {path.name: path.read_bytes() for path in settings.paths.semvae.iterdir()}
+    with pytest.raises(UserError, match="Semantic VAE with channels 3, width 16, depth 1 and 2 heads"):
+        train_semvae.run(settings.model_copy(update={"semvae": wider}))
+    assert {path.name: path.read_bytes() for path in settings.paths.semvae.iterdir()} == before
+
+
+def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    write_images(settings)
+    absent = settings.texture_vae.model_copy(update={"weights": str(tmp_path / "absent.ckpt")})
+    with pytest.raises(UserError, match=r"absent\.ckpt is no file"):
+        train_texture_vae.run(settings.model_copy(update={"texture_vae": absent}))
+
+
+def test_held_out_images_are_spread_and_disjoint() -> None:
+    training, held_out = validation_split(100, 0.05)
+    assert held_out.tolist() == [0, 20, 40, 60, 80]
+    assert sorted([*training, *held_out]) == list(range(100))
+    assert [len(part) for part in validation_split(2, 0.01)] == [1, 1]
+    with pytest.raises(ValueError, match="cannot be split"):
+        validation_split(1, 0.5)
+
+
+def test_the_gaussians_kl_is_zero_at_the_prior_and_matches_torch() -> None:
+    mean, logvar = torch.randn(3, 4, 5), torch.randn(3, 4, 5)
+    assert torch.equal(kl_divergence(torch.zeros(2, 3), torch.zeros(2, 3)), torch.zeros(2))
+    posterior = torch.distributions.Normal(mean, torch.exp(0.5 * logvar))
+    expected = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).sum((1, 2))
+    torch.testing.assert_close(kl_divergence(mean, logvar), expected)
+    torch.testing.assert_close(draw(mean, logvar, torch.ones_like(mean)), mean + posterior.stddev)

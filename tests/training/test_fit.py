@@ -1,0 +1,355 @@
+"""The training loop: exact resume, the same result from any split of the work, and bad steps."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sfd_cli.data.order import EpochSampler
+from sfd_cli.errors import StageFailure, UserError
+from sfd_cli.training.checkpoints import Checkpoints
+from sfd_cli.training.fit import LoopResult, LoopSettings, learning_rate, train
+from sfd_cli.training.throughput import Throughput, training_flops
+
+COUNT, BATCH = 37, 8
+SETTINGS = LoopSettings(
+    steps=12,
+    batch_size=BATCH,
+    learning_rate=1e-2,
+    checkpoint_every=5,
+    log_every=3,
+    seed=7,
+    ema_decay=0.9,
+    clip_norm=0.5,
+    warmup_steps=4,
+    weight_decay=0.01,
+)
+
+
+class Regression:
+    """Fit noisy values of fixed random points; `spoil` turns the data of some steps into NaN."""
+
+    def __init__(self, spoil: range = range(0)) -> None:
+        self.points = torch.randn(COUNT, 5, generator=torch.Generator().manual_seed(1))
+        self.spoil = spoil
+        self.fetched = 0
+
+    def fetch(self, indices: np.ndarray, flips: np.ndarray) -> dict[str, Tensor]:
+        points = self.points[torch.from_numpy(indices)] * torch.from_numpy(1 - 2 * flips)[:, None]
+        if self.fetched in self.spoil:
+            points = points * torch.nan
+        self.fetched += 1
+        return {"points": points}
+
+    def draw(self, generator: torch.Generator, count: int) -> dict[str, Tensor]:
+        return {"noise": torch.randn(count, 5, generator=generator, device=generator.device)}
+
+    def losses(self, model: nn.Module, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> dict[str, Tensor]:
+        points = batch["points"]
+        error = (model(points + draws["noise"]).float() - points).square().mean()
+        return {"loss": error + 0.1, "error": error}
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 16), nn.SiLU(), nn.Linear(16, 5))
+
+
+def fit(folder: Path, settings: LoopSettings = SETTINGS, task: Regression | None = None, **extra: Any) -> LoopResult:
+    sampler = EpochSampler(COUNT, settings.batch_size, settings.seed)
+    return train(
+        task or Regression(),
+        network(),
+        sampler,
+        settings,
+        folder / "checkpoints",
+        folder / "log",
+        torch.device("cpu"),
+        "test",
+        **extra,
+    )
+
+
+def assert_same(a: nn.Module | None, b: nn.Module | None, tolerance: float = 0.0) -> None:
+    assert a is not None
+    assert b is not None
+    for name, tensor in a.state_dict().items():
+        torch.testing.assert_close(b.state_dict()[name], tensor, rtol=0, atol=tolerance)
+
+
+def curve(folder: Path, name: str) -> list[tuple[int, float]]:
+    lines = (folder / "log" / "plots" / "metrics" / f"{name}.tsv").read_text().splitlines()[1:]
+    return [(int(line.split("\t")[0]), float(line.split("\t")[1])) for line in lines]
+
+
+class Recorded(Regression):
+    """The same, keeping what was drawn for every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[Tensor] = []
+
+    def draw(self, generator: torch.Generator, count: int) -> dict[str, Tensor]:
+        draws = super().draw(generator, count)
+        self.drawn.append(draws["noise"].clone())
+        return draws
+
+
+def test_six_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
+    settings = replace(
+        SETTINGS,
+        steps=6,
+        log_every=1,
+        beta2=0.9,
+        weight_decay=0.3,
+        warmup_steps=2,
+        decay="cosine",
+        clip_norm=1.1,
+        ema_decay=0.8,
+    )
+    task, model, sampler = Recorded(), network(), EpochSampler(COUNT, BATCH, settings.seed)
+    result = fit(tmp_path, settings, task)
+
+    average = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.9), weight_decay=0.3, foreach=False)
+    falling = [(1 + math.cos(math.pi * part)) / 2 for part in (0.25, 0.5, 0.75)]
+    rates = [1e-2 * factor for factor in (0.5, 1.0, 1.0, *falling)]
+    losses, norms = [], []
+    for step, rate in enumerate(rates):
+        indices, flips = (torch.from_numpy(part) for part in sampler.batch(step))
+        points = task.points[indices] * torch.where(flips == 1, -1, 1)[:, None]
+        loss = nn.functional.mse_loss(model(points + task.drawn[step]), points) + 0.1
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(nn.utils.clip_grad_norm_(model.parameters(), 1.1).item())
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        losses.append(loss.item())
+        average = [0.8 * old + 0.2 * new.detach() for old, new in zip(average, model.parameters(), strict=True)]
+
+    assert min(norms) < 1.1 < max(norms), "clipping must act in some steps and rest in others"
+    assert len({tuple(noise.flatten().tolist()) for noise in task.drawn}) == 6
+    assert_same(model, result.model, 1e-6)
+    assert result.ema is not None
+    for expected, found in zip(average, result.ema.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    for name, values in {"learning_rate": rates, "loss": losses, "gradient_norm": norms}.items():
+        expected_curve = [(step, pytest.approx(value, rel=1e-5)) for step, value in enumerate(values, start=1)]
+        assert curve(tmp_path, name) == expected_curve
+
+
+@pytest.mark.parametrize("cut", [1, 5, 11])
+def test_n_steps_in_one_go_and_in_two_halves_give_the_same_weights(tmp_path: Path, cut: int) -> None:
+    whole = fit(tmp_path / "whole")
+    fit(tmp_path / "halves", replace(SETTINGS, steps=cut))
+    halves = fit(tmp_path / "halves")
+    assert_same(whole.model, halves.model)
+    assert_same(whole.ema, halves.ema)
+    states = [Checkpoints(tmp_path / run / "checkpoints").load(12).optimizer for run in ("whole", "halves")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_training_lowers_the_loss_and_the_average_lags_behind_the_weights(tmp_path: Path) -> None:
+    result = fit(tmp_path, replace(SETTINGS, steps=150, log_every=10, clip_norm=None))
+    losses = [value for _, value in curve(tmp_path, "loss")]
+    assert losses[-1] < 0.8 * losses[0]
+    assert result.ema is not None
+    assert not torch.equal(result.ema[0].weight, result.model[0].weight)
+    assert not any(parameter.requires_grad for parameter in result.ema.parameters())
+
+
+def test_a_finished_run_is_loaded_and_not_trained_on(tmp_path: Path) -> None:
+    first = fit(tmp_path)
+    task = Regression()
+    again = fit(tmp_path, task=task)
+    assert task.fetched == 0
+    assert_same(first.model, again.model)
+    assert_same(first.ema, again.ema)
+
+
+def test_fewer_steps_than_are_done_is_refused(tmp_path: Path) -> None:
+    fit(tmp_path)
+    with pytest.raises(UserError, match="at step 12 already, past the 6"):
+        fit(tmp_path, replace(SETTINGS, steps=6))
+
+
+@pytest.mark.parametrize("accumulate", [2, 8])
+def test_accumulated_micro_batches_equal_one_batch(tmp_path: Path, accumulate: int) -> None:
+    one = fit(tmp_path / "one")
+    several = fit(tmp_path / "several", replace(SETTINGS, accumulate=accumulate))
+    assert_same(one.model, several.model, 1e-6)
+    for a, b in zip(curve(tmp_path / "one", "error"), curve(tmp_path / "several", "error"), strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_a_batch_that_does_not_split_evenly_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="make it a multiple of 3"):
+        fit(tmp_path, replace(SETTINGS, accumulate=3))
+
+
+def test_a_step_with_a_loss_that_is_not_finite_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = replace(SETTINGS, steps=3, checkpoint_every=1, ema_decay=None)
+    spoiled = fit(tmp_path, settings, Regression(spoil=range(2, 3)))
+    store = Checkpoints(tmp_path / "checkpoints")
+    before = store.load(2)
+    for name, tensor in before.model.items():
+        assert torch.equal(spoiled.model.state_dict()[name], tensor)
+    after = store.load(3).optimizer
+    assert all(torch.equal(before.optimizer[name], after[name]) for name in after)
+    assert "skipped 1 of the steps before 3" in capsys.readouterr().err
+
+
+def test_skipped_steps_do_not_enter_the_logged_means(tmp_path: Path) -> None:
+    fit(tmp_path, task=Regression(spoil=range(3, 5)))
+    assert all(np.isfinite(value) for name in ("loss", "gradient_norm") for _, value in curve(tmp_path, name))
+
+
+def test_ten_bad_steps_in_a_row_stop_the_run_and_leave_the_last_good_checkpoint(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=100)
+    with pytest.raises(StageFailure, match=r"10 steps in a row before step 17; the last good .*step-0000015"):
+        fit(tmp_path, replace(settings, log_every=17), Regression(spoil=range(7, 100)))
+    state = Checkpoints(tmp_path / "checkpoints").load(15)
+    assert all(tensor.isfinite().all() for tensor in state.model.values())
+    reached = fit(tmp_path / "good", replace(settings, steps=7, ema_decay=None))
+    for name, tensor in state.model.items():
+        assert torch.equal(reached.model.state_dict()[name], tensor)
+
+
+def test_a_resume_drops_what_was_logged_beyond_its_checkpoint(tmp_path: Path) -> None:
+    class KilledError(Exception):
+        pass
+
+    def kill(step: int, model: nn.Module) -> None:
+        if step == 9:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        fit(tmp_path, on_step=kill)
+    assert [step for step, _ in curve(tmp_path, "loss")] == [3, 5, 6, 9]
+    (tmp_path / "log" / "metrics.json").write_text('{"loss": ')
+    fit(tmp_path)
+    assert [step for step, _ in curve(tmp_path, "loss")] == [3, 5, 6, 9, 10, 12]
+    fit(tmp_path / "whole")
+    assert curve(tmp_path, "loss") == curve(tmp_path / "whole", "loss")
+
+
+def test_every_term_and_the_speed_are_logged(tmp_path: Path) -> None:
+    fit(tmp_path)
+    names = {path.stem for path in (tmp_path / "log" / "plots" / "metrics").glob("*.tsv")}
+    assert names == {"loss", "error", "gradient_norm", "learning_rate", "images_per_second"}
+    assert (tmp_path / "log" / "metrics.json").exists()
+
+
+def test_the_learning_rate_warms_up_and_decays() -> None:
+    constant = replace(SETTINGS, steps=20)
+    rates = [learning_rate(constant, step) / constant.learning_rate for step in range(20)]
+    assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+    assert rates[-1] == 1.0
+    cosine = [learning_rate(replace(constant, decay="cosine"), step) for step in range(20)]
+    assert cosine[4:] == sorted(cosine[4:], reverse=True)
+    assert 0 < cosine[-1] < 0.02 * constant.learning_rate
+
+
+def test_bf16_autocast_trains_float32_weights_on_a_cpu(tmp_path: Path) -> None:
+    exact = fit(tmp_path / "exact")
+    rough = fit(tmp_path / "rough", replace(SETTINGS, precision="bf16"))
+    assert all(parameter.dtype == torch.float32 for parameter in rough.model.parameters())
+    assert not torch.equal(rough.model[0].weight, exact.model[0].weight)
+    assert_same(exact.model, rough.model, 0.02)
+
+
+def test_flops_are_two_per_weight_forward_and_four_backward() -> None:
+    flops = training_flops(lambda model: model(torch.empty(3, 5)), network)
+    assert flops == 6 * 3 * (5 * 16 + 16 * 5)
+
+
+def test_utilisation_is_the_share_of_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    speed = Throughput(flops_per_image=10, peak=200.0)
+    now[0] = 3.0
+    with speed.paused():
+        now[0] = 103.0
+    now[0] = 105.0
+    assert speed.read(50) == {"images_per_second": 10.0, "mfu": 0.5}
+    now[0] = 106.0
+    assert speed.read(50) == {"images_per_second": 50.0, "mfu": 2.5}
+
+
+def test_utilisation_is_left_out_where_the_peak_is_not_known() -> None:
+    assert set(Throughput(10, None).read(1)) == {"images_per_second"}
+
+
+SCRIPT = """
+import sys, time
+from dataclasses import replace
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from test_fit import SETTINGS, fit
+
+folder, steps, pause = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+settings = replace(SETTINGS, steps=steps, checkpoint_every=2, log_every=5)
+fit(folder, settings, on_step=lambda step, model: (print(step, flush=True), time.sleep(pause)))
+"""
+
+
+def start(folder: Path, steps: int, pause: float) -> subprocess.Popen[str]:
+    script = folder.parent / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    root = Path(__file__).parents[2]
+    paths = [str(Path(__file__).parent), str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), str(folder), str(steps), str(pause)]
+    return subprocess.Popen(
+        command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+
+
+def wait_for_step(process: subprocess.Popen[str], step: int) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip() == str(step):
+            return
+    raise AssertionError(f"the run ended with {process.wait()} before step {step}")
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    process = start(folder, 1000, 0.05)
+    wait_for_step(process, 7)
+    process.kill()
+    assert process.wait(20) == -signal.SIGKILL
+    # Of the kept checkpoints the last may be of a step after the seventh: the kill takes a moment.
+    assert Checkpoints(folder / "checkpoints").steps()[-1] >= 6
+    settings = replace(SETTINGS, steps=14, checkpoint_every=2, log_every=5)
+    assert_same(fit(tmp_path / "whole", settings).ema, fit(folder, settings).ema)
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)], ids=["term", "int"]
+)
+def test_a_signal_writes_a_checkpoint_and_ends_the_run(
+    tmp_path: Path, number: signal.Signals, error: type[BaseException]
+) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(error) as raised:
+        fit(tmp_path / "stopped", on_step=lambda step, model: os.kill(os.getpid(), number) if step == 6 else None)
+    if number == signal.SIGTERM:
+        assert raised.value.code == 143  # type: ignore[attr-defined]
+    assert signal.getsignal(number) is before
+    assert Checkpoints(tmp_path / "stopped" / "checkpoints").steps() == [5, 7]
+    assert_same(fit(tmp_path / "whole").ema, fit(tmp_path / "stopped").ema)
