@@ -1,9 +1,29 @@
 """The two ways a command ends badly, so that the shell and a reader can tell them apart."""
 
+from __future__ import annotations
 
-class UserError(Exception):
+
+class SfdError(Exception):
+    """What went wrong, in three parts that code and tests may look at; nobody has to read the sentence.
+
+    Args:
+        subject: what it is about: a setting (`dit.heads`), a flag, a path, a command.
+        problem: what is wrong with it, a clause without a full stop.
+        remedy: what to do about it; may be left out where the problem says it.
+    """
+
+    def __init__(self, subject: object, problem: str = "", remedy: str = "") -> None:
+        super().__init__(str(subject), problem, remedy)
+        self.subject, self.problem, self.remedy = str(subject), problem, remedy
+
+    def __str__(self) -> str:
+        sentence = f"{self.subject}: {self.problem}" if self.problem else self.subject
+        return f"{sentence}; {self.remedy}" if self.remedy else sentence
+
+
+class UserError(SfdError):
     """Something the user can put right: exit code 2, one sentence, no traceback."""
 
 
-class StageFailure(Exception):
+class StageFailure(SfdError):
     """The stage could not do its work although the input was acceptable: exit code 1."""

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from markupsafe import escape
+from model_loading import load_dit
 from pipeline_project import REPOSITORY, artifacts
 from safetensors.torch import save_file
 from tiny_project import random_images
@@ -23,7 +24,7 @@ from sfd_cli.cli import app
 from sfd_cli.config import Settings, load_settings
 from sfd_cli.data.store import Store
 from sfd_cli.formats.convert import texture_vae_to_ldm
-from sfd_cli.formats.model_folder import load_config, load_dit
+from sfd_cli.formats.model_folder import load_config
 from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.presets import list_presets, use_preset
 from sfd_cli.stages import train_texture_vae

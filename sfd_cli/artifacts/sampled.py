@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from PIL import Image
 
-from sfd_cli.artifacts.fingerprints import upstream_fingerprint
+from sfd_cli.artifacts.fingerprints import finished
 from sfd_cli.artifacts.output import SETTINGS
 from sfd_cli.artifacts.sample_files import LABELS, image_path
 from sfd_cli.data.images import DECODE_ERRORS
@@ -52,7 +52,7 @@ class Sampled:
         if not (folder / SETTINGS).exists():
             files = image_files(folder)
             return cls(files, [0] * len(files), _side(files[0]), str(folder), {}, [])
-        fingerprint = upstream_fingerprint(folder, "sfd sample")
+        fingerprint = finished(folder, "sfd sample").fingerprint
         record = read_json(folder / SETTINGS)
         labels = [int(label) for label in read_json(folder / LABELS)]
         files = [image_path(folder, index) for index in range(len(labels))]

@@ -5,9 +5,10 @@ What a file is, is told by the names of its tensors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,19 +79,30 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Hints:
-    """What no tensor tells.
+    """What no tensor of a file tells; None where nothing is known. What a kind of model has no use for is ignored.
 
     Attributes:
         heads: attention heads, of a LightningDiT without q/k norms and of every Semantic VAE.
-        semantic_channels: how many of the last channels are semantic, of a LightningDiT with two times.
-        repa_depth: the block that a REPA projector reads.
+        semantic_channels: how many of the last channels are semantic, of a LightningDiT with two times; None: as the
+            semantic statistics say.
+        repa_depth: the block that a REPA projector reads; None: 2.
         delta_t: the offset a LightningDiT was trained with; None: 0.3 with two times, else 0.
+        texture_statistics: of the texture latents that a LightningDiT was trained on.
+        semantic_statistics: of its semantic latents.
+        tiles: of the encoder whose tokens a Semantic VAE compresses.
+        space_to_depth: how the latent of a texture VAE is folded; None: not.
+        texture_channels: of the transformer that a texture VAE decodes for, which tells the folding better.
     """
 
     heads: int | None = None
     semantic_channels: int | None = None
-    repa_depth: int = 2
+    repa_depth: int | None = None
     delta_t: float | None = None
+    texture_statistics: LatentStatistics | None = None
+    semantic_statistics: LatentStatistics | None = None
+    tiles: int | None = None
+    space_to_depth: int | None = None
+    texture_channels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +136,7 @@ def read_foreign(source: Path, hints: Hints = Hints(), wanted: str | None = None
     source = Path(source)
     if source.is_dir():
         _require_kind("TextureVAE", wanted, source)
-        return _read_folder(source)
+        return _read_folder(source, hints)
     checkpoint = read_weights_file(source)
     with _named(source):
         if "mean" in checkpoint and "std" in checkpoint:
@@ -141,7 +153,7 @@ def read_foreign(source: Path, hints: Hints = Hints(), wanted: str | None = None
             return _read_semantic_vae(checkpoint, first, hints)
         if kind == "TextureVAE":
             vae, weights = texture_vae_from_ldm(first)
-            return Foreign(kind, vae, {"model": weights}, {})
+            return Foreign(kind, replace(vae, space_to_depth=_fold(vae.channels, hints)), {"model": weights}, {})
         if kind == "VisualEncoder":
             encoder, weights = visual_encoder_from_release(first)
             return Foreign(kind, encoder, {"model": weights}, {})
@@ -201,7 +213,7 @@ def export_model(folder: Path, target: Path) -> tuple[str, list[Path]]:
     return str(kind), list(files)
 
 
-def _read_folder(folder: Path) -> Foreign:
+def _read_folder(folder: Path, hints: Hints) -> Foreign:
     description = read_json(folder / CONFIG) if (folder / CONFIG).exists() else None
     if isinstance(description, dict) and isinstance(description.get("type"), str):
         raise UserError(f"{folder} is one of our model folders already ({description['type']}); use it as it is")
@@ -215,7 +227,8 @@ def _read_folder(folder: Path) -> Foreign:
     weights = read_weights_file(folder / DIFFUSERS_WEIGHTS)
     with _named(folder):
         config, converted = texture_vae_from_diffusers(description, weights)
-    return Foreign("TextureVAE", config, {"model": converted}, {})
+    folded = replace(config, space_to_depth=_fold(config.channels, hints))
+    return Foreign("TextureVAE", folded, {"model": converted}, {})
 
 
 def _state_dicts(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
@@ -263,7 +276,7 @@ def _read_dit(state_dicts: Mapping[str, dict[str, Tensor]], hints: Hints) -> For
         if stem in weights:
             continue
         configs[stem], weights[stem] = dit_from_reference(
-            tensors, hints.heads, hints.semantic_channels, hints.repa_depth
+            tensors, hints.heads, _semantic_channels(hints), hints.repa_depth or 2
         )
         tables = dit_tables_from_reference(configs[stem], tensors)
         if tables:
@@ -277,7 +290,28 @@ def _read_dit(state_dicts: Mapping[str, dict[str, Tensor]], hints: Hints) -> For
     delta_t = hints.delta_t if hints.delta_t is not None else (PUBLISHED_DELTA_T if dual else 0.0)
     if not 0 <= delta_t <= 1:
         raise UserError(f"delta_t is {delta_t:g}, but the offset lies between 0 and 1")
-    return Foreign("LightningDiT", config, weights, {"delta_t": delta_t})
+    return Foreign("LightningDiT", config, weights, {"delta_t": delta_t} | _joined_statistics(hints))
+
+
+def _semantic_channels(hints: Hints) -> int | None:
+    if hints.semantic_channels is None and hints.semantic_statistics is not None:
+        return len(hints.semantic_statistics.mean)
+    return hints.semantic_channels
+
+
+def _joined_statistics(hints: Hints) -> dict[str, Any]:
+    """`statistics` of a transformer's `config.json`, textures first; nothing where there are none."""
+    parts = [part for part in (hints.texture_statistics, hints.semantic_statistics) if part is not None]
+    joined = {key: [value for part in parts for value in getattr(part, key)] for key in ("mean", "std")}
+    return {"statistics": joined} if parts else {}
+
+
+def _fold(channels: int, hints: Hints) -> int:
+    """How the latent of a texture VAE with so many channels is folded."""
+    if hints.texture_channels is not None:
+        fold = math.isqrt(hints.texture_channels // channels)
+        return fold if fold * fold * channels == hints.texture_channels else 1
+    return hints.space_to_depth or 1
 
 
 def _read_semantic_vae(checkpoint: Mapping[str, Any], weights: dict[str, Tensor], hints: Hints) -> Foreign:
@@ -290,7 +324,7 @@ def _read_semantic_vae(checkpoint: Mapping[str, Any], weights: dict[str, Tensor]
     for key, expected in _semantic_vae_sizes(config).items():
         if checkpoint.get(key, expected) != expected:
             raise UserError(f"{key} is {checkpoint[key]}, but the tensors of the Semantic VAE say {expected}")
-    return Foreign("SemanticVAE", config, {"model": converted}, {})
+    return Foreign("SemanticVAE", replace(config, tiles=hints.tiles or 1), {"model": converted}, {})
 
 
 def _semantic_vae_sizes(config: SemanticVAEConfig) -> dict[str, int]:

@@ -90,37 +90,45 @@ def load_config(folder: Path) -> dict[str, Any]:
     return description
 
 
-def load_dit(folder: Path, weights: str = "ema") -> tuple[LightningDiT, dict[str, Any]]:
-    """The diffusion transformer of a folder and its extra keys (statistics, delta_t, classes ...).
+MODULES: dict[str, tuple[type[nn.Module], type]] = {
+    "LightningDiT": (LightningDiT, LightningDiTConfig),
+    "SemanticVAE": (SemanticVAE, SemanticVAEConfig),
+    "SemanticPCA": (SemanticPCA, SemanticPCAConfig),
+    "TextureVAE": (TextureVAE, TextureVAEConfig),
+}
+"""Networks and their configurations by the `type` in `config.json`."""
 
-    The module is on the CPU, in evaluation mode and frozen; `weights` names the file, "ema" or "model". Positions
-    are the imported checkpoint's own where those were kept beside its weights.
+
+def load_model(folder: Path, weights: str = "model") -> nn.Module:
+    """The network of a model folder, on the CPU, in evaluation mode and frozen.
+
+    Positions are the imported checkpoint's own where those were kept beside its weights.
+
+    Args:
+        folder: the model folder.
+        weights: names the file, e.g. "ema" or "model".
 
     Raises:
-        UserError: something is missing, damaged, or of another type.
+        UserError: something is missing, damaged, or of a type that has no network.
     """
-    network, extra = _load(folder, LightningDiT, LightningDiTConfig, weights)
-    tables = Path(folder) / f"{weights}{TABLES}.safetensors"
+    folder = Path(folder)
+    description = load_config(folder)
+    source = folder / CONFIG
+    if description.get("type") not in MODULES:
+        raise UserError(source, f"describes a {description.get('type')}, which is no network", "check the path")
+    module, config_type = MODULES[description["type"]]
+    network = built(module, configured(config_type, description["config"], str(source)), str(source))
+    path = folder / f"{weights}.safetensors"
+    if not path.exists():
+        present = ", ".join(sorted(file.stem for file in folder.glob("*.safetensors"))) or "none"
+        raise UserError(path, f"does not exist (weights present: {present})", "run the stage that makes it again")
+    tensors = read_safetensors(path)
+    require_fit(network, tensors, str(path))
+    network.load_state_dict(tensors)
+    tables = folder / f"{weights}{TABLES}.safetensors"
     if tables.exists():
         fill_buffers(network, read_safetensors(tables), str(tables))
-    return network, extra
-
-
-def load_semantic_vae(folder: Path) -> tuple[SemanticVAE, dict[str, Any]]:
-    """The Semantic VAE of a folder and its extra keys, as `load_dit` does."""
-    return _load(folder, SemanticVAE, SemanticVAEConfig, "model")
-
-
-def load_semantic(folder: Path) -> tuple[SemanticVAE | SemanticPCA, dict[str, Any]]:
-    """The Semantic VAE or principal components of a folder and its extra keys, as `load_dit` does."""
-    if load_config(folder).get("type") == SemanticPCA.__name__:
-        return _load(folder, SemanticPCA, SemanticPCAConfig, "model")
-    return load_semantic_vae(folder)
-
-
-def load_texture_vae(folder: Path) -> tuple[TextureVAE, dict[str, Any]]:
-    """The texture VAE of a folder and its extra keys, as `load_dit` does."""
-    return _load(folder, TextureVAE, TextureVAEConfig, "model")
+    return network.eval().requires_grad_(False)
 
 
 def unwrap_checkpoint(checkpoint: Mapping[str, Any], wrappers: tuple[str, ...]) -> dict[str, Tensor]:
@@ -219,21 +227,3 @@ def fill_buffers(module: nn.Module, tables: Mapping[str, Tensor], source: str) -
         if name not in buffers or buffers[name].shape != table.shape:
             raise UserError(f"{source} does not fit its weights: {name} {tuple(table.shape)}; import them again")
         buffers[name].copy_(table)
-
-
-def _load(folder: Path, module: type[M], config_type: type, weights: str) -> tuple[M, dict[str, Any]]:
-    folder = Path(folder)
-    description = load_config(folder)
-    found = description.pop("type", None)
-    if found != module.__name__:
-        raise UserError(f"{folder} holds a {found}, but a {module.__name__} is wanted; check the path")
-    source = str(folder / CONFIG)
-    network = built(module, configured(config_type, description.pop("config"), source), source)
-    path = folder / f"{weights}.safetensors"
-    if not path.exists():
-        present = ", ".join(sorted(file.stem for file in folder.glob("*.safetensors"))) or "none"
-        raise UserError(f"{path} does not exist (weights present: {present}); run the stage that makes it again")
-    tensors = read_safetensors(path)
-    require_fit(network, tensors, str(path))
-    network.load_state_dict(tensors)
-    return network.eval().requires_grad_(False), description

@@ -30,7 +30,7 @@ class CompositeEncoder:
         Raises:
             UserError: one is missing, or the texture VAE's grid is not the one that the settings promise.
         """
-        texture_vae = open_texture_vae(settings).to(device)
+        texture_vae = open_texture_vae(settings).load().to(device)
         if settings.images.size != settings.grid * texture_vae.downsampling:
             side = settings.images.size / texture_vae.downsampling
             raise UserError(
@@ -38,7 +38,7 @@ class CompositeEncoder:
                 f" but the settings promise {settings.grid} x {settings.grid};"
                 " run `sfd train-texture-vae` again, or change images.size or encoder.image_size"
             )
-        semantic = None if settings.semvae.compressor == "none" else open_semantic(settings).to(device)
+        semantic = None if settings.semvae.compressor == "none" else open_semantic(settings).load().to(device)
         return cls(texture_vae, semantic)
 
     @property

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfd_cli.artifacts.fingerprints import upstream_fingerprint
+from sfd_cli.artifacts.fingerprints import finished
 from sfd_cli.artifacts.output import SETTINGS
 from sfd_cli.config import Settings
 from sfd_cli.data.images import ImageManifest, ImageReader
@@ -160,7 +160,7 @@ def open_features(settings: Settings, inputs: dict[str, str]) -> Store | None:
     if not (folder / INDEX).exists():
         say(f"{folder} holds no features; the encoder runs on every image")
         return None
-    upstream_fingerprint(folder, "sfd extract-features")
+    finished(folder, "sfd extract-features")
     made_of = read_json(folder / SETTINGS)
     same_size = made_of["settings"].get("image_size") == settings.images.size
     if not same_size or any(made_of["inputs"].get(name) != value for name, value in inputs.items()):

@@ -43,7 +43,7 @@ class SampleGrids:
     ) -> None:
         self._section, self._folder = section, folder
         self._sample = Sample(delta_t=section.delta_t, steps=GRID_STEPS, guidance="none")
-        self._texture_vae = open_texture_vae(settings, config.in_channels - config.semantic_channels).to(device)
+        self._texture_vae = open_texture_vae(settings, config.in_channels - config.semantic_channels).load().to(device)
         mean, std = (torch.tensor(task.statistics[name], device=device)[:, None, None] for name in ("mean", "std"))
         self._statistics = (mean, std)
         indices = range(GRID_IMAGES)

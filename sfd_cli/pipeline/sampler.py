@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfd_cli.artifacts.fingerprints import texture_vae_fingerprint
 from sfd_cli.config import Sample, Settings
 from sfd_cli.diffusion.guidance import AutoGuidance, ClassifierFreeGuidance, GuidanceScale, VelocityField
 from sfd_cli.diffusion.schedule import AsynchronousSchedule
@@ -52,10 +51,12 @@ class Flow:
             UserError: one is missing or damaged, or they and the settings do not fit together.
         """
         paths = settings.paths
-        dit, about = open_dit(settings)
+        opened = open_dit(settings)
+        dit, about = opened.load(), opened.facts
         guide = None
         if settings.sample.guidance == "autoguidance":
-            guide, of_guide = open_dit(settings, "guide")
+            weaker = open_dit(settings, "guide")
+            guide, of_guide = weaker.load(), weaker.facts
             both = [part["statistics"] for part in (about, of_guide) if part.get("statistics") is not None]
             if len(both) == 2 and both[0] != both[1]:
                 raise UserError(f"{paths.guide} was trained on other latents than {paths.dit}; train it again")
@@ -151,9 +152,9 @@ class Sampler:
         """
         paths, flow = settings.paths, Flow.load(settings, device)
         config = flow.dit.config
-        texture_vae = open_texture_vae(settings, config.in_channels - config.semantic_channels)
-        made_for, fold = flow.about.get("texture_vae"), texture_vae.config.space_to_depth
-        if made_for not in (None, texture_vae_fingerprint(paths.texture_vae, fold)):
+        opened = open_texture_vae(settings, config.in_channels - config.semantic_channels)
+        texture_vae = opened.load()
+        if flow.about.get("texture_vae") not in (None, opened.fingerprint):
             raise UserError(
                 f"{paths.dit} was trained on latents of another texture VAE than {paths.texture_vae};"
                 " run `sfd encode-latents` and `sfd train` again"

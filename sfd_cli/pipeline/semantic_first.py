@@ -22,15 +22,17 @@ from sfd_cli.device import choose_device
 from sfd_cli.errors import UserError
 from sfd_cli.files import read_json, write_json
 from sfd_cli.formats.convert import VisualEncoderConfig
-from sfd_cli.formats.model_folder import dit_weights, load_dit, load_semantic, load_texture_vae, save_model
+from sfd_cli.formats.model_folder import dit_weights, save_model
 from sfd_cli.networks.gaussian import draw
 from sfd_cli.networks.lightning_dit import LightningDiT
+from sfd_cli.networks.semantic_pca import SemanticPCA
+from sfd_cli.networks.semantic_vae import SemanticVAE
 from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.networks.visual_encoder import VisualEncoder
 from sfd_cli.pipeline.composite import CompositeEncoder
 from sfd_cli.pipeline.inputs import SampleInputs, images_at_once
 from sfd_cli.pipeline.sampler import Flow, Sampler, decode_textures, read_statistics
-from sfd_cli.weights.models import SemanticCompressor, open_semantic
+from sfd_cli.weights.models import Model, SemanticCompressor, open_model, open_semantic
 from sfd_cli.weights.visual_encoders import load_visual_encoder
 
 INDEX = "model_index.json"
@@ -178,17 +180,19 @@ class SemanticFirstPipeline:
         folder, place = _local(source, revision), choose_device(device)
         index = _read_index(folder, cls.__name__)
         parts, sample = index["components"], _sample({}, index.get("sample", {}))
-        dit, about = load_dit(folder / "dit")
-        guide = load_dit(folder / "guide")[0].to(place) if "guide" in parts else None
+        opened = open_model(folder / "dit", LightningDiT)
+        dit, about = opened.load(), opened.facts
+        guide = open_model(folder / "guide", LightningDiT).load().to(place) if "guide" in parts else None
         flow = Flow(dit.to(place), guide, sample, about, str(folder / "dit"))
         flow.require_fit(str(folder / "guide"))
         sampler = semantic = encoder = None
         if "texture_vae" in parts:
             mean, std = read_statistics(about, dit, flow.name)
-            texture_vae = load_texture_vae(folder / "texture_vae")[0].to(place)
+            texture_vae = open_model(folder / "texture_vae", TextureVAE).load().to(place)
             sampler = Sampler(flow, texture_vae, (mean.to(place), std.to(place)))
         if "semantic" in parts:
-            semantic = load_semantic(folder / "semantic")[0].to(place)
+            opened_semantic: Model[SemanticCompressor] = open_model(folder / "semantic", (SemanticVAE, SemanticPCA))
+            semantic = opened_semantic.load().to(place)
         if "encoder" in parts:
             told = index["encoder"] | {"weights": str(folder / "encoder")}
             encoder = load_visual_encoder(_section(Encoder, told, f"{folder / INDEX}: encoder")).to(place)
@@ -378,7 +382,7 @@ class SemanticFirstPipeline:
         return self
 
     def _load_encoder(self, settings: Settings) -> None:
-        self.semantic = open_semantic(settings).to(self.device)
+        self.semantic = open_semantic(settings).load().to(self.device)
         self.encoder = load_visual_encoder(settings.encoder).to(self.device)
         self._require_encoder()
 

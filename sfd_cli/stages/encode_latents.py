@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from sfd_cli.artifacts.fingerprints import semvae_fingerprint, texture_vae_fingerprint, upstream_fingerprint
+from sfd_cli.artifacts.fingerprints import finished, finished_model
 from sfd_cli.artifacts.output import StageOutput
 from sfd_cli.config import Settings
 from sfd_cli.data.images import ImageManifest
@@ -21,6 +21,7 @@ from sfd_cli.errors import UserError
 from sfd_cli.messages import say
 from sfd_cli.pipeline.latent_encoder import LatentEncoder
 from sfd_cli.processes import Processes
+from sfd_cli.weights.models import open_semantic, open_texture_vae
 from sfd_cli.weights.visual_encoders import encoder_fingerprint
 
 STAGE = "encode-latents"
@@ -45,7 +46,7 @@ def run(settings: Settings) -> dict[str, Any]:
         StageFailure: a latent is not finite in float16.
     """
     paths = settings.paths
-    upstream_fingerprint(paths.images, "sfd prepare-data")
+    finished(paths.images, "sfd prepare-data")
     manifest = ImageManifest.load(paths.images)
     sources = {"images": manifest.fingerprint}
     if settings.needs_encoder:
@@ -76,9 +77,9 @@ def run(settings: Settings) -> dict[str, Any]:
 def _output(settings: Settings, sources: dict[str, str]) -> StageOutput:
     paths = settings.paths
     latents = settings.latents.model_dump(include={"seed", "shard_size", "store_features"})
-    models = {"texture_vae": texture_vae_fingerprint(paths.texture_vae, settings.texture_vae.space_to_depth)}
+    models = {"texture_vae": finished_model(open_texture_vae(settings), "sfd train-texture-vae")}
     if settings.semvae.compressor != "none":
-        models["semvae"] = semvae_fingerprint(settings)
+        models["semvae"] = finished_model(open_semantic(settings), "sfd train-semvae")
     # A batch size moves a latent by rounding only, so that a run short of memory may go on with a smaller one.
     inert = {"batch_size": settings.latents.batch_size}
     chosen = {"image_size": settings.images.size, **latents}

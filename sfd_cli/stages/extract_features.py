@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sfd_cli.artifacts.fingerprints import upstream_fingerprint
+from sfd_cli.artifacts.fingerprints import finished
 from sfd_cli.artifacts.output import StageOutput
 from sfd_cli.config import Paths, Settings
 from sfd_cli.data.images import ImageManifest, ImageReader, evenly_spaced
@@ -36,7 +36,7 @@ def run(settings: Settings) -> dict[str, Any]:
         UserError: no images are prepared, or the encoder's weights cannot be had.
     """
     paths, encoder = settings.paths, settings.encoder
-    upstream_fingerprint(paths.images, "sfd prepare-data")
+    finished(paths.images, "sfd prepare-data")
     if settings.semvae.compressor == "none":
         return _skip(paths)
     manifest = ImageManifest.load(paths.images)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from sfd_cli.artifacts.fingerprints import dit_fingerprint, model_fingerprint
+from sfd_cli.artifacts.fingerprints import finished_model
 from sfd_cli.artifacts.output import StageOutput
 from sfd_cli.artifacts.sample_files import (
     LABELS,
@@ -35,6 +35,7 @@ from sfd_cli.messages import say
 from sfd_cli.pipeline.inputs import SampleInputs, images_at_once
 from sfd_cli.pipeline.sampler import Flow, Sampler, guidance_scale
 from sfd_cli.processes import Processes
+from sfd_cli.weights.models import open_dit, open_texture_vae
 
 STAGE = "sample"
 # Batches whose PNGs may still be in the making while the device goes on.
@@ -117,11 +118,11 @@ def effective_settings(sample: Sample) -> dict[str, Any]:
 def _output(settings: Settings, given: SampleInputs) -> StageOutput:
     sample, paths = settings.sample.model_copy(update={"num_images": given.count}), settings.paths
     inputs = dict(given.fingerprints) | {
-        "dit": dit_fingerprint(settings, "dit"),
-        "texture_vae": model_fingerprint(paths.texture_vae, "sfd train-texture-vae", kind="vae"),
+        "dit": finished_model(open_dit(settings), "sfd train"),
+        "texture_vae": finished_model(open_texture_vae(settings), "sfd train-texture-vae"),
     }
     if sample.guidance == "autoguidance":
-        inputs["guide"] = dit_fingerprint(settings, "guide")
+        inputs["guide"] = finished_model(open_dit(settings, "guide"), "sfd train-guide")
     chosen, inert = effective_settings(sample), sample.model_dump(include={"batch_size", "compile"})
     for name, array in (("seed", given.noise), ("classes", given.labels)):
         if array is not None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from sfd_cli.artifacts.fingerprints import semvae_fingerprint, source_digest, upstream_fingerprint
+from sfd_cli.artifacts.fingerprints import finished, finished_model
 from sfd_cli.artifacts.output import CHECKPOINTS, SETTINGS, StageOutput
 from sfd_cli.config import DiT, Paths, Settings
 from sfd_cli.data.order import EpochSampler
@@ -18,6 +18,7 @@ from sfd_cli.data.store import Store
 from sfd_cli.device import choose_device
 from sfd_cli.errors import UserError
 from sfd_cli.files import read_json
+from sfd_cli.formats.foreign import Hints
 from sfd_cli.formats.model_folder import save_model
 from sfd_cli.messages import say
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
@@ -29,7 +30,7 @@ from sfd_cli.training.fit import LoopSettings, train
 from sfd_cli.training.live_log import clear_log
 from sfd_cli.training.throughput import training_flops
 from sfd_cli.training.velocity_task import VelocityTask
-from sfd_cli.weights.models import SemanticCompressor, initial_weights, open_semantic
+from sfd_cli.weights.models import Model, SemanticCompressor, open_model, open_semantic
 
 Which = Literal["dit", "guide"]
 
@@ -110,13 +111,13 @@ def _start_over_if_past(output: StageOutput, steps: int) -> None:
 
 def _output(settings: Settings, section: DiT, which: Which) -> StageOutput:
     paths = settings.paths
-    inputs = {"latents": upstream_fingerprint(paths.latents, "sfd encode-latents")}
+    inputs = {"latents": finished(paths.latents, "sfd encode-latents").fingerprint}
     if section.repa == "decoded":
-        inputs["semvae"] = semvae_fingerprint(settings)
+        inputs["semvae"] = finished_model(open_semantic(settings), "sfd train-semvae")
         if read_json(paths.latents / SETTINGS).get("inputs", {}).get("semvae", inputs["semvae"]) != inputs["semvae"]:
             raise UserError(f"{paths.latents} was encoded by another Semantic VAE than {paths.semvae}; encode it again")
     if section.init is not None:
-        inputs["init"] = source_digest(f"{which}.init", section.init)
+        inputs["init"] = _initial(section).fingerprint
     inert = section.model_dump(include=INERT)
     chosen, folder = section.model_dump(exclude=INERT), getattr(paths, which)
     return StageOutput(folder, STAGES[which], chosen, inputs, paths.metrics, inert)
@@ -146,7 +147,7 @@ def _build(settings: Settings, section: DiT, which: Which, processes: Processes)
     torch.manual_seed(section.seed)
     model = LightningDiT(config)
     if section.init is not None:
-        model.load_state_dict(initial_weights(f"{which}.init", section.init, config))
+        model.load_state_dict(_initial_weights(section, which, config))
     model.checkpoint_activations = section.checkpoint_activations
     return Learner(store, task, model, device)
 
@@ -224,7 +225,28 @@ def _shared(kind: type[LightningDiTConfig] | type[LoopSettings], section: DiT) -
 
 
 def _decoder(settings: Settings, device: torch.device) -> SemanticCompressor:
-    return open_semantic(settings).to(device)
+    return open_semantic(settings).load().to(device)
+
+
+def _initial(section: DiT) -> Model[LightningDiT]:
+    """The transformer that training starts from."""
+    hints = Hints(section.heads, repa_depth=section.repa_depth)
+    return open_model(str(section.init), LightningDiT, hints)
+
+
+def _initial_weights(section: DiT, which: str, config: LightningDiTConfig) -> dict[str, torch.Tensor]:
+    """Averaged weights of a transformer of the architecture `config`, to start training from.
+
+    Raises:
+        UserError: it is missing, damaged or of another architecture; names what differs.
+    """
+    network = _initial(section).load()
+    ours, theirs = asdict(config), asdict(network.config)
+    wrong = [f"{key} {value} instead of {ours[key]}" for key, value in theirs.items() if value != ours[key]]
+    if wrong:
+        problem = f"{section.init} has another architecture than the settings: {', '.join(wrong)}"
+        raise UserError(f"{which}.init", problem, "set these in the section, or start from another file")
+    return network.state_dict()
 
 
 def _flops(config: LightningDiTConfig) -> int:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sfd_cli.artifacts.fingerprints import source_digest, upstream_fingerprint
+from sfd_cli.artifacts.fingerprints import finished
 from sfd_cli.artifacts.output import CHECKPOINTS, StageOutput
 from sfd_cli.config import SemVAE, Settings
 from sfd_cli.data.order import EpochSampler
@@ -30,7 +30,7 @@ from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.processes import Processes
 from sfd_cli.training.fit import LoopSettings, train
 from sfd_cli.training.live_log import clear_log
-from sfd_cli.weights.models import SemanticCompressor, read_semantic
+from sfd_cli.weights.models import SemanticCompressor, open_semantic
 
 STAGE = "train-semvae"
 # The digest of imported weights is among the inputs; where they lie does not matter.
@@ -91,9 +91,9 @@ def run(settings: Settings) -> dict[str, Any]:
     paths, section = settings.paths, settings.semvae
     inputs = {}
     if section.compressor != "none":
-        inputs["features"] = upstream_fingerprint(paths.features, "sfd extract-features")
+        inputs["features"] = finished(paths.features, "sfd extract-features").fingerprint
     if section.weights is not None:
-        inputs["weights"] = source_digest("semvae.weights", section.weights)
+        inputs["weights"] = open_semantic(settings, section.weights).fingerprint
     inert = section.model_dump(include=INERT)
     output = StageOutput(paths.semvae, STAGE, section.model_dump(exclude=INERT), inputs, paths.metrics, inert)
     processes = Processes.join()
@@ -191,7 +191,7 @@ def fit_components(settings: Settings, device: torch.device) -> SemanticPCA:
 def _imported(settings: Settings, store: Store) -> SemanticCompressor:
     """The network at `semvae.weights`, which must be made for the stored tokens."""
     section = settings.semvae
-    model = read_semantic(str(section.weights), section, settings.encoder.tiles)
+    model = open_semantic(settings, section.weights).load()
     if not isinstance(model, SemanticVAE) or model.config.channels != section.channels:
         what = f"{type(model).__name__} of {model.config.channels} channels"
         raise UserError(f"semvae.weights: {section.weights} is a {what}, not a SemanticVAE of {section.channels}")

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sfd_cli.artifacts.fingerprints import source_digest, upstream_fingerprint
+from sfd_cli.artifacts.fingerprints import finished
 from sfd_cli.artifacts.output import CHECKPOINTS, StageOutput
 from sfd_cli.config import Settings
 from sfd_cli.config import TextureVAE as TextureVAESettings
@@ -30,7 +30,7 @@ from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig, to_pixels
 from sfd_cli.processes import Processes
 from sfd_cli.stages.train_semvae import vae_loop
 from sfd_cli.training.fit import train
-from sfd_cli.weights.models import read_texture_vae
+from sfd_cli.weights.models import open_texture_vae
 
 STAGE = "train-texture-vae"
 INERT = {"checkpoint_every", "log_every"}
@@ -96,11 +96,11 @@ def run(settings: Settings) -> dict[str, Any]:
         UserError: there are no images, or the weights to import do not fit the settings.
     """
     paths, section = settings.paths, settings.texture_vae
-    upstream_fingerprint(paths.images, "sfd prepare-data")
+    finished(paths.images, "sfd prepare-data")
     manifest = ImageManifest.load(paths.images)
     inputs = {"images": manifest.fingerprint}
     if section.weights is not None:
-        inputs["weights"] = source_digest("texture_vae.weights", section.weights)
+        inputs["weights"] = open_texture_vae(settings, source=section.weights).fingerprint
     chosen = section.model_dump(exclude=INERT | {"weights"}, mode="json") | {"image_size": settings.images.size}
     inert = section.model_dump(include=INERT | {"weights"}, mode="json")
     reader = ImageReader(manifest, settings.images.size, settings.runtime.workers)
@@ -215,7 +215,7 @@ def save_reconstructions(
 def _imported(settings: Settings) -> TextureVAE:
     """The network at `texture_vae.weights`, which must give the latent that the settings promise to other stages."""
     section = settings.texture_vae
-    model = read_texture_vae(str(section.weights), section.space_to_depth)
+    model = open_texture_vae(settings, source=section.weights).load()
     found = model.config
     told = (section.channels, tuple(section.block_channels), section.space_to_depth)
     if told != (found.channels, found.block_channels, found.space_to_depth):

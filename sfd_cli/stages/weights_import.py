@@ -21,7 +21,7 @@ from sfd_cli.formats.reference_latents import (
     latents_fingerprint,
 )
 from sfd_cli.messages import say
-from sfd_cli.weights.models import joined_statistics, locate, read_statistics, registered_hints
+from sfd_cli.weights.models import locate, read_latent_statistics, with_registered
 from sfd_cli.weights.registry import Kind
 
 STAGE = "weights import"
@@ -85,14 +85,16 @@ def import_model(
     if not path.exists():
         raise UserError(f"{source} is no file, no folder and no name in `sfd weights list`")
     told = {key: value for key, value in hints.items() if value is not None}
-    statistics = read_statistics(source, texture_statistics, semantic_statistics)
-    shown = {"semantic_channels": len(statistics["semantic"].mean)} if "semantic" in statistics else {}
-    foreign = read_foreign(path, Hints(**{**registered_hints(source), **shown, **told}))
+    places = {"texture_statistics": texture_statistics, "semantic_statistics": semantic_statistics}
+    given: dict[str, Any] = {key: read_latent_statistics(place) for key, place in places.items() if place is not None}
+    known = with_registered(Hints(**(told | given)), source)
+    semantic = known.semantic_statistics
+    shown = {} if semantic is None else {"semantic_channels": len(semantic.mean)}
+    foreign = read_foreign(path, known)
     _check_hints(source, foreign, told, shown)
     if foreign.module_type == "LightningDiT":
-        foreign = replace(foreign, extra=foreign.extra | joined_statistics(statistics))
         _check_statistics(foreign)
-    elif statistics:
+    elif known.texture_statistics or semantic:
         raise UserError(f"{source} holds a {foreign.module_type}; only a transformer takes latent statistics with it")
     if path.is_file():
         foreign = replace(foreign, extra=foreign.extra | {"imported": {"file": path.name, "sha256": sha256_file(path)}})

@@ -1,42 +1,120 @@
-"""The models that settings name: one of our folders, a checkpoint of other code, or registered weights.
+"""The one door to models: whatever a source is, what comes back is one of our model folders.
 
-Whatever reads a model opens it here, so that every stage takes published files as they are.
+A source is a folder made here, a file or folder of other code, or a registered name. Files of other code are converted
+once, into the cache, under a key of their digest and of what was told about them; nobody behind this door knows where a
+model came from.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, replace
+import fcntl
+import shutil
+from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar, cast
 
-from torch import Tensor, nn
+from torch import nn
 
-from sfd_cli.config import SemVAE, Settings
+from sfd_cli.config import Settings
 from sfd_cli.errors import UserError
+from sfd_cli.files import fingerprint, sha256_file
 from sfd_cli.formats.convert import LatentStatistics, load_statistics
-from sfd_cli.formats.foreign import Foreign, Hints, is_diffusers_folder, read_foreign
-from sfd_cli.formats.model_folder import (
-    TABLES,
-    fill_buffers,
-    load_dit,
-    load_semantic,
-    load_texture_vae,
-)
-from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
+from sfd_cli.formats.foreign import Hints, is_diffusers_folder, read_foreign, save_foreign
+from sfd_cli.formats.model_folder import CONFIG, load_config, load_model
+from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.semantic_pca import SemanticPCA
-from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
+from sfd_cli.networks.semantic_vae import SemanticVAE
 from sfd_cli.networks.texture_vae import TextureVAE
-from sfd_cli.weights.fetch import fetch
+from sfd_cli.weights.fetch import cache_folder, fetch
 from sfd_cli.weights.registry import REGISTRY, Kind
 
 SemanticCompressor = SemanticVAE | SemanticPCA
+M = TypeVar("M", bound=nn.Module)
+
+CONVERTED = "converted"
+CONVERTER_VERSION = 1
+"""Part of the key of converted models; raised when a converter gives something else than before."""
+
+KINDS: dict[type[nn.Module], Kind] = {LightningDiT: "dit", SemanticVAE: "semvae", TextureVAE: "vae"}
+
+
+@dataclass(frozen=True)
+class Model(Generic[M]):
+    """A model folder that is there; its weights are read when they are asked for.
+
+    Attributes:
+        source: what it was opened as, for messages.
+        folder: the model folder: `config.json` and a file for each set of weights.
+        weights: which set of weights, "ema" or "model".
+    """
+
+    source: str
+    folder: Path
+    weights: str
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What its `config.json` says beside type and architecture: `statistics`, `delta_t`, `classes` ..."""
+        return {key: value for key, value in load_config(self.folder).items() if key not in ("type", "config")}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the model's own bytes: more training changes them while its settings stay the same.
+
+        Raises:
+            UserError: the folder holds no such weights.
+        """
+        path = self.folder / f"{self.weights}.safetensors"
+        if not path.exists():
+            present = ", ".join(file.stem for file in sorted(self.folder.glob("*.safetensors"))) or "none"
+            raise UserError(
+                path, f"does not exist (weights present: {present})", "run the stage that makes it, or choose --weights"
+            )
+        return fingerprint({"description": load_config(self.folder), "weights": digest_of(path)})
+
+    def load(self) -> M:
+        """The network with these weights, on the CPU, frozen, in evaluation mode.
+
+        Raises:
+            UserError: something is damaged.
+        """
+        return cast(M, load_model(self.folder, self.weights))
+
+
+def open_model(
+    source: str | Path,
+    kind: type[M] | tuple[type[nn.Module], ...],
+    hints: Hints | None = None,
+    weights: str | None = None,
+) -> Model[M]:
+    """The model that `source` names, as one of our folders.
+
+    Args:
+        source: a model folder, a file or folder of other code, or registered weights.
+        kind: class of the network, or the classes that will do, the one that has other formats first.
+        hints: what a file of other code does not tell. Our own folders tell it all.
+        weights: which set of weights, "ema" or "model"; None: the averaged ones where there are any.
+
+    Raises:
+        UserError: it is missing, damaged or something else, or a hint is needed.
+    """
+    kinds: tuple[type[nn.Module], ...] = kind if isinstance(kind, tuple) else (kind,)
+    path = locate(source, KINDS[kinds[0]])
+    if path.is_file() or is_diffusers_folder(path):
+        path = _converted(path, kinds[0].__name__, with_registered(hints or Hints(), source))
+    found, wanted = load_config(path).get("type"), [one.__name__ for one in kinds]
+    if found not in wanted:
+        raise UserError(path, f"holds a {found}, but a {' or '.join(wanted)} is wanted", "check the path")
+    if weights is None:
+        weights = "ema" if (path / "ema.safetensors").exists() else "model"
+    return Model(str(source), path, weights)
 
 
 def locate(source: str | Path, *kinds: Kind) -> Path:
     """Where `source` is: a path that exists as it stands, else registered weights of that name, fetched.
 
-    A path that does not exist comes back as it is, for the one who opens it to complain about.
+    A missing path is returned unchanged; opening it raises the error.
 
     Args:
         source: a path, or a name in the registry.
@@ -50,143 +128,41 @@ def locate(source: str | Path, *kinds: Kind) -> Path:
     return Path(source)
 
 
-def is_foreign(path: Path) -> bool:
-    """Whether this is somebody else's file or diffusers folder, and not one of our model folders."""
-    return path.is_file() or is_diffusers_folder(path)
+def open_dit(settings: Settings, which: Literal["dit", "guide"] = "dit") -> Model[LightningDiT]:
+    """The transformer at `paths.<which>`; the section `foreign` tells what a checkpoint of the reference does not.
 
-
-def open_dit(settings: Settings, which: Literal["dit", "guide"] = "dit") -> tuple[LightningDiT, dict[str, Any]]:
-    """The transformer at `paths.<which>` and its extra keys (statistics, delta_t, classes ...), on the CPU, frozen.
-
-    The section `foreign` and the registry tell of a checkpoint of the reference code what it does not tell itself;
     `sample.weights` says whether averaged or last weights are wanted.
-
-    Raises:
-        UserError: it is missing, damaged or something else, or a hint is needed.
     """
-    weights, path = settings.sample.weights, locate(getattr(settings.paths, which), "dit")
-    if not is_foreign(path):
-        return load_dit(path, weights)
-    found, statistics = read_foreign_dit(settings, which)
-    if weights not in found.weights:
-        present = ", ".join(stem for stem in found.weights if not stem.endswith(TABLES))
-        raise UserError(f"{path} holds no {weights!r} weights, only {present}; choose with --weights {present}")
-    network = _filled(LightningDiT(found.config), found.weights[weights])
-    fill_buffers(network, found.weights.get(f"{weights}{TABLES}", {}), str(path))
-    return network, found.extra | joined_statistics(statistics)
+    told = settings.foreign
+    hints = Hints(
+        heads=told.heads if which == "dit" else told.guide_heads,
+        semantic_channels=told.semantic_channels,
+        delta_t=told.delta_t,
+        texture_statistics=_statistics(told.texture_statistics),
+        semantic_statistics=_statistics(told.semantic_statistics),
+    )
+    return open_model(getattr(settings.paths, which), LightningDiT, hints, settings.sample.weights)
 
 
-def read_foreign_dit(settings: Settings, which: Literal["dit", "guide"]) -> tuple[Foreign, dict[str, LatentStatistics]]:
-    """A transformer of the reference code with what is told about it, and the statistics of its latents by stream."""
-    source, told = getattr(settings.paths, which), settings.foreign
-    statistics = read_statistics(source, told.texture_statistics, told.semantic_statistics)
-    heads = told.heads if which == "dit" else told.guide_heads
-    channels = told.semantic_channels
-    if channels is None and "semantic" in statistics:
-        channels = len(statistics["semantic"].mean)
-    hints = {"heads": heads, "semantic_channels": channels, "delta_t": told.delta_t}
-    given = {key: value for key, value in hints.items() if value is not None}
-    found = read_foreign(locate(source, "dit"), Hints(**{**registered_hints(source), **given}), "LightningDiT")
-    return found, statistics
+def open_semantic(settings: Settings, source: str | Path | None = None) -> Model[SemanticCompressor]:
+    """The Semantic VAE or principal components at `paths.semvae`, or at `source`."""
+    source = source or settings.paths.semvae
+    heads = None if str(source) in REGISTRY else settings.semvae.heads
+    return open_model(source, (SemanticVAE, SemanticPCA), Hints(heads=heads, tiles=settings.encoder.tiles))
 
 
-def registered_hints(source: str | Path) -> dict[str, Any]:
-    """What the registry knows about weights named by their registered name, for `Hints`."""
-    entry = REGISTRY.get(str(source))
-    return {} if entry is None else dict(entry.hints)
-
-
-def joined_statistics(statistics: dict[str, LatentStatistics]) -> dict[str, Any]:
-    """`statistics` of a transformer's `config.json`, textures first; nothing where there are none."""
-    parts = [statistics[name] for name in ("texture", "semantic") if name in statistics]
-    joined = {key: [value for part in parts for value in getattr(part, key)] for key in ("mean", "std")}
-    return {"statistics": joined} if parts else {}
-
-
-def initial_weights(key: str, source: str, config: LightningDiTConfig) -> dict[str, Tensor]:
-    """Averaged weights of a transformer of the architecture `config`, to start training from; `key` names the setting.
-
-    Raises:
-        UserError: it is missing, damaged or of another architecture; names what differs.
-    """
-    path = locate(source, "dit")
-    if is_foreign(path):
-        hints = Hints(config.heads, config.semantic_channels, config.repa_depth or Hints.repa_depth)
-        foreign = read_foreign(path, hints, "LightningDiT")
-        found, weights = foreign.config, next(iter(foreign.weights.values()))
-    else:
-        network, _ = load_dit(path)
-        found, weights = network.config, network.state_dict()
-    wrong = [
-        f"{key} {value} instead of {asdict(config)[key]}"
-        for key, value in asdict(found).items()
-        if value != asdict(config)[key]
-    ]
-    if wrong:
-        raise UserError(f"{key}: {path} has another architecture than the settings: {', '.join(wrong)}")
-    return weights
-
-
-def open_semantic(settings: Settings) -> SemanticCompressor:
-    """The Semantic VAE or principal components at `paths.semvae`, on the CPU, frozen.
-
-    Raises:
-        UserError: it is missing, damaged or something else, or a reference checkpoint of another size than the
-            section `semvae` says.
-    """
-    return read_semantic(settings.paths.semvae, settings.semvae, settings.encoder.tiles)
-
-
-def read_semantic(source: str | Path, section: SemVAE, tiles: int) -> SemanticCompressor:
-    """As `open_semantic`, from anywhere; `tiles` of the encoder, for a checkpoint of the reference code."""
-    path = locate(source, "semvae")
-    if not is_foreign(path):
-        return load_semantic(path)[0]
-    foreign = read_foreign(path, Hints(**{"heads": section.heads, **registered_hints(source)}), "SemanticVAE")
-    found = foreign.config
-    told = SemanticVAEConfig(found.feature_width, section.channels, section.width, section.depth, section.heads)
-    if found != told:
-        raise UserError(
-            f"{path} is a Semantic VAE with channels {found.channels}, width {found.width}, depth {found.depth} and"
-            f" {found.heads} heads; set these in the section semvae (no tensor tells the heads)"
-        )
-    return _filled(SemanticVAE(replace(found, tiles=tiles)), foreign.weights["model"])
-
-
-def open_texture_vae(settings: Settings, channels: int | None = None) -> TextureVAE:
-    """The texture VAE at `paths.texture_vae`, on the CPU, frozen.
+def open_texture_vae(
+    settings: Settings, channels: int | None = None, source: str | Path | None = None
+) -> Model[TextureVAE]:
+    """The texture VAE at `paths.texture_vae`, or at `source`.
 
     Args:
-        settings: where it is.
-        channels: texture channels of the transformer whose latents it is to decode: they tell how a foreign file's
-            latent is folded. Without them `texture_vae.space_to_depth` does.
-
-    Raises:
-        UserError: it is missing, damaged or something else.
+        settings: where it is, and how the latent of a file of other code is folded.
+        channels: texture channels of the transformer whose latents it is to decode: they tell the folding better.
+        source: another place.
     """
-    return read_texture_vae(settings.paths.texture_vae, settings.texture_vae.space_to_depth, channels)
-
-
-def read_texture_vae(source: str | Path, space_to_depth: int, channels: int | None = None) -> TextureVAE:
-    """As `open_texture_vae`, from anywhere; a foreign file's latent is folded by `space_to_depth`, or to `channels`."""
-    path = locate(source, "vae")
-    if not is_foreign(path):
-        return load_texture_vae(path)[0]
-    found = read_foreign(path, Hints(), "TextureVAE")
-    if channels is not None:
-        fold = math.isqrt(channels // found.config.channels)
-        space_to_depth = fold if fold * fold * found.config.channels == channels else 1
-    return _filled(TextureVAE(replace(found.config, space_to_depth=space_to_depth)), found.weights["model"])
-
-
-def read_statistics(source: str | Path, texture: str | None, semantic: str | None) -> dict[str, LatentStatistics]:
-    """Statistics by stream from where `texture` and `semantic` say, else as the registry knows for `source`."""
-    told = {"texture": texture, "semantic": semantic}
-    entry = REGISTRY.get(str(source))
-    if entry is not None and entry.statistics is not None:
-        known = dict(zip(("texture", "semantic"), entry.statistics, strict=True))
-        told = {name: told[name] or known[name] for name in told}
-    return {name: read_latent_statistics(place) for name, place in told.items() if place is not None}
+    hints = Hints(space_to_depth=settings.texture_vae.space_to_depth, texture_channels=channels)
+    return open_model(source or settings.paths.texture_vae, TextureVAE, hints)
 
 
 def read_latent_statistics(source: str | Path) -> LatentStatistics:
@@ -197,11 +173,55 @@ def read_latent_statistics(source: str | Path) -> LatentStatistics:
     """
     path = locate(source, "statistics")
     if path.is_file():
-        return read_foreign(path, Hints(), "LatentStatistics").config
+        config: LatentStatistics = read_foreign(path, Hints(), "LatentStatistics").config
+        return config
     return load_statistics(path)
 
 
-def _filled(module: Any, weights: dict[str, Any]) -> Any:
-    assert isinstance(module, nn.Module)
-    module.load_state_dict(weights)
-    return module.eval().requires_grad_(False)
+def _statistics(source: str | None) -> LatentStatistics | None:
+    return None if source is None else read_latent_statistics(source)
+
+
+def with_registered(hints: Hints, source: str | Path) -> Hints:
+    """The hints, and what the registry knows about weights that are named by their registered name."""
+    entry = REGISTRY.get(str(source))
+    if entry is None:
+        return hints
+    known: dict[str, Any] = dict(entry.hints)
+    if entry.statistics is not None:
+        places = dict(zip(("texture_statistics", "semantic_statistics"), entry.statistics, strict=True))
+        known |= {name: read_latent_statistics(place) for name, place in places.items() if getattr(hints, name) is None}
+    return replace(hints, **{key: value for key, value in known.items() if getattr(hints, key) is None})
+
+
+def _converted(path: Path, wanted: str, hints: Hints) -> Path:
+    """The model folder of a file of other code, made in the cache unless it is there already."""
+    key = fingerprint({"file": weights_digest(path), "hints": asdict(hints), "converter": CONVERTER_VERSION})[:32]
+    folder = cache_folder() / CONVERTED / key
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_name(f".{key}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / CONFIG).exists():
+            model = read_foreign(path, hints, wanted)
+            temporary = folder.with_name(f".{key}.tmp")
+            shutil.rmtree(temporary, ignore_errors=True)
+            save_foreign(model, temporary)
+            temporary.rename(folder)
+    return folder
+
+
+def weights_digest(path: Path) -> str:
+    """SHA-256 of a weights file; of a folder, of its weights and the configuration that they are read by."""
+    files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob(CONFIG)])
+    return " ".join(digest_of(file) for file in files)
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file as it is now: gigabytes are hashed once in a run."""
+    state = path.stat()
+    return _digest(path, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _digest(path: Path, size: int, modified: int) -> str:
+    return sha256_file(path)

@@ -28,13 +28,13 @@ from command_line import (
     statistics,
     training_checkpoint,
 )
+from model_loading import load_texture_vae
 from PIL import Image
 from reference_files import contents
 from tiny_project import SIDE, tiny_settings, write_models, write_training_images
 
 from sfd_cli.config import Settings
 from sfd_cli.files import read_json, write_json
-from sfd_cli.formats.model_folder import load_texture_vae
 from sfd_cli.pipeline.inputs import balanced_labels, initial_noise
 from sfd_cli.pipeline.sampler import decode_textures
 from sfd_cli.weights.registry import REGISTRY, Https, Weights

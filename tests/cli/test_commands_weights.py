@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from command_line import done, empty_folder, files_below, refused, sfd
+from model_loading import load_dit, load_texture_vae
 from test_foreign import KINDS, assert_same, diffusers_folder, published
 from test_reference_latents import assert_same_folders, write_source
 from tiny_project import tiny_settings
@@ -19,7 +20,6 @@ from tiny_project import tiny_settings
 from sfd_cli.data.store import Store
 from sfd_cli.files import read_json
 from sfd_cli.formats import reference_latents
-from sfd_cli.formats.model_folder import load_dit, load_texture_vae
 from sfd_cli.weights.registry import REGISTRY, Https, Weights
 
 

@@ -1,7 +1,6 @@
 """HDF5 stores: what is written is read back, whole or not at all."""
 
 import errno
-import gc
 import os
 import pickle
 import signal
@@ -215,40 +214,6 @@ def test_chunked_and_compressed_shards_are_read_through_hdf5(store, options):
     order, flips = [7, 21, 5, 7, 0, 9], [1, 0, 0, 0, 1, 1]
     assert np.array_equal(mixed.read("texture", order), arrays["texture"][order])
     assert np.array_equal(mixed.read("texture", order, np.array(flips)), arrays["texture"][order, flips])
-
-
-@pytest.mark.parametrize("dtype", ["float32", ">f2"])
-def test_a_shard_of_another_dtype_is_converted_and_not_read_as_raw_bytes(store, dtype):
-    arrays = arrays_of(23)
-    with h5py.File(store.folder / shard_name(1), "r+") as file:
-        values = file["texture"][:].astype(dtype)
-        del file["texture"]
-        file.create_dataset("texture", data=values)
-    mixed = Store(store.folder)
-    order, flips = [7, 21, 5, 7, 0, 9], [1, 0, 0, 0, 1, 1]
-    assert mixed.read("texture", order).dtype == np.float16
-    assert np.array_equal(mixed.read("texture", order), arrays["texture"][order])
-    assert np.array_equal(mixed.read("texture", order, flips), arrays["texture"][order, flips])
-
-
-def test_a_store_closes_its_files_when_it_is_dropped_and_when_it_cannot_be_opened(store, tmp_path):
-    before = open_files()
-    second = Store(store.folder)
-    assert len(open_files()) == len(before) + 5
-    del second
-    gc.collect()
-    assert open_files() == before
-    os.truncate(store.folder / shard_name(3), 500)
-    with pytest.raises(UserError, match=r"shard-00003\.h5"):
-        Store(store.folder)
-    gc.collect()
-    assert open_files() == before
-
-
-def open_files() -> set[str]:
-    """Descriptors of this process that are open on a store's files."""
-    links = Path("/proc/self/fd").iterdir()
-    return {f"{link.name} {os.readlink(link)}" for link in links if link.exists() and "shard-" in os.readlink(link)}
 
 
 def test_a_store_can_be_shared_with_threads_and_processes(store):

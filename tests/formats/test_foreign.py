@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from model_loading import load_dit, load_semantic_vae, load_texture_vae
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -31,7 +32,7 @@ from sfd_cli.formats.convert import (
     visual_encoder_from_release,
 )
 from sfd_cli.formats.foreign import Foreign, Hints, export_model, read_foreign, save_foreign
-from sfd_cli.formats.model_folder import load_config, load_dit, load_semantic_vae, load_texture_vae, save_model
+from sfd_cli.formats.model_folder import load_config, save_model
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig

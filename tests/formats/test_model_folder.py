@@ -4,17 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from model_loading import load_dit, load_semantic_vae, load_texture_vae
 from torch import Tensor
 
 from sfd_cli.errors import UserError
 from sfd_cli.formats import model_folder as model_files
-from sfd_cli.formats.model_folder import (
-    load_config,
-    load_dit,
-    load_semantic_vae,
-    load_texture_vae,
-    save_model,
-)
+from sfd_cli.formats.model_folder import load_config, save_model
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from model_loading import load_semantic_vae, load_texture_vae
 from PIL import Image
 
 from sfd_cli.config import Settings, load_settings
@@ -23,7 +24,7 @@ from sfd_cli.data.store import Store
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.files import read_json
 from sfd_cli.formats.convert import semantic_vae_to_reference, texture_vae_to_ldm
-from sfd_cli.formats.model_folder import load_semantic_vae, load_texture_vae, save_model
+from sfd_cli.formats.model_folder import save_model
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
 from sfd_cli.pipeline import latent_encoder

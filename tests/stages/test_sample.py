@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_loading import load_dit, load_texture_vae
 from PIL import Image
 from tiny_project import CLASSES, SIDE, tiny_settings, write_models
 
@@ -24,7 +25,7 @@ from sfd_cli.artifacts import sample_files
 from sfd_cli.config import Sample, Settings
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.files import read_json, write_json
-from sfd_cli.formats.model_folder import load_dit, load_texture_vae, save_model
+from sfd_cli.formats.model_folder import save_model
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.pipeline.inputs import SampleInputs, balanced_labels, initial_noise
 from sfd_cli.pipeline.sampler import Flow, Sampler, decode_textures, sample_latents

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from model_loading import load_semantic, load_semantic_vae, load_texture_vae
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_project import tiny_settings, write_training_images
@@ -19,7 +20,6 @@ from sfd_cli.data.validation_split import validation_split
 from sfd_cli.errors import UserError
 from sfd_cli.files import write_json
 from sfd_cli.formats.convert import semantic_vae_to_reference
-from sfd_cli.formats.model_folder import load_semantic, load_semantic_vae, load_texture_vae
 from sfd_cli.networks.gaussian import draw, kl_divergence
 from sfd_cli.networks.semantic_pca import SemanticPCA
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
