@@ -14,6 +14,7 @@ from reference_files import part
 from typer.testing import CliRunner
 
 from sfd_cli.cli import app
+from sfd_cli.errors import UserError
 from sfd_cli.formats.convert import texture_vae_to_ldm
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
 
@@ -30,16 +31,18 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @dataclass(frozen=True)
 class Ran:
-    """What a command left: exit code, standard output and standard error."""
+    """What a command left: exit code, standard output and standard error, and the error behind a refusal."""
 
     code: int
     out: str
     err: str
+    error: BaseException | None = None
 
 
 def sfd(*arguments: Any) -> Ran:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
-    return Ran(result.exit_code, result.stdout, result.stderr)
+    cause = result.exception.__cause__ if result.exception is not None else None
+    return Ran(result.exit_code, result.stdout, result.stderr, cause)
 
 
 def done(*arguments: Any) -> Ran:
@@ -60,6 +63,17 @@ def refused(*arguments: Any) -> str:
     assert "Traceback" not in line
     assert files_below(Path.cwd()) == before
     return line
+
+
+def refusal_of(*arguments: Any) -> UserError:
+    """The error behind a refused command; it must print one sentence, write nothing and show no traceback."""
+    before = files_below(Path.cwd())
+    ran = sfd(*arguments)
+    assert (ran.code, ran.out) == (2, ""), ran
+    assert isinstance(ran.error, UserError)
+    assert ran.err == f"sfd: error: {ran.error}\n"
+    assert files_below(Path.cwd()) == before
+    return ran.error
 
 
 def files_below(folder: Path) -> dict[str, str]:

@@ -20,9 +20,9 @@ from sfd_cli.errors import StageFailure, UserError
 UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
-def _fail(message: str, code: int) -> typing.NoReturn:
+def _fail(message: str, code: int, cause: BaseException) -> typing.NoReturn:
     typer.secho(f"sfd: error: {message}", fg="red", err=True)
-    raise SystemExit(code)
+    raise SystemExit(code) from cause
 
 
 def _terminate(signum: int, _frame: types.FrameType | None) -> None:
@@ -38,20 +38,24 @@ def friendly_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         signal.signal(signal.SIGTERM, _terminate)
         try:
             return command(*args, **kwargs)
-        except KeyboardInterrupt:
-            _fail("interrupted; run the same command to go on", 128 + signal.SIGINT)
+        except KeyboardInterrupt as interrupt:
+            _fail("interrupted; run the same command to go on", 128 + signal.SIGINT, interrupt)
         except Exception as error:
             if debug:
                 traceback.print_exc()
             if isinstance(error, UserError):
-                _fail(str(error), 2)
+                _fail(str(error), 2, error)
             if isinstance(error, StageFailure):
-                _fail(str(error), 1)
+                _fail(str(error), 1, error)
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                _fail(f"the disk is full ({error}); free some space and run the same command to go on", 1)
+                _fail(f"the disk is full ({error}); free some space and run the same command to go on", 1, error)
             if isinstance(error, OSError) and error.errno in UNUSABLE:
-                _fail(f"{error.filename} cannot be used ({error.strerror}); give another path or see to this one", 2)
-            _fail(f"{type(error).__name__}: {' '.join(str(error).split())} (SFD_DEBUG=1 shows the traceback)", 1)
+                _fail(
+                    f"{error.filename} cannot be used ({error.strerror}); give another path or see to this one",
+                    2,
+                    error,
+                )
+            _fail(f"{type(error).__name__}: {' '.join(str(error).split())} (SFD_DEBUG=1 shows the traceback)", 1, error)
 
     return wrapped
 
