@@ -116,11 +116,11 @@ def step_of(config: LightningDiTConfig, batch: int, device: torch.device) -> Cal
     def step() -> object:
         noise = torch.randn_like(data)
         times = schedule.times(draw_progress(batch, schedule, device=device))
-        x = interpolate(data, noise, times.texture, times.semantic, SEMANTIC)
+        x = interpolate(data, noise, times, config.space)
         with autocast(precision, device):
             velocity, projection = model(x, times.texture, times.semantic, labels, True)
         target, velocity = velocity_target(data, noise), velocity.float()
-        loss = velocity_mse(velocity, target, SEMANTIC, 2.0) + velocity_cosine(velocity, target)
+        loss = velocity_mse(velocity, target, config.space, 2.0) + velocity_cosine(velocity, target)
         optimisation.backward((loss + repa(projection.float(), features, "cos")).mean(), 1.0)
         norm, _ = optimisation.step(1e-4)
         average.update(model)

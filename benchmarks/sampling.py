@@ -21,8 +21,8 @@ from torch import Tensor
 
 from sfd_cli.config import Settings
 from sfd_cli.diffusion.guidance import AutoGuidance, GuidanceScale, VelocityField
-from sfd_cli.diffusion.objective import split_streams
-from sfd_cli.diffusion.schedule import AsynchronousSchedule
+from sfd_cli.diffusion.latents import LatentSpace
+from sfd_cli.diffusion.schedule import AsynchronousSchedule, Schedule
 from sfd_cli.diffusion.solver import CallCounter, integrate
 from sfd_cli.errors import UserError
 from sfd_cli.pipeline.inputs import balanced_labels, initial_noise
@@ -45,8 +45,8 @@ class Problem:
     velocity: VelocityField
     noise: Tensor
     labels: Tensor
-    schedule: AsynchronousSchedule
-    semantic_channels: int
+    schedule: Schedule
+    space: LatentSpace
 
     def solve(self, **options: Any) -> tuple[Tensor, int]:
         """The latents and how many network calls they took."""
@@ -56,7 +56,7 @@ class Problem:
     @torch.inference_mode()
     def latents(self, **options: Any) -> Tensor:
         """The latents alone; the solver sees the velocity itself."""
-        return integrate(self.velocity, self.noise, self.labels, self.schedule, self.semantic_channels, **options)
+        return integrate(self.velocity, self.noise, self.labels, self.schedule, self.space, **options)
 
 
 def load(models: Path, device: torch.device) -> Sampler:
@@ -81,9 +81,9 @@ def problem(sampler: Sampler, guided: bool, delta_t: float, images: int, double:
     dit, guide = (deepcopy(model).double() if double else model for model in (flow.dit, flow.guide))
     noise = initial_noise(0, range(images), flow.shape).to(flow.device, torch.float64 if double else torch.float32)
     labels = balanced_labels(range(images), range(dit.config.num_classes)).to(flow.device)
-    semantic = dit.config.semantic_channels
-    velocity = AutoGuidance(dit, guide, GuidanceScale(SCALE, SCALE), semantic) if guided else dit
-    return Problem(velocity, noise, labels, AsynchronousSchedule(delta_t), semantic)
+    space = dit.config.space
+    velocity = AutoGuidance(dit, guide, GuidanceScale(SCALE, SCALE), space) if guided else dit
+    return Problem(velocity, noise, labels, AsynchronousSchedule(delta_t), space)
 
 
 def candidates(delta_t: float, guided: bool) -> Iterator[dict[str, Any]]:
@@ -112,7 +112,7 @@ def measure(sampler: Sampler, guided: bool, delta_t: float, images: int) -> list
         grey = decode_textures(sampler.texture_vae, found, sampler.statistics).float() - pixels
         errors = {
             "rmse": root_mean_square(error),
-            "rmse_texture": root_mean_square(split_streams(error, here.semantic_channels).texture),
+            "rmse_texture": root_mean_square(here.space.views(error).texture),
             "rmse_worst_image": float(error.square().mean(dim=(1, 2, 3)).sqrt().max()),
             "grey_levels": root_mean_square(grey),
         }

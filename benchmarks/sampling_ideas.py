@@ -16,23 +16,24 @@ from sampling import RECOMMENDED, SCALE, TIGHT, Problem, load, parser, problem, 
 from torch import Tensor
 
 from sfd_cli.config import Sample
-from sfd_cli.diffusion.objective import per_channel
-from sfd_cli.diffusion.schedule import Phase, Streams
-from sfd_cli.diffusion.solver import FIXED_STEP_SOLVERS, FixedStepSolver, OnPoint, Slope, extrapolation_weights
+from sfd_cli.diffusion.latents import Streams
+from sfd_cli.diffusion.schedule import Phase
+from sfd_cli.diffusion.solver import Slope, Solver, Tolerance, ab3, extrapolation_weights
 from sfd_cli.pipeline.sampler import Flow, sample_latents
 
 STEPS = RECOMMENDED["steps"]
+Solution = Iterator[tuple[float, Tensor]]
 
 
-def midpoint(slope: Slope, x: Tensor, points: list[float], tell: OnPoint) -> Tensor:
+def midpoint(slope: Slope, x: Tensor, points: list[float], tolerance: Tolerance) -> Solution:
     """The explicit midpoint rule, order 2, two calls a step."""
     for start, end in pairwise(points):
         step = end - start
         x = x + step * slope(start + step / 2, x + step / 2 * slope(start, x))
-    return x
+        yield end, x
 
 
-def classic(slope: Slope, x: Tensor, points: list[float], tell: OnPoint) -> Tensor:
+def classic(slope: Slope, x: Tensor, points: list[float], tolerance: Tolerance) -> Solution:
     """The classic Runge-Kutta method, order 4, four calls a step."""
     for start, end in pairwise(points):
         step = end - start
@@ -40,17 +41,17 @@ def classic(slope: Slope, x: Tensor, points: list[float], tell: OnPoint) -> Tens
         two = slope(start + step / 2, x + step / 2 * one)
         three = slope(start + step / 2, x + step / 2 * two)
         x = x + step / 6 * (one + 2 * two + 2 * three + slope(end, x + step * three))
-    return x
+        yield end, x
 
 
-def started_by_euler(slope: Slope, x: Tensor, points: list[float], tell: OnPoint) -> Tensor:
+def started_by_euler(slope: Slope, x: Tensor, points: list[float], tolerance: Tolerance) -> Solution:
     """ab3 whose first step is one of Euler, which saves the second call of Heun."""
     past: list[tuple[float, Tensor]] = []
     for start, end in pairwise(points):
         here = slope(start, x)
         x = x + (end - start) * extrapolated(here, past, start, end)
+        yield end, x
         past = [(start, here), *past][:2]
-    return x
 
 
 def extrapolated(here: Tensor, past: list[tuple[float, Tensor]], start: float, end: float) -> Tensor:
@@ -65,8 +66,7 @@ def carried_over(here: Problem, steps: int) -> Tensor:
     """ab3 over all phases, with the network's velocities before a breakpoint, frozen streams' too, used after it."""
     x, past = here.noise, []
     for phase, points in zip(here.schedule.phases, equal_points(here, shares(here, steps)), strict=True):
-        rates = torch.tensor(phase.rates, dtype=x.dtype, device=x.device)[:, None]
-        moving = per_channel(Streams(*rates), x.shape[1], here.semantic_channels)
+        moving = at_rates(here, phase, x)
         for start, end in pairwise(points):
             velocity = here.velocity(x, *at(phase, start, x), here.labels)
             if past:
@@ -83,17 +83,21 @@ def at(phase: Phase, progress: float, x: Tensor) -> list[Tensor]:
     return [torch.full((len(x),), t, dtype=x.dtype, device=x.device) for t in phase.times(progress)]
 
 
-def by_phases(here: Problem, solver: FixedStepSolver, counts: list[int]) -> Tensor:
+def at_rates(here: Problem, phase: Phase, x: Tensor) -> Tensor:
+    """Rates of the streams' times, which are constant in a phase, over the channels: (1, C, 1, 1)."""
+    rates = [torch.full((1,), rate, dtype=x.dtype, device=x.device) for rate in phase.rates(phase.start)]
+    return here.space.spread(Streams(*rates))
+
+
+def by_phases(here: Problem, solver: Solver, counts: list[int]) -> Tensor:
     """A solver with so many equal steps in each phase."""
     x = here.noise
     for phase, points in zip(here.schedule.phases, equal_points(here, counts), strict=True):
 
         def slope(progress: float, x: Tensor, phase: Phase = phase) -> Tensor:
-            rates = torch.tensor(phase.rates, dtype=x.dtype, device=x.device)[:, None]
-            moving = per_channel(Streams(*rates), x.shape[1], here.semantic_channels)
-            return moving * here.velocity(x, *at(phase, progress, x), here.labels)
+            return at_rates(here, phase, x) * here.velocity(x, *at(phase, progress, x), here.labels)
 
-        x = solver(slope, x, points, lambda progress, x: None)
+        *_, (_, x) = solver.solve(slope, x, points, Tolerance(0.0, 0.0))
     return x
 
 
@@ -118,7 +122,6 @@ def shares(here: Problem, steps: int, first: float = 1.0, last: float = 1.0) -> 
 def ideas(here: Problem) -> Iterator[tuple[str, Any]]:
     """Each idea by name and how to solve, at as many calls as the recommended setting, or one more or less."""
     phases = len(here.schedule.phases)
-    ab3 = FIXED_STEP_SOLVERS["ab3"]
     calls = STEPS + phases
     yield "recommended", lambda: here.latents(**RECOMMENDED)
     yield "ab2", lambda: here.latents(**{**RECOMMENDED, "solver": "ab2"})
@@ -127,15 +130,15 @@ def ideas(here: Problem) -> Iterator[tuple[str, Any]]:
     yield "phase I 1.5 times denser", lambda: by_phases(here, ab3, shares(here, STEPS, first=1.5))
     yield "phase III 1.5 times denser", lambda: by_phases(here, ab3, shares(here, STEPS, last=1.5))
     yield "phases I, III 0.67 times", lambda: by_phases(here, ab3, shares(here, STEPS, 0.67, 0.67))
-    yield "ab3 started by Euler", lambda: by_phases(here, started_by_euler, shares(here, calls))
+    yield "ab3 started by Euler", lambda: by_phases(here, Solver(started_by_euler), shares(here, calls))
     yield "history over breakpoints", lambda: carried_over(here, calls - 1)
-    yield "midpoint", lambda: by_phases(here, midpoint, shares(here, calls // 2))
-    yield "classic Runge-Kutta", lambda: by_phases(here, classic, shares(here, calls // 4))
+    yield "midpoint", lambda: by_phases(here, Solver(midpoint), shares(here, calls // 2))
+    yield "classic Runge-Kutta", lambda: by_phases(here, Solver(classic), shares(here, calls // 4))
 
 
 def in_bf16(flow: Flow, here: Problem, guided: bool) -> Tensor:
     """The recommended setting with the network's products in bf16, as `sample.precision` has it."""
-    chosen = {"solver": RECOMMENDED["solver"], "steps": STEPS, "delta_t": here.schedule.delta_t, "precision": "bf16"}
+    chosen = {"solver": RECOMMENDED["solver"], "steps": STEPS, "delta_t": here.schedule.end - 1, "precision": "bf16"}
     guidance = {"guidance": "autoguidance" if guided else "none", "scale": SCALE}
     return sample_latents(flow.dit, flow.guide, Sample.model_validate(chosen | guidance), here.noise, here.labels)
 

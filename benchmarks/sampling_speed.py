@@ -29,6 +29,7 @@ from sampling import BASELINE, RECOMMENDED, SCALE, Problem, load, parser, proble
 from torch import Tensor
 
 from sfd_cli.config import Settings
+from sfd_cli.diffusion.conditions import Conditions
 from sfd_cli.diffusion.guidance import (
     AutoGuidance,
     ClassifierFreeGuidance,
@@ -36,6 +37,7 @@ from sfd_cli.diffusion.guidance import (
     VelocityField,
     extrapolate,
 )
+from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.networks.precision import autocast
 from sfd_cli.pipeline.inputs import SampleInputs
 from sfd_cli.pipeline.sampler import Sampler
@@ -47,27 +49,27 @@ class TwoCalls:
     """Classifier-free guidance the plain way: the class, then the null class."""
 
     velocity: VelocityField
-    null_label: int
+    conditions: Conditions
     scale: GuidanceScale
-    semantic_channels: int
+    space: LatentSpace
 
     def __call__(self, x: Tensor, t_texture: Tensor, t_semantic: Tensor, labels: Tensor) -> Tensor:
         """See `VelocityField`."""
         conditional = self.velocity(x, t_texture, t_semantic, labels)
-        unconditional = self.velocity(x, t_texture, t_semantic, torch.full_like(labels, self.null_label))
+        unconditional = self.velocity(x, t_texture, t_semantic, self.conditions.unconditional(labels))
         scale = self.scale.at(t_texture, t_semantic)
         assert scale is not None
-        return extrapolate(conditional, unconditional, scale, self.semantic_channels)
+        return extrapolate(conditional, unconditional, scale, self.space)
 
 
 def solving(sampler: Sampler, options: Any) -> list[dict[str, Any]]:
     """Images per second of a whole solution, in turn."""
     flow = sampler.flow
     plain = problem(sampler, False, options.offsets[0], options.images)
-    dit, null, semantic = flow.dit, flow.dit.config.num_classes, flow.dit.config.semantic_channels
+    dit, conditions, space = flow.dit, flow.dit.config.conditions, flow.dit.config.space
     both, textures = GuidanceScale(SCALE, SCALE), GuidanceScale(SCALE, 1.0)
-    auto = AutoGuidance(dit, flow.guide, both, semantic)
-    alone = ClassifierFreeGuidance(dit, null, textures, semantic)
+    auto = AutoGuidance(dit, flow.guide, both, space)
+    alone = ClassifierFreeGuidance(dit, conditions, textures, space)
 
     def guided(velocity: VelocityField) -> Problem:
         return replace(plain, velocity=velocity)
@@ -75,8 +77,8 @@ def solving(sampler: Sampler, options: Any) -> list[dict[str, Any]]:
     problems = {
         "no guidance, one-span dopri5 1e-3": plain,
         "no guidance": plain,
-        "classifier-free, two calls": guided(TwoCalls(dit, null, both, semantic)),
-        "classifier-free, one doubled": guided(ClassifierFreeGuidance(dit, null, both, semantic)),
+        "classifier-free, two calls": guided(TwoCalls(dit, conditions, both, space)),
+        "classifier-free, one doubled": guided(ClassifierFreeGuidance(dit, conditions, both, space)),
         "AutoGuidance, one-span dopri5 1e-3": guided(auto),
         "AutoGuidance": guided(auto),
         # Hidden in a function, the guidance cannot be told which streams move.

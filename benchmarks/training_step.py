@@ -163,8 +163,8 @@ class Plain:
         self.problem = problem
         network = PlainDiT(problem.size)
         network.load_state_dict(dit_to_reference(problem.size, problem.model.state_dict()))
-        statistics = problem.task.statistics
-        mean, std = (torch.tensor(statistics[name], device=problem.device)[:, None, None] for name in ("mean", "std"))
+        space = problem.task.space
+        mean, std = (torch.tensor(values, device=problem.device)[:, None, None] for values in (space.mean, space.std))
         offset = DiT.model_fields["delta_t"].default
         self.training = PlainTraining(
             network.to(problem.device), mean, std, offset, LEARNING_RATE, problem.precision == "bf16"

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from sfd_cli.errors import UserError
+from sfd_cli.tables import SCHEDULES, SOLVERS
 
 
 class Section(BaseModel):
@@ -222,6 +232,9 @@ class DiT(Section):
         "dual", description="dual: half the width for each stream's time; single: one synchronous time"
     )
     semantics: bool = Field(True, description="denoise the semantic latent beside the texture latent")
+    schedule: Annotated[str, AfterValidator(SCHEDULES.require)] = Field(
+        "offset", description="law of both streams' times; offset: semantics lead textures by delta_t"
+    )
     delta_t: float = Field(0.3, ge=0, le=1, description="offset by which semantics lead textures")
     semantic_weight: float = Field(2.0, ge=0, description="beta: weight of the squared error on semantic channels")
     cosine_weight: float = Field(1.0, ge=0, description="weight of 1 - cos(v, u) over channels")
@@ -278,9 +291,14 @@ class DiT(Section):
 class Sample(Section):
     """`sample`: integrate the flow from noise, decode textures, write PNGs and an npz."""
 
+    schedule: Annotated[str, AfterValidator(SCHEDULES.require)] = Field(
+        "offset", description="law of both streams' times; offset: semantics lead textures by delta_t"
+    )
     delta_t: float = Field(0.3, ge=0, le=1, description="offset by which semantics lead textures")
     steps: int = Field(24, gt=0, description="solver steps over the whole schedule (unused by dopri5)")
-    solver: Literal["euler", "heun", "ab2", "ab3", "dopri5"] = Field("ab3", description="ODE solver")
+    solver: Annotated[str, AfterValidator(SOLVERS.require)] = Field(
+        "ab3", description="ODE solver: euler, heun, ab2, ab3, or the adaptive dopri5"
+    )
     time_grid: Literal["phases", "one-span"] = Field(
         "phases", description="phases: each ends on a breakpoint; one-span: the reference code's equal steps"
     )

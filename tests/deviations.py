@@ -106,22 +106,22 @@ def _velocity(reference: dit.Reference) -> dict[str, Tensor]:
     t_texture, t_semantic = (given.get(name, given.get("t")) for name in ("t_texture", "t_semantic"))
     if "repa_projection" not in given:
         return {"forward.velocity": reference.model(given["x"], t_texture, t_semantic, given["y"])}
-    velocity, projection = reference.model.forward_with_projection(given["x"], t_texture, t_semantic, given["y"])
+    velocity, projection = reference.model(given["x"], t_texture, t_semantic, given["y"], project=True)
     return {"forward.velocity": velocity, "forward.repa_projection": projection}
 
 
 def _losses(reference: dit.Reference) -> dict[str, Tensor]:
-    given, schedule, semantic = reference.loss, reference.schedule, reference.semantic_channels
+    given, schedule, space = reference.loss, reference.schedule, reference.model.config.space
     times = schedule.times(given["t"] * schedule.end)
-    noisy = objective.interpolate(given["data"], given["noise"], *times, semantic)
+    noisy = objective.interpolate(given["data"], given["noise"], times, space)
     target = objective.velocity_target(given["data"], given["noise"])
     velocity = reference.model(noisy, *times, given["y"])
     terms = {
-        "loss.velocity_mse": objective.velocity_mse(velocity, target, semantic, 2.0),
+        "loss.velocity_mse": objective.velocity_mse(velocity, target, space, 2.0),
         "loss.velocity_cosine": objective.velocity_cosine(velocity, target),
     }
     if "repa_features" in given:
-        _, projection = reference.model.forward_with_projection(noisy, *times, given["y"])
+        _, projection = reference.model(noisy, *times, given["y"], project=True)
         tokens = given["repa_features"].flatten(2).transpose(1, 2)
         terms |= {f"loss.repa_{mode}": objective.repa(projection, tokens, mode) for mode in ("cos", "mse", "cos_mse")}
     return terms

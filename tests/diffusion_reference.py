@@ -17,6 +17,7 @@ from torch import Tensor
 from torchdiffeq._impl import rk_common
 
 from sfd_cli.diffusion.guidance import AutoGuidance, ClassifierFreeGuidance, GuidanceScale, VelocityField
+from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.diffusion.schedule import AsynchronousSchedule
 from sfd_cli.diffusion.solver import integrate
 from sfd_cli.formats.convert import dit_from_reference
@@ -58,8 +59,8 @@ class Reference:
     schedule: AsynchronousSchedule
 
     @property
-    def semantic_channels(self) -> int:
-        return self.model.config.semantic_channels
+    def space(self) -> LatentSpace:
+        return self.model.config.space
 
     def double(self) -> Reference:
         """The same model, noise and schedule, without the guide, in float64."""
@@ -103,10 +104,9 @@ def field(reference: Reference, guidance: tuple[str, float, float, float] | None
     kind, texture, semantic, first = guidance
     scale = GuidanceScale(texture, semantic, (first, 1.0))
     if kind == "cfg":
-        null = reference.model.config.num_classes
-        return ClassifierFreeGuidance(reference.model, null, scale, reference.semantic_channels)
+        return ClassifierFreeGuidance(reference.model, reference.model.config.conditions, scale, reference.space)
     assert reference.guide is not None
-    return AutoGuidance(reference.model, reference.guide, scale, reference.semantic_channels)
+    return AutoGuidance(reference.model, reference.guide, scale, reference.space)
 
 
 def solve(reference: Reference, velocity: VelocityField, **options: Any) -> Tensor:
@@ -117,7 +117,7 @@ def solve(reference: Reference, velocity: VelocityField, **options: Any) -> Tens
             reference.sample["noise"],
             reference.sample["y"],
             reference.schedule,
-            reference.semantic_channels,
+            reference.space,
             **options,
         )
 

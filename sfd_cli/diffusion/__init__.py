@@ -1,1 +1,1 @@
-"""The method as pure tensors: schedule, objective, solver, guidance. Knows no network and no file."""
+"""The method as pure tensors: schedule, latents, conditions, objective, guidance, solver. No network, no file."""

@@ -1,7 +1,8 @@
-"""What a sample is asked to show, as a table: row i means class i, the last row that nothing is asked for.
+"""Conditions as a table: row i means class i, and the last row means no condition (the null label).
 
-Networks embed rows, guidance compares a row with the last one, training drops rows to it. None of them knows what a
-row stands for, so that prompts can become rows beside classes without touching solver, guidance or objective.
+Networks embed rows, training replaces some by the last one, and classifier-free guidance compares with the last one
+(arXiv 2207.12598). None of them knows what a row stands for, so prompts can become rows beside classes without a
+change to solver, guidance or objective.
 """
 
 from __future__ import annotations
@@ -14,40 +15,45 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Conditions:
-    """The rows that a network knows.
+    """The rows of a network's embedding of conditions.
 
     Attributes:
-        names: of the rows that ask for something, in order.
+        names: names of the conditions, in the order of their rows; the last row, no condition, has no name.
     """
 
     names: tuple[str, ...]
 
     @classmethod
     def numbered(cls, count: int) -> Conditions:
-        """Rows that are named by their numbers."""
+        """`count` conditions named by their numbers."""
         return cls(tuple(str(number) for number in range(count)))
 
     def __len__(self) -> int:
         return len(self.names)
 
     @property
+    def rows(self) -> int:
+        """Number of rows, the last one included."""
+        return len(self.names) + 1
+
+    @property
     def nothing(self) -> int:
-        """The row that asks for nothing (the null label of classifier-free guidance)."""
+        """The last row: no condition."""
         return len(self.names)
 
     def unconditional(self, rows: Tensor) -> Tensor:
-        """Rows of the shape of `rows` (B,) that all ask for nothing."""
+        """The last row for every image of `rows` (B,) int64."""
         return torch.full_like(rows, self.nothing)
 
     def drop(self, rows: Tensor, dropped: Tensor) -> Tensor:
-        """`rows` (B,) int64 with those that are `dropped` (B,) bool asking for nothing."""
+        """`rows` (B,) int64, replaced by the last row where `dropped` (B,) bool."""
         return torch.where(dropped, self.nothing, rows)
 
     def row(self, name: str) -> int:
         """The row called `name`.
 
         Raises:
-            KeyError: there is none.
+            KeyError: no row is called so.
         """
         if name not in self.names:
             raise KeyError(name)

@@ -1,7 +1,7 @@
-"""Guided velocity fields: classifier-free guidance and AutoGuidance, with a scale and an interval per stream.
+"""Guided velocity fields: classifier-free guidance and AutoGuidance, with a scale per stream and an interval.
 
-Both move a better prediction away from a worse one, `v = worse + scale * (better - worse)`, where a stream's own
-time lies inside the guidance interval (arXiv 2404.07724); outside it the better prediction is taken as it is.
+Both extrapolate from a worse prediction w through a better one m, `v = w + scale * (m - w)`, where a stream's own time
+lies inside the guidance interval (arXiv 2404.07724). Outside the interval the velocity is the better prediction.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sfd_cli.diffusion.objective import per_channel
-from sfd_cli.diffusion.schedule import Streams
+from sfd_cli.diffusion.conditions import Conditions
+from sfd_cli.diffusion.latents import LatentSpace, Streams
 
 VelocityField = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(x (B, C, h, w), t_texture (B,), t_semantic (B,), labels (B,)) -> velocity (B, C, h, w)."""
+"""(x (B, C, h, w), t_texture (B,), t_semantic (B,), rows (B,) of the conditions) -> velocity (B, C, h, w)."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class GuidanceScale:
     """How strongly, and when, each stream is guided.
 
     Attributes:
-        texture: scale of the texture channels; 1 leaves them unguided, 0 gives the worse prediction.
+        texture: scale of the texture channels; 1 is no guidance, 0 gives the worse prediction.
         semantic: scale of the semantic channels.
-        interval: first and last time, both included, at which a stream is guided; each by its own time.
+        interval: first and last time at which a stream is guided, both included, compared with its own time.
     """
 
     texture: float
@@ -34,9 +34,9 @@ class GuidanceScale:
     interval: tuple[float, float] = (0.0, 1.0)
 
     def at(self, t_texture: Tensor, t_semantic: Tensor) -> Streams[Tensor] | None:
-        """Scale of each image and stream, (B,) each, at its times; None where nothing is guided at all.
+        """Scale of each image and stream, (B,) each, at its times; None where no image is guided.
 
-        A limited interval asks the device for the answer: one wait that can save a network call.
+        With a limited interval this waits for the device, which can save a network call.
         """
         if self.texture == self.semantic == 1:
             return None
@@ -46,64 +46,78 @@ class GuidanceScale:
         return scale
 
     def of_moving(self, rates: Streams[float]) -> GuidanceScale:
-        """The scales where streams move at `rates`: 1 for a frozen one."""
+        """The scales where streams move at `rates`: 1 for a frozen stream."""
         texture, semantic = (
             scale if rate else 1.0 for scale, rate in zip((self.texture, self.semantic), rates, strict=True)
         )
         return replace(self, texture=texture, semantic=semantic)
 
     def _inside(self, t: Tensor, scale: float) -> Tensor:
-        # Clamped because an adaptive solver looks past time 1, where an interval that ends at 1 must not end.
+        # Clamped because an adaptive solver evaluates past time 1, and an interval up to 1 includes what lies beyond.
         first, last = self.interval
         return torch.where((t.clamp(0, 1) >= first) & (t.clamp(0, 1) <= last), scale, 1.0).to(t.dtype)
 
 
 @dataclass(frozen=True)
 class ClassifierFreeGuidance:
-    """A velocity field guided away from its own null class (arXiv 2207.12598), both in one network call."""
+    """A velocity field guided away from its own unconditional prediction (arXiv 2207.12598), both in one network call.
+
+    Attributes:
+        velocity: a network that was trained with dropped labels.
+        conditions: the rows that it knows.
+        scale: how strongly, and when.
+        space: which channels are whose.
+    """
 
     velocity: VelocityField
-    null_label: int
+    conditions: Conditions
     scale: GuidanceScale
-    semantic_channels: int
+    space: LatentSpace
 
-    def __call__(self, x: Tensor, t_texture: Tensor, t_semantic: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t_texture: Tensor, t_semantic: Tensor, rows: Tensor) -> Tensor:
         """See `VelocityField`."""
         scale = self.scale.at(t_texture, t_semantic)
         if scale is None:
-            return self.velocity(x, t_texture, t_semantic, labels)
-        null = torch.full_like(labels, self.null_label)
-        both = self.velocity(x.repeat(2, 1, 1, 1), t_texture.repeat(2), t_semantic.repeat(2), torch.cat((labels, null)))
+            return self.velocity(x, t_texture, t_semantic, rows)
+        both_rows = torch.cat((rows, self.conditions.unconditional(rows)))
+        both = self.velocity(x.repeat(2, 1, 1, 1), t_texture.repeat(2), t_semantic.repeat(2), both_rows)
         conditional, unconditional = both.chunk(2)
-        return extrapolate(conditional, unconditional, scale, self.semantic_channels)
+        return extrapolate(conditional, unconditional, scale, self.space)
 
 
 @dataclass(frozen=True)
 class AutoGuidance:
-    """A velocity field guided away from a weaker model's, given the same label (arXiv 2406.02507)."""
+    """A velocity field guided away from a weaker model's under the same condition (arXiv 2406.02507).
+
+    Attributes:
+        velocity: the better model.
+        guide: the weaker model.
+        scale: how strongly, and when.
+        space: which channels are whose.
+    """
 
     velocity: VelocityField
     guide: VelocityField
     scale: GuidanceScale
-    semantic_channels: int
+    space: LatentSpace
 
-    def __call__(self, x: Tensor, t_texture: Tensor, t_semantic: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t_texture: Tensor, t_semantic: Tensor, rows: Tensor) -> Tensor:
         """See `VelocityField`."""
-        better = self.velocity(x, t_texture, t_semantic, labels)
+        better = self.velocity(x, t_texture, t_semantic, rows)
         scale = self.scale.at(t_texture, t_semantic)
         if scale is None:
             return better
-        return extrapolate(better, self.guide(x, t_texture, t_semantic, labels), scale, self.semantic_channels)
+        return extrapolate(better, self.guide(x, t_texture, t_semantic, rows), scale, self.space)
 
 
 def guide_moving(velocity: VelocityField, rates: Streams[float]) -> VelocityField:
-    """`velocity` where streams move at `rates`: what a frozen one would be guided by is not asked for in vain."""
+    """`velocity` where streams move at `rates`: guidance is skipped for frozen streams, whose velocity is discarded."""
     if isinstance(velocity, ClassifierFreeGuidance | AutoGuidance):
         return replace(velocity, scale=velocity.scale.of_moving(rates))
     return velocity
 
 
-def extrapolate(better: Tensor, worse: Tensor, scale: Streams[Tensor], semantic_channels: int) -> Tensor:
+def extrapolate(better: Tensor, worse: Tensor, scale: Streams[Tensor], space: LatentSpace) -> Tensor:
     """`worse + scale * (better - worse)` (B, C, h, w), with a scale (B,) per stream; exactly `better` where it is 1."""
-    factor = per_channel(scale, better.shape[1], semantic_channels)
+    factor = space.spread(scale)
     return torch.where(factor == 1, better, worse + factor * (better - worse))

@@ -1,4 +1,4 @@
-"""The composite latent: which channels are whose, and the scale on which the network sees them (arXiv 2512.04926).
+"""The composite latent: which channels belong to which stream, and how they are normalised (arXiv 2512.04926).
 
 A composite latent `x = concat(z, s)` holds the texture channels first and the semantic channels last, on one grid, each
 normalised by the mean and standard deviation of the training set.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Generic, NamedTuple, Self, TypeVar
+from typing import Generic, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,14 +26,17 @@ class Streams(NamedTuple, Generic[T]):
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """Layout and scale of a composite latent; a value that can be compared, saved as JSON, and asked to do arithmetic.
+    """Layout and statistics of a composite latent.
 
     Attributes:
         texture: texture channels C_z.
         semantic: semantic channels C_s; 0 without semantics.
         grid: side h = w of the latent, latent pixels.
-        mean: of every channel over the training set, textures first; empty where it is not known.
-        std: likewise, the standard deviation.
+        mean: mean of every channel over the training set, textures first; empty where it is not known.
+        std: standard deviation, likewise.
+
+    Raises:
+        ValueError: `mean` or `std` does not have one value per channel.
     """
 
     texture: int
@@ -46,7 +49,7 @@ class LatentSpace:
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
             if len(getattr(self, name)) not in (0, self.channels):
-                raise ValueError(f"{name} has {len(getattr(self, name))} values, the latent {self.channels} channels")
+                raise ValueError(f"{name} has {len(getattr(self, name))} values for {self.channels} channels")
 
     @property
     def channels(self) -> int:
@@ -69,34 +72,44 @@ class LatentSpace:
         return {"mean": list(self.mean), "std": list(self.std)}
 
     def scaled(self, mean: Sequence[float], std: Sequence[float]) -> Self:
-        """The same layout on another scale."""
+        """The same layout with other statistics."""
         return replace(self, mean=tuple(mean), std=tuple(std))
 
     def join(self, raw: Streams[Tensor]) -> Tensor:
-        """Raw streams (B, C_z, h, w) and (B, C_s, h, w) -> the normalised composite (B, C, h, w) float32."""
+        """Concatenate and normalise: raw streams (B, C_z, h, w) and (B, C_s, h, w) -> composite (B, C, h, w) float32.
+
+        The semantic stream is ignored where the space has no semantic channels.
+
+        Raises:
+            ValueError: the statistics are not known.
+        """
         parts = [part.float() for part, width in zip(raw, (self.texture, self.semantic), strict=True) if width]
         mean, std = self._scale(parts[0].device)
         return (torch.cat(parts, dim=1) - mean) / std
 
     def split(self, x: Tensor) -> Streams[Tensor]:
-        """The normalised composite (B, C, h, w) -> raw streams; the inverse of `join` but for rounding."""
+        """The inverse of `join`, up to rounding: composite (B, C, h, w) -> raw streams.
+
+        Raises:
+            ValueError: the statistics are not known.
+        """
         mean, std = self._scale(x.device)
         return self.views(x * std + mean)
 
     def views(self, x: Tensor) -> Streams[Tensor]:
-        """Texture and semantic channels of x (B, C, ...), as they are; either may have no channels."""
+        """Views of the texture and the semantic channels of x (B, C, ...); either may have no channels."""
         return Streams(x[:, : self.texture], x[:, self.texture :])
 
     def spread(self, values: Streams[Tensor]) -> Tensor:
-        """One value per image and stream, (B,) each, over the channels: (B, C, 1, 1)."""
+        """Repeat one value per image and stream, (B,) each, over the channels of the stream: (B, C, 1, 1)."""
         texture = values.texture[:, None].expand(-1, self.texture)
         semantic = values.semantic[:, None].expand(-1, self.semantic)
         return torch.cat((texture, semantic), dim=1)[:, :, None, None]
 
     def difference(self, other: LatentSpace) -> str | None:
-        """The first thing in which `other` is another latent, for a message; None where both are one.
+        """What `other` has instead of this space's value, for a message; None where the two agree.
 
-        A scale that is not known differs from none.
+        Statistics are compared only where both are known.
         """
         for name in ("grid", "texture", "semantic"):
             ours, theirs = getattr(self, name), getattr(other, name)
@@ -108,13 +121,13 @@ class LatentSpace:
 
     def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if not self.is_scaled:
-            raise ValueError("this latent space has no statistics, so that raw and normalised latents cannot be told")
+            raise ValueError("the statistics of this latent space are not known")
         return _scale(self, device)
 
 
 @lru_cache(maxsize=32)
-def _scale(space: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and std (C, 1, 1) float32 on a device, copied there once: training asks in every step."""
-    with torch.inference_mode(False):
+def _scale(space: LatentSpace, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and std (C, 1, 1) float32 on `device`; cached, because training needs them in every step."""
+    with torch.inference_mode(False):  # a tensor made in inference mode could not be used in training later
         mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (space.mean, space.std))
     return mean[:, None, None], std[:, None, None]

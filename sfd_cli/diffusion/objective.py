@@ -1,7 +1,7 @@
 """The training objective: interpolant, velocity target and the three loss terms, each per image.
 
-Notation of arXiv 2512.04926: data x_1, noise eps, x_t = t x_1 + (1 - t) eps with each stream at its own time, and
-the velocity target x_1 - eps. Composite latents hold the texture channels first, the semantic channels last.
+Notation of arXiv 2512.04926, section 3: data x_1, noise eps, the interpolant x_t = t x_1 + (1 - t) eps with each
+stream at its own time, and the velocity target u = x_1 - eps.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfd_cli.diffusion.schedule import AsynchronousSchedule, Streams
+from sfd_cli.diffusion.latents import LatentSpace, Streams
+from sfd_cli.diffusion.schedule import Schedule
 
 
 def draw_progress(
     count: int,
-    schedule: AsynchronousSchedule,
+    schedule: Schedule,
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
@@ -28,39 +29,26 @@ def draw_progress(
     return torch.randn(count, generator=generator, device=device).sigmoid() * schedule.end
 
 
-def split_streams(x: Tensor, semantic_channels: int) -> Streams[Tensor]:
-    """Views of the texture and the semantic channels of x (B, C, h, w); either may have no channels."""
-    texture_channels = x.shape[1] - semantic_channels
-    return Streams(x[:, :texture_channels], x[:, texture_channels:])
-
-
-def per_channel(values: Streams[Tensor], channels: int, semantic_channels: int) -> Tensor:
-    """Spread one value per image and stream, each (B,), over channels: (B, C, 1, 1)."""
-    texture = values.texture[:, None].expand(-1, channels - semantic_channels)
-    semantic = values.semantic[:, None].expand(-1, semantic_channels)
-    return torch.cat((texture, semantic), dim=1)[:, :, None, None]
-
-
-def interpolate(data: Tensor, noise: Tensor, t_texture: Tensor, t_semantic: Tensor, semantic_channels: int) -> Tensor:
-    """The noisy latent `t x_1 + (1 - t) eps` (B, C, h, w), each stream at its own time (B,)."""
-    t = per_channel(Streams(t_texture, t_semantic), data.shape[1], semantic_channels)
+def interpolate(data: Tensor, noise: Tensor, times: Streams[Tensor], space: LatentSpace) -> Tensor:
+    """The noisy latent `x_t = t x_1 + (1 - t) eps` (B, C, h, w), each stream at its own time (B,)."""
+    t = space.spread(times)
     return t * data + (1 - t) * noise
 
 
 def velocity_target(data: Tensor, noise: Tensor) -> Tensor:
-    """The velocity of the interpolant, `x_1 - eps`: what the network learns to predict, for both streams."""
+    """The interpolant's derivative `u = x_1 - eps` (B, C, h, w), which the network learns to predict."""
     return data - noise
 
 
-def velocity_mse(prediction: Tensor, target: Tensor, semantic_channels: int, semantic_weight: float) -> Tensor:
+def velocity_mse(prediction: Tensor, target: Tensor, space: LatentSpace, semantic_weight: float) -> Tensor:
     """Squared error with weight `semantic_weight` (beta) on the semantic channels, mean over C, h, w: (B,)."""
-    error = split_streams((prediction - target).square(), semantic_channels)
+    error = space.views((prediction - target).square())
     total = error.texture.sum(dim=(1, 2, 3)) + semantic_weight * error.semantic.sum(dim=(1, 2, 3))
     return total / prediction[0].numel()
 
 
 def velocity_cosine(prediction: Tensor, target: Tensor) -> Tensor:
-    """`1 - cos(v, u)` over the channels at every position, mean over positions: (B,)."""
+    """`1 - cos(v, u)` over the channels of every position, mean over positions: (B,)."""
     return 1 - F.cosine_similarity(prediction, target, dim=1).mean(dim=(1, 2))
 
 

@@ -1,4 +1,4 @@
-"""Solvers of the sampling ODE, dz/dT = v_z and ds/dT = v_s from noise at T = 0 to data at T = 1 + delta_t.
+"""Solvers of the sampling ODE, dx/dT = (dt/dT) v per stream, from noise at T = 0 to data at the schedule's end.
 
 The right-hand side jumps where a stream starts or stops. By phases, the default, every phase is integrated on its
 own grid that ends on the breakpoint, so a solver keeps its order; one-span is the equal grid of the reference code,
@@ -7,47 +7,77 @@ which steps across the jumps, kept because published numbers were made with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sfd_cli.diffusion.guidance import VelocityField, guide_moving
-from sfd_cli.diffusion.objective import split_streams
-from sfd_cli.diffusion.schedule import AsynchronousSchedule, Phase
+from sfd_cli.diffusion.latents import LatentSpace
+from sfd_cli.diffusion.schedule import Phase, Schedule, WholeSchedule
+from sfd_cli.tables import SOLVERS
 
 Slope = Callable[[float, Tensor], Tensor]
 """(T, x) -> dx/dT."""
 OnPoint = Callable[[float, Tensor], None]
-"""Told every point of the solution, (T, x): the start, and the end of every step."""
-FixedStepSolver = Callable[[Slope, Tensor, list[float], OnPoint], Tensor]
-"""(slope, x, points, on_point) -> x at the last point."""
+"""Called with every point of the solution, (T, x): the start, and the end of every step."""
+
+
+class Tolerance(NamedTuple):
+    """Bound of an adaptive solver on the estimated error of a step: atol + rtol * |x|."""
+
+    rtol: float
+    atol: float
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A solver of ODEs, entered in `sfd_cli.tables` under the name that `sample.solver` gives.
+
+    Attributes:
+        solve: (slope, x, points, tolerance) -> the solution (T, x) after every step, where x starts at the first of
+            the ascending `points`. The last (T, x) is at the last point.
+        is_adaptive: whether it chooses its steps by the tolerance and ignores the points between first and last;
+            otherwise it takes one step from each point to the next and ignores the tolerance.
+        images_at_once: how many images to integrate together where the step length depends on all of them: a fixed
+            number, so that an image does not depend on the batch size. None where images are independent.
+    """
+
+    solve: Callable[[Slope, Tensor, list[float], Tolerance], Iterator[tuple[float, Tensor]]]
+    is_adaptive: bool = False
+    images_at_once: int | None = None
+
+    @property
+    def unused(self) -> set[str]:
+        """Settings of the section `sample` that it ignores."""
+        return {"steps", "shift"} if self.is_adaptive else {"rtol", "atol"}
 
 
 @dataclass
 class CallCounter:
-    """A velocity field that counts how often it is called: the cost that solvers are compared by."""
+    """A velocity field that counts its calls, the cost by which solvers are compared."""
 
     velocity: VelocityField
     calls: int = 0
 
-    def __call__(self, x: Tensor, t_texture: Tensor, t_semantic: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t_texture: Tensor, t_semantic: Tensor, rows: Tensor) -> Tensor:
         """See `VelocityField`."""
         self.calls += 1
-        return self.velocity(x, t_texture, t_semantic, labels)
+        return self.velocity(x, t_texture, t_semantic, rows)
 
 
 def integrate(
     velocity: VelocityField,
     noise: Tensor,
-    labels: Tensor,
-    schedule: AsynchronousSchedule,
-    semantic_channels: int,
+    rows: Tensor,
+    schedule: Schedule,
+    space: LatentSpace,
     *,
-    solver: Literal["euler", "heun", "ab2", "ab3", "dopri5"] = "ab3",
+    solver: str = "ab3",
     steps: int = 24,
     grid: Literal["phases", "one-span"] = "phases",
     shift: float = 1.0,
@@ -57,39 +87,36 @@ def integrate(
 ) -> Tensor:
     """Integrate from noise to data. By phases, a stream that is frozen keeps its values bit for bit.
 
-    Network calls: `steps` by euler, twice that by heun, `steps` and one more per phase by ab2 and ab3; dopri5 decides.
+    Network calls: `steps` by euler, twice as many by heun, one more per phase by ab2 and ab3; dopri5 decides.
 
     Args:
         velocity: the (guided) velocity field.
         noise: (B, C, h, w), the latent at T = 0.
-        labels: (B,) int64.
+        rows: (B,) int64, the condition of each image.
         schedule: when each stream moves.
-        semantic_channels: how many of the last channels are semantic.
-        solver: euler; heun, the trapezoidal predictor-corrector; ab2 and ab3, Adams-Bashforth of order 2 and 3, which
-            start every phase with a step of heun; dopri5, adaptive, its step size shared by the whole batch.
-        steps: over the whole schedule, unused by dopri5; every phase takes one at least.
+        space: which channels are whose.
+        solver: a name of the table SOLVERS.
+        steps: over the whole schedule, every phase takes one at least; unused by an adaptive solver.
         grid: "phases" or "one-span".
-        shift: k of the time shift, see `shifted`; unused by dopri5.
-        rtol: relative tolerance of dopri5.
-        atol: absolute tolerance of dopri5.
-        on_point: told the points of the solution; dopri5 tells those where a phase ends only.
+        shift: k of the time shift, see `shifted`; unused by an adaptive solver.
+        rtol: relative tolerance of an adaptive solver.
+        atol: absolute tolerance of an adaptive solver.
+        on_point: called with the points of the solution; of an adaptive solver only where phases end.
 
     Returns:
         The latent (B, C, h, w) at the schedule's end.
     """
     if steps < 1 or shift <= 0:
         raise ValueError(f"steps ({steps}) must be at least 1 and shift ({shift}) positive")
+    solve = SOLVERS[solver].solve
     tell = on_point or (lambda progress, x: None)
     x = noise
     tell(0.0, x)
-    for points, phase in _spans(schedule, steps, grid, shift):
-        slope = _slope(velocity, labels, schedule, semantic_channels, phase)
-        if solver == "dopri5":
-            end = _dopri5(slope, x, points[0], points[-1], rtol, atol)
-            x = _keep_frozen(x, end, phase, semantic_channels) if phase else end
-            tell(points[-1], x)
-        else:
-            x = FIXED_STEP_SOLVERS[solver](slope, x, points, tell)
+    for phase, points in _stretches(schedule, steps, grid, shift):
+        before = x
+        for progress, after in solve(_slope(velocity, rows, space, phase), x, points, Tolerance(rtol, atol)):
+            x = _keep_frozen(before, after, phase, space)
+            tell(progress, x)
     return x
 
 
@@ -98,7 +125,7 @@ def shifted(u: float, k: float) -> float:
     return k * u / (1 + (k - 1) * u)
 
 
-def phase_points(schedule: AsynchronousSchedule, steps: int, shift: float = 1.0) -> list[list[float]]:
+def phase_points(schedule: Schedule, steps: int, shift: float = 1.0) -> list[list[float]]:
     """Points of every phase, ascending, both ends included.
 
     The shift belongs to the whole schedule: with u the coordinate in which the one-span grid is equally spaced,
@@ -111,13 +138,13 @@ def phase_points(schedule: AsynchronousSchedule, steps: int, shift: float = 1.0)
     grids = []
     for phase, (start, end), count in zip(schedule.phases, in_u, counts, strict=True):
         inner = [schedule.end * shifted(start + (end - start) * i / count, shift) for i in range(1, count)]
-        # The ends come from the phase itself: rounding must not put a point on the far side of a jump.
+        # The ends are the phase's own: computed from u, rounding could put a point on the far side of a jump.
         grids.append([phase.start, *inner, phase.end])
     return grids
 
 
 def allot(total: int, shares: list[float]) -> list[int]:
-    """Split `total` steps over phases in proportion to `shares` by largest remainder, one at least for each."""
+    """Split `total` steps in proportion to `shares` by largest remainder, at least one for each."""
     exact = [total * share / sum(shares) for share in shares]
     counts = [int(value) for value in exact]
     by_remainder = sorted(range(len(shares)), key=lambda i: counts[i] - exact[i])
@@ -129,74 +156,68 @@ def allot(total: int, shares: list[float]) -> list[int]:
     return [max(count, 1) for count in counts]
 
 
-def _spans(
-    schedule: AsynchronousSchedule, steps: int, grid: str, shift: float
-) -> list[tuple[list[float], Phase | None]]:
-    """Stretches to integrate one after another: their points, and the phase whose rates hold all along."""
+def _stretches(schedule: Schedule, steps: int, grid: str, shift: float) -> list[tuple[Phase, list[float]]]:
+    """Stretches to integrate one after another, with the points of each."""
     if grid == "one-span":
-        return [([schedule.end * shifted(i / steps, shift) for i in range(steps + 1)], None)]
-    return list(zip(phase_points(schedule, steps, shift), schedule.phases, strict=True))
+        return [(WholeSchedule(schedule), [schedule.end * shifted(i / steps, shift) for i in range(steps + 1)])]
+    return list(zip(schedule.phases, phase_points(schedule, steps, shift), strict=True))
 
 
-def _slope(
-    velocity: VelocityField,
-    labels: Tensor,
-    schedule: AsynchronousSchedule,
-    semantic_channels: int,
-    phase: Phase | None,
-) -> Slope:
-    """The right-hand side, with a phase's rates or, without one, those of the point where it is evaluated."""
+def _slope(velocity: VelocityField, rows: Tensor, space: LatentSpace, phase: Phase) -> Slope:
+    """The right-hand side inside a phase: each stream's velocity times the rate of its time."""
 
     def slope(progress: float, x: Tensor) -> Tensor:
-        times = (phase or schedule.phase_at(progress)).times(progress)
+        times, rates = phase.times(progress), phase.rates(progress)
         t_texture, t_semantic = (torch.full((x.shape[0],), t, dtype=x.dtype, device=x.device) for t in times)
-        rates = phase.rates if phase else schedule.rates(progress)
-        guided = guide_moving(velocity, rates)
-        streams = split_streams(guided(x, t_texture, t_semantic, labels), semantic_channels)
-        # Not rate * velocity: what a network says of a frozen stream may be anything, a NaN too.
+        streams = space.views(guide_moving(velocity, rates)(x, t_texture, t_semantic, rows))
+        # Not rate * velocity: the velocity of a frozen stream is undefined and may be NaN.
         moving = [rate * v if rate else torch.zeros_like(v) for v, rate in zip(streams, rates, strict=True)]
         return torch.cat(moving, dim=1)
 
     return slope
 
 
-def _euler(slope: Slope, x: Tensor, points: list[float], tell: OnPoint) -> Tensor:
+def _keep_frozen(before: Tensor, after: Tensor, phase: Phase, space: LatentSpace) -> Tensor:
+    """`after` with the values that a frozen stream had before: an adaptive solver's interpolation rounds them."""
+    if all(phase.moves):
+        return after
+    streams = zip(space.views(before), space.views(after), phase.moves, strict=True)
+    return torch.cat([new if moves else old for old, new, moves in streams], dim=1)
+
+
+def _euler(slope: Slope, x: Tensor, points: list[float], tolerance: Tolerance) -> Iterator[tuple[float, Tensor]]:
     for start, end in pairwise(points):
         x = x + (end - start) * slope(start, x)
-        tell(end, x)
-    return x
+        yield end, x
 
 
-def _heun(slope: Slope, x: Tensor, points: list[float], tell: OnPoint) -> Tensor:
+def _heun(slope: Slope, x: Tensor, points: list[float], tolerance: Tolerance) -> Iterator[tuple[float, Tensor]]:
+    """The trapezoidal predictor-corrector, order 2."""
     for start, end in pairwise(points):
         first = slope(start, x)
         second = slope(end, x + (end - start) * first)
         x = x + (end - start) / 2 * (first + second)
-        tell(end, x)
-    return x
+        yield end, x
 
 
-def _adams_bashforth(order: int) -> FixedStepSolver:
+def _adams_bashforth(
+    slope: Slope, x: Tensor, points: list[float], tolerance: Tolerance, order: int
+) -> Iterator[tuple[float, Tensor]]:
     """Adams-Bashforth of `order` 2 or 3 with variable steps; the first step has no earlier slope, so Heun takes it."""
-
-    def solve(slope: Slope, x: Tensor, points: list[float], tell: OnPoint) -> Tensor:
-        past: list[tuple[float, Tensor]] = []  # where slopes were taken, the latest first
-        for start, end in pairwise(points):
-            step = end - start
-            here = slope(start, x)
-            if past:
-                weights = extrapolation_weights(step, [start - progress for progress, _ in past])
-                increment = weights[0] * here
-                for weight, (_, before) in zip(weights[1:], past, strict=True):
-                    increment = increment + weight * before
-                x = x + step * increment
-            else:
-                x = x + step / 2 * (here + slope(end, x + step * here))
-            tell(end, x)
-            past = [(start, here), *past][: order - 1]
-        return x
-
-    return solve
+    past: list[tuple[float, Tensor]] = []  # where slopes were taken, the latest first
+    for start, end in pairwise(points):
+        step = end - start
+        here = slope(start, x)
+        if past:
+            weights = extrapolation_weights(step, [start - progress for progress, _ in past])
+            increment = weights[0] * here
+            for weight, (_, before) in zip(weights[1:], past, strict=True):
+                increment = increment + weight * before
+            x = x + step * increment
+        else:
+            x = x + step / 2 * (here + slope(end, x + step * here))
+        yield end, x
+        past = [(start, here), *past][: order - 1]
 
 
 def extrapolation_weights(step: float, ages: list[float]) -> list[float]:
@@ -217,22 +238,17 @@ def extrapolation_weights(step: float, ages: list[float]) -> list[float]:
     ]
 
 
-FIXED_STEP_SOLVERS: dict[str, FixedStepSolver] = {
-    "euler": _euler,
-    "heun": _heun,
-    "ab2": _adams_bashforth(2),
-    "ab3": _adams_bashforth(3),
-}
-
-
-def _dopri5(slope: Slope, x: Tensor, start: float, end: float, rtol: float, atol: float) -> Tensor:
+def _dopri5(slope: Slope, x: Tensor, points: list[float], tolerance: Tolerance) -> Iterator[tuple[float, Tensor]]:
+    """Dormand-Prince of order 5 with adaptive steps; its error norm is over all images together."""
     from torchdiffeq import odeint
 
-    ends = torch.tensor([start, end], dtype=torch.float64)
-    return odeint(lambda t, y: slope(float(t), y), x, ends, rtol=rtol, atol=atol, method="dopri5")[-1]
+    ends = torch.tensor([points[0], points[-1]], dtype=torch.float64)
+    rtol, atol = tolerance
+    yield points[-1], odeint(lambda t, y: slope(float(t), y), x, ends, rtol=rtol, atol=atol, method="dopri5")[-1]
 
 
-def _keep_frozen(before: Tensor, after: Tensor, phase: Phase, semantic_channels: int) -> Tensor:
-    """`after` with the frozen stream of `before`, which the adaptive solver's interpolation moves by rounding."""
-    streams = zip(split_streams(before, semantic_channels), split_streams(after, semantic_channels), strict=True)
-    return torch.cat([new if rate else old for (old, new), rate in zip(streams, phase.rates, strict=True)], dim=1)
+euler = Solver(_euler)
+heun = Solver(_heun)
+ab2 = Solver(partial(_adams_bashforth, order=2))
+ab3 = Solver(partial(_adams_bashforth, order=3))
+dopri5 = Solver(_dopri5, is_adaptive=True, images_at_once=16)

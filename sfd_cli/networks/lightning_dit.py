@@ -1,10 +1,10 @@
 """LightningDiT: the transformer that predicts the velocity of a composite latent (arXiv 2501.01423, 2512.04926).
 
-What is special about it, next to DiT (arXiv 2212.09748):
+Differences from DiT (arXiv 2212.09748):
 - 2-D rotary attention with RMSNorm on queries and keys, RMSNorm and SwiGLU in the blocks;
 - two times, one per stream: each has an embedder of half the width, semantic first, then texture;
 - a REPA projector reads the tokens after an early block (arXiv 2410.06940).
-Each of these can be switched off, down to a classic DiT. Tokens are row-major patches of the latent grid.
+Each of these can be switched off, which leaves a plain DiT. Tokens are row-major patches of the latent grid.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sfd_cli.diffusion.conditions import Conditions
+from sfd_cli.diffusion.latents import LatentSpace
+
 TIME_FREQUENCIES = 256
 
 
@@ -28,8 +31,8 @@ class LightningDiTConfig:
     """The whole architecture.
 
     `grid` is the side of the latent in latent pixels; `semantic_channels` of the `in_channels` (the last ones)
-    are semantic, which the network itself does not use but its users do. `repa_depth` counts blocks from 1 and
-    0 means no projector; `feature_width` is the width of the encoder's patch tokens.
+    are semantic, which the network itself does not use but its users do (`space`). `repa_depth` counts blocks from 1
+    and 0 means no projector; `feature_width` is the width of the encoder's patch tokens.
     """
 
     grid: int
@@ -63,6 +66,16 @@ class LightningDiTConfig:
             raise ValueError("a REPA projector needs feature_width, the width of the encoder's patch tokens")
 
     @property
+    def space(self) -> LatentSpace:
+        """Layout of the composite latent; the network does not know its scale."""
+        return LatentSpace(self.in_channels - self.semantic_channels, self.semantic_channels, self.grid)
+
+    @property
+    def conditions(self) -> Conditions:
+        """The rows of the class embedding, named by the numbers of the classes."""
+        return Conditions.numbered(self.num_classes)
+
+    @property
     def head_width(self) -> int:
         """Channels of one attention head."""
         return self.width // self.heads
@@ -79,7 +92,7 @@ class LightningDiTConfig:
 
 
 class LightningDiT(nn.Module):
-    """Velocity of a composite latent from its noisy value, the times of both streams and the class.
+    """Velocity of a composite latent from its noisy value, the times of both streams and the condition.
 
     Set `checkpoint_activations` to recompute the blocks in the backward pass instead of storing them.
     """
@@ -100,7 +113,7 @@ class LightningDiT(nn.Module):
             self.texture_time = TimeEmbedding(config.width - config.width // 2)
         else:
             self.time = TimeEmbedding(config.width)
-        self.class_embedding = nn.Embedding(config.num_classes + 1, config.width)
+        self.class_embedding = nn.Embedding(config.conditions.rows, config.width)
         if config.rope:
             cos, sin = rotary_tables(config.head_width, side)
             self.register_buffer("rotary_cos", cos, persistent=False)
@@ -120,7 +133,7 @@ class LightningDiT(nn.Module):
         self._initialise()
 
     def forward(
-        self, x: Tensor, t_texture: Tensor, t_semantic: Tensor, labels: Tensor, project: bool = False
+        self, x: Tensor, t_texture: Tensor, t_semantic: Tensor, rows: Tensor, project: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Velocity, and with `project` the REPA projection beside it.
 
@@ -128,13 +141,13 @@ class LightningDiT(nn.Module):
             x: (B, C, h, w), texture channels first.
             t_texture: (B,) in [0, 1], data at 1. A network with a single time takes the mean of both.
             t_semantic: (B,) likewise.
-            labels: (B,) int64; `num_classes` is the null class.
+            rows: (B,) int64, rows of the conditions: the class, or `num_classes` for no condition.
             project: also project the tokens after block `repa_depth`; a projector must exist.
 
         Returns:
             velocity (B, C, h, w), or (velocity, projection (B, tokens, feature_width)).
         """
-        condition = F.silu(self._time_condition(t_texture, t_semantic) + self.class_embedding(labels))
+        condition = F.silu(self._time_condition(t_texture, t_semantic) + self.class_embedding(rows))
         rotary = (self.rotary_cos, self.rotary_sin) if self.config.rope else None
         tokens = self.patch_embedding(self._patchify(x)) + self.position
         projection = None
@@ -151,13 +164,6 @@ class LightningDiT(nn.Module):
             return velocity
         if projection is None:
             raise ValueError("this network has no REPA projector (repa_depth is 0)")
-        return velocity, projection
-
-    def forward_with_projection(
-        self, x: Tensor, t_texture: Tensor, t_semantic: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """`forward` with the REPA projection: (velocity (B, C, h, w), projection (B, tokens, feature_width))."""
-        velocity, projection = self(x, t_texture, t_semantic, labels, project=True)
         return velocity, projection
 
     def compile(self, *args: Any, **kwargs: Any) -> None:

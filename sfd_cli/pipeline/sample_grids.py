@@ -42,9 +42,9 @@ class SampleGrids:
         folder: Path,
     ) -> None:
         self._section, self._folder = section, folder
-        self._sample = Sample(delta_t=section.delta_t, steps=GRID_STEPS, guidance="none")
+        self._sample = Sample(schedule=section.schedule, delta_t=section.delta_t, steps=GRID_STEPS, guidance="none")
         self._texture_vae = open_texture_vae(settings, config.in_channels - config.semantic_channels).load().to(device)
-        mean, std = (torch.tensor(task.statistics[name], device=device)[:, None, None] for name in ("mean", "std"))
+        mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (task.space.mean, task.space.std))
         self._statistics = (mean, std)
         indices = range(GRID_IMAGES)
         self._noise = initial_noise(section.seed, indices, (config.in_channels, config.grid, config.grid)).to(device)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sfd_cli.config import Sample, Settings
 from sfd_cli.diffusion.guidance import AutoGuidance, ClassifierFreeGuidance, GuidanceScale, VelocityField
-from sfd_cli.diffusion.schedule import AsynchronousSchedule
+from sfd_cli.diffusion.schedule import schedule_of
 from sfd_cli.diffusion.solver import OnPoint, integrate
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.networks.lightning_dit import LightningDiT
@@ -195,8 +195,8 @@ def sample_latents(
         _velocity_field(dit, guide, sample),
         noise,
         labels,
-        AsynchronousSchedule(sample.delta_t),
-        dit.config.semantic_channels,
+        schedule_of(sample),
+        dit.config.space,
         solver=sample.solver,
         steps=sample.steps,
         grid=sample.time_grid,
@@ -248,15 +248,14 @@ def read_statistics(extra: dict[str, Any], dit: LightningDiT, source: str) -> tu
 
 
 def _velocity_field(dit: LightningDiT, guide: LightningDiT | None, sample: Sample) -> VelocityField:
-    semantic_channels = dit.config.semantic_channels
-    velocity = _in_precision(dit, sample.precision)
+    velocity, space = _in_precision(dit, sample.precision), dit.config.space
     if sample.guidance == "cfg":
-        return ClassifierFreeGuidance(velocity, dit.config.num_classes, guidance_scale(sample), semantic_channels)
+        return ClassifierFreeGuidance(velocity, dit.config.conditions, guidance_scale(sample), space)
     if sample.guidance == "autoguidance":
         if guide is None:
             raise ValueError("autoguidance needs a guide")
         weaker = _in_precision(guide, sample.precision)
-        return AutoGuidance(velocity, weaker, guidance_scale(sample), semantic_channels)
+        return AutoGuidance(velocity, weaker, guidance_scale(sample), space)
     return velocity
 
 

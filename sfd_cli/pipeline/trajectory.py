@@ -9,14 +9,14 @@ from torch import Tensor
 from sfd_cli.artifacts.sampled import Sampled
 from sfd_cli.config import Sample, Settings
 from sfd_cli.device import choose_device
-from sfd_cli.diffusion.schedule import AsynchronousSchedule
+from sfd_cli.diffusion.schedule import Schedule, schedule_of
 from sfd_cli.errors import UserError
 from sfd_cli.pipeline.inputs import SampleInputs
 from sfd_cli.pipeline.sampler import Sampler, decode_textures
 from sfd_cli.report.pictures import Trajectory, pick_progress
 
 
-def follow_samples(settings: Settings, samples: Sampled, indices: list[int]) -> tuple[Trajectory, AsynchronousSchedule]:
+def follow_samples(settings: Settings, samples: Sampled, indices: list[int]) -> tuple[Trajectory, Schedule]:
     """Sample the images `indices` again as they were sampled, keeping the latents at points of the schedule.
 
     The points are those of the solver nearest to `pick_progress`; dopri5 tells only where phases end.
@@ -27,7 +27,7 @@ def follow_samples(settings: Settings, samples: Sampled, indices: list[int]) -> 
     sample = recorded_sample(settings.sample, samples)
     device = choose_device(settings.runtime.device)
     sampler = Sampler.load(settings.model_copy(update={"sample": sample}), device)
-    config, schedule = sampler.flow.dit.config, AsynchronousSchedule(sample.delta_t)
+    config, schedule = sampler.flow.dit.config, schedule_of(sample)
     inputs = SampleInputs(sample.seed, None, len(samples.labels), labels=np.asarray(samples.labels))
     points: dict[float, Tensor] = {}
     sampler.flow.latents(inputs, indices, on_point=points.__setitem__)

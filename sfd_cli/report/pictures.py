@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from sfd_cli.diffusion.schedule import AsynchronousSchedule
+from sfd_cli.diffusion.schedule import Schedule
 from sfd_cli.files import atomic_path
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Trajectory:
     captions: list[str]
 
 
-def pick_progress(schedule: AsynchronousSchedule) -> list[float]:
+def pick_progress(schedule: Schedule) -> list[float]:
     """Points worth showing: the ends of each phase, and two inside it."""
     points = [0.0]
     for phase in schedule.phases:
@@ -91,7 +92,7 @@ def draw_samples(path: Path, images: list[np.ndarray], captions: list[str]) -> N
     _write(figure, path)
 
 
-def draw_trajectory(path: Path, trajectory: Trajectory, schedule: AsynchronousSchedule) -> None:
+def draw_trajectory(path: Path, trajectory: Trajectory, schedule: Schedule) -> None:
     """Write the phases as PNG: the schedule on top, below it each sample's texture and, where there are, semantics."""
     from matplotlib.figure import Figure
 
@@ -122,17 +123,17 @@ def shorten(caption: str, length: int = 18) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _draw_schedule(axes: Axes, schedule: AsynchronousSchedule, shown: list[float], semantics: bool) -> None:
+def _draw_schedule(axes: Axes, schedule: Schedule, shown: list[float], semantics: bool) -> None:
     line = np.linspace(0, schedule.end, 400)
-    times = [schedule.times(float(progress)) for progress in line]
+    times = schedule.times(torch.from_numpy(line))
     if semantics:
-        axes.plot(line, [float(time.semantic) for time in times], color=SEMANTIC, label="semantic time", linewidth=2)
-    axes.plot(line, [float(time.texture) for time in times], color=TEXTURE, label="texture time", linewidth=2)
+        axes.plot(line, times.semantic.numpy(), color=SEMANTIC, label="semantic time", linewidth=2)
+    axes.plot(line, times.texture.numpy(), color=TEXTURE, label="texture time", linewidth=2)
     for progress in shown:
         axes.axvline(progress, color="#999999", linewidth=0.6, linestyle=":")
     for phase in schedule.phases:
-        both = phase.texture_rate and phase.semantic_rate and semantics
-        colour = BOTH if both else TEXTURE if phase.texture_rate else SEMANTIC
+        both = all(phase.moves) and semantics
+        colour = BOTH if both else TEXTURE if phase.moves.texture else SEMANTIC
         name = {BOTH: "both streams", TEXTURE: "textures only", SEMANTIC: "semantics only"}[colour]
         axes.axvspan(phase.start, phase.end, color=colour, alpha=0.10, linewidth=0)
         axes.text((phase.start + phase.end) / 2, 1.06, name, ha="center", va="bottom", fontsize=8, color=colour)

@@ -14,7 +14,7 @@ from sfd_cli import __version__
 from sfd_cli.artifacts.sampled import Sampled
 from sfd_cli.config import Settings
 from sfd_cli.data.images import decode_image
-from sfd_cli.diffusion.schedule import AsynchronousSchedule
+from sfd_cli.diffusion.schedule import Schedule
 from sfd_cli.errors import UserError
 from sfd_cli.files import atomic_path, read_json, write_json
 from sfd_cli.messages import say
@@ -128,7 +128,7 @@ def _phases(settings: Settings, path: Path) -> dict[str, Any]:
     return {"picture": picture_uri(path), "story": story, "caption": caption, "reason": ""}
 
 
-def tell_phases(schedule: AsynchronousSchedule, semantics: bool) -> str:
+def tell_phases(schedule: Schedule, semantics: bool) -> str:
     """Which latent moves when, in words; without `semantics` there is only that of the textures."""
     if not semantics:
         return "Sampling runs along one progress T, from noise at T = 0 to the image at T = 1."
@@ -137,10 +137,7 @@ def tell_phases(schedule: AsynchronousSchedule, semantics: bool) -> str:
         (False, True): "only the semantic latent moves",
         (True, False): "only the texture latent moves",
     }
-    parts = [
-        f"up to T = {phase.end:g} {moving[bool(phase.texture_rate), bool(phase.semantic_rate)]}"
-        for phase in schedule.phases
-    ]
+    parts = [f"up to T = {phase.end:g} {moving[phase.moves]}" for phase in schedule.phases]
     return f"Sampling runs along one progress T: {', '.join(parts)}."
 
 

@@ -143,7 +143,7 @@ def _build(settings: Settings, section: DiT, which: Which, processes: Processes)
     store = Store(settings.paths.latents)
     decoder = _decoder(settings, device) if section.repa == "decoded" else None
     task = VelocityTask(store, section, decoder, device)
-    config = network_config(section, task.shape, task.semantic_channels, task.feature_width, len(store.classes))
+    config = network_config(section, task.space.shape, task.space.semantic, task.feature_width, len(store.classes))
     torch.manual_seed(section.seed)
     model = LightningDiT(config)
     if section.init is not None:
@@ -261,7 +261,7 @@ def _description(settings: Settings, section: DiT, store: Store, task: VelocityT
     """What sampling needs to know beside the architecture."""
     made_of = read_json(settings.paths.latents / SETTINGS)["inputs"]
     return {
-        "statistics": task.statistics,
+        "statistics": task.space.statistics,
         "delta_t": section.delta_t,
         "classes": store.classes,
         "image_size": store.attributes["image_size"],

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sfd_cli.diffusion.conditions import Conditions
 from sfd_cli.diffusion.guidance import AutoGuidance, ClassifierFreeGuidance, GuidanceScale, VelocityField
-from sfd_cli.diffusion.objective import split_streams
+from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.diffusion.schedule import AsynchronousSchedule
 from sfd_cli.diffusion.solver import CallCounter, integrate
 
-NULL, SEMANTIC = 9, 2
+CONDITIONS, SPACE = Conditions.numbered(9), LatentSpace(texture=3, semantic=2, grid=2)
 X = torch.randn((3, 5, 2, 2), generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2])
 
@@ -33,7 +34,7 @@ def _guide(x: Tensor, t_texture: Tensor, t_semantic: Tensor, labels: Tensor) -> 
 
 
 def _null(x: Tensor, t_texture: Tensor, t_semantic: Tensor) -> Tensor:
-    return _model(x, t_texture, t_semantic, torch.full((3,), NULL))
+    return _model(x, t_texture, t_semantic, torch.full((3,), 9))
 
 
 @settings(deadline=None)
@@ -41,14 +42,14 @@ def _null(x: Tensor, t_texture: Tensor, t_semantic: Tensor) -> Tensor:
 def test_each_stream_is_extrapolated_by_its_own_scale(texture: float, semantic: float) -> None:
     times = _times(0.4, 0.7)
     for field, worse in (
-        (ClassifierFreeGuidance(_model, NULL, GuidanceScale(texture, semantic), SEMANTIC), _null(X, *times)),
-        (AutoGuidance(_model, _guide, GuidanceScale(texture, semantic), SEMANTIC), _guide(X, *times, LABELS)),
+        (ClassifierFreeGuidance(_model, CONDITIONS, GuidanceScale(texture, semantic), SPACE), _null(X, *times)),
+        (AutoGuidance(_model, _guide, GuidanceScale(texture, semantic), SPACE), _guide(X, *times, LABELS)),
     ):
         better = _model(X, *times, LABELS)
         for found, good, bad, scale in zip(
-            split_streams(field(X, *times, LABELS), SEMANTIC),
-            split_streams(better, SEMANTIC),
-            split_streams(worse, SEMANTIC),
+            SPACE.views(field(X, *times, LABELS)),
+            SPACE.views(better),
+            SPACE.views(worse),
             (texture, semantic),
             strict=True,
         ):
@@ -59,8 +60,8 @@ def test_scale_one_is_the_model_itself_bit_for_bit_at_its_cost() -> None:
     times = _times(0.4, 0.7)
     model, guide = CallCounter(_model), CallCounter(_guide)
     expected = _model(X, *times, LABELS)
-    cfg = ClassifierFreeGuidance(model, NULL, GuidanceScale(1, 1), SEMANTIC)
-    auto = AutoGuidance(model, guide, GuidanceScale(1, 1), SEMANTIC)
+    cfg = ClassifierFreeGuidance(model, CONDITIONS, GuidanceScale(1, 1), SPACE)
+    auto = AutoGuidance(model, guide, GuidanceScale(1, 1), SPACE)
     assert torch.equal(cfg(X, *times, LABELS), expected)
     assert torch.equal(auto(X, *times, LABELS), expected)
     assert (model.calls, guide.calls) == (2, 0)
@@ -68,10 +69,10 @@ def test_scale_one_is_the_model_itself_bit_for_bit_at_its_cost() -> None:
 
 def test_an_unguided_stream_is_the_models_bit_for_bit() -> None:
     times = _times(0.4, 0.7)
-    found = AutoGuidance(_model, _guide, GuidanceScale(texture=2.0, semantic=1.0), SEMANTIC)(X, *times, LABELS)
-    expected = split_streams(_model(X, *times, LABELS), SEMANTIC)
-    assert torch.equal(split_streams(found, SEMANTIC).semantic, expected.semantic)
-    assert not torch.equal(split_streams(found, SEMANTIC).texture, expected.texture)
+    found = AutoGuidance(_model, _guide, GuidanceScale(texture=2.0, semantic=1.0), SPACE)(X, *times, LABELS)
+    expected = SPACE.views(_model(X, *times, LABELS))
+    assert torch.equal(SPACE.views(found).semantic, expected.semantic)
+    assert not torch.equal(SPACE.views(found).texture, expected.texture)
 
 
 def test_classifier_free_guidance_is_one_call_on_a_doubled_batch() -> None:
@@ -82,8 +83,8 @@ def test_classifier_free_guidance_is_one_call_on_a_doubled_batch() -> None:
         seen.append((x.shape, labels.tolist()))
         return _model(x, t_texture, t_semantic, labels)
 
-    ClassifierFreeGuidance(model, NULL, GuidanceScale(1.5, 1.5), SEMANTIC)(X, *_times(0.4, 0.7), LABELS)
-    assert seen == [(torch.Size((6, 5, 2, 2)), [0, 1, 2, NULL, NULL, NULL])]
+    ClassifierFreeGuidance(model, CONDITIONS, GuidanceScale(1.5, 1.5), SPACE)(X, *_times(0.4, 0.7), LABELS)
+    assert seen == [(torch.Size((6, 5, 2, 2)), [0, 1, 2, 9, 9, 9])]
 
 
 @pytest.mark.parametrize(
@@ -94,9 +95,9 @@ def test_a_stream_is_guided_inside_the_interval_of_its_own_time(
     texture: float, semantic: float, guided: tuple[str, ...]
 ) -> None:
     times, guide = _times(texture, semantic), CallCounter(_guide)
-    field = AutoGuidance(_model, guide, GuidanceScale(2.0, 2.0, (0.3, 0.6)), SEMANTIC)
-    found = split_streams(field(X, *times, LABELS), SEMANTIC)
-    plain = split_streams(_model(X, *times, LABELS), SEMANTIC)
+    field = AutoGuidance(_model, guide, GuidanceScale(2.0, 2.0, (0.3, 0.6)), SPACE)
+    found = SPACE.views(field(X, *times, LABELS))
+    plain = SPACE.views(_model(X, *times, LABELS))
     for stream in ("texture", "semantic"):
         assert torch.equal(getattr(found, stream), getattr(plain, stream)) == (stream not in guided)
     assert guide.calls == (1 if guided else 0), "the guide is not asked where it is not needed"
@@ -129,9 +130,9 @@ def test_the_guide_is_not_asked_about_a_frozen_stream(texture: float, semantic: 
     scale, schedule = GuidanceScale(texture, semantic), AsynchronousSchedule(0.5)
 
     def latents(velocity: VelocityField) -> Tensor:
-        return integrate(velocity, X, LABELS, schedule, SEMANTIC, solver="euler", steps=12, grid=grid)
+        return integrate(velocity, X, LABELS, schedule, SPACE, solver="euler", steps=12, grid=grid)
 
-    always = AutoGuidance(_model, guide, scale, SEMANTIC)
+    always = AutoGuidance(_model, guide, scale, SPACE)
     expected = latents(lambda *arguments: always(*arguments))
     guide.calls = 0
     assert torch.equal(latents(always), expected)

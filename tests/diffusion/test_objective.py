@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sfd_cli.diffusion import objective
-from sfd_cli.diffusion.schedule import AsynchronousSchedule, Streams
+from sfd_cli.diffusion.latents import LatentSpace, Streams
+from sfd_cli.diffusion.schedule import AsynchronousSchedule
 
 SHAPE = (3, 6, 4, 4)
 SEMANTIC = 2
+SPACE = LatentSpace(texture=4, semantic=SEMANTIC, grid=4)
 
 
 def _latents(seed: int) -> Tensor:
@@ -23,13 +25,13 @@ def _latents(seed: int) -> Tensor:
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_each_stream_is_interpolated_at_its_own_time(t_texture: float, t_semantic: float) -> None:
     data, noise = _latents(0), _latents(1)
-    times = torch.full((3,), t_texture), torch.full((3,), t_semantic)
-    mixed = objective.split_streams(objective.interpolate(data, noise, *times, SEMANTIC), SEMANTIC)
+    times = Streams(torch.full((3,), t_texture), torch.full((3,), t_semantic))
+    mixed = SPACE.views(objective.interpolate(data, noise, times, SPACE))
     for stream, t, x, eps in zip(
         mixed,
         (t_texture, t_semantic),
-        objective.split_streams(data, SEMANTIC),
-        objective.split_streams(noise, SEMANTIC),
+        SPACE.views(data),
+        SPACE.views(noise),
         strict=True,
     ):
         torch.testing.assert_close(stream, t * x + (1 - t) * eps)
@@ -37,13 +39,14 @@ def test_each_stream_is_interpolated_at_its_own_time(t_texture: float, t_semanti
 
 def test_the_velocity_target_is_the_interpolants_derivative() -> None:
     data, noise = _latents(0).double(), _latents(1).double()
-    low, high = (objective.interpolate(data, noise, *(torch.full((3,), t).double(),) * 2, SEMANTIC) for t in (0.4, 0.6))
+    times = [torch.full((3,), t).double() for t in (0.4, 0.6)]
+    low, high = (objective.interpolate(data, noise, Streams(t, t), SPACE) for t in times)
     torch.testing.assert_close((high - low) / 0.2, objective.velocity_target(data, noise))
 
 
 def test_a_perfect_prediction_costs_nothing() -> None:
     target = _latents(0)
-    assert objective.velocity_mse(target, target, SEMANTIC, 2.0).tolist() == [0, 0, 0]
+    assert objective.velocity_mse(target, target, SPACE, 2.0).tolist() == [0, 0, 0]
     assert objective.velocity_cosine(target, target).abs().max() < 1e-6
 
 
@@ -53,15 +56,15 @@ def test_the_semantic_weight_weighs_semantic_channels_only() -> None:
     texture[:, :-SEMANTIC], semantic[:, -SEMANTIC:] = 1, 1
     share = SEMANTIC / SHAPE[1]
     mse = objective.velocity_mse
-    assert mse(texture, target, SEMANTIC, 5.0).tolist() == pytest.approx([1 - share] * 3)
-    assert mse(semantic, target, SEMANTIC, 5.0).tolist() == pytest.approx([5 * share] * 3)
-    assert mse(semantic, target, 0, 5.0).tolist() == pytest.approx([share] * 3)
+    assert mse(texture, target, SPACE, 5.0).tolist() == pytest.approx([1 - share] * 3)
+    assert mse(semantic, target, SPACE, 5.0).tolist() == pytest.approx([5 * share] * 3)
+    assert mse(semantic, target, LatentSpace(6, 0, 4), 5.0).tolist() == pytest.approx([share] * 3)
 
 
 def test_one_images_loss_does_not_depend_on_the_others() -> None:
     prediction, target = _latents(0), _latents(1)
-    alone = objective.velocity_mse(prediction[:1], target[:1], SEMANTIC, 2.0)
-    torch.testing.assert_close(objective.velocity_mse(prediction, target, SEMANTIC, 2.0)[:1], alone)
+    alone = objective.velocity_mse(prediction[:1], target[:1], SPACE, 2.0)
+    torch.testing.assert_close(objective.velocity_mse(prediction, target, SPACE, 2.0)[:1], alone)
     alone = objective.velocity_cosine(prediction[:1], target[:1])
     torch.testing.assert_close(objective.velocity_cosine(prediction, target)[:1], alone)
 
@@ -91,19 +94,13 @@ def test_equal_generators_draw_equal_progress() -> None:
     assert not torch.equal(one, other)
 
 
-def test_values_of_streams_spread_over_their_channels() -> None:
-    spread = objective.per_channel(Streams(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])), 3, 1)
-    assert spread.shape == (2, 3, 1, 1)
-    assert spread.flatten(1).tolist() == [[1, 1, 3], [2, 2, 4]]
-
-
 @settings(deadline=None)
 @given(st.floats(0, 1))
 def test_without_an_offset_the_objective_is_plain_flow_matching(u: float) -> None:
     data, noise = _latents(0), _latents(1)
     times = AsynchronousSchedule(0.0).times(torch.full((3,), u))
-    mixed = objective.interpolate(data, noise, times.texture, times.semantic, SEMANTIC)
+    mixed = objective.interpolate(data, noise, times, SPACE)
     torch.testing.assert_close(mixed, u * data + (1 - u) * noise)
     predicted, target = _latents(2), objective.velocity_target(data, noise)
     plain = (predicted - (data - noise)).square().flatten(1).mean(1)
-    torch.testing.assert_close(objective.velocity_mse(predicted, target, SEMANTIC, 1.0), plain)
+    torch.testing.assert_close(objective.velocity_mse(predicted, target, SPACE, 1.0), plain)

@@ -9,25 +9,32 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfd_cli.diffusion.schedule import AsynchronousSchedule
+from sfd_cli.diffusion.latents import Streams
+from sfd_cli.diffusion.schedule import AsynchronousSchedule, Schedule, WholeSchedule
 
 offsets = st.floats(0, 1)
 fractions = st.floats(0, 1)
+
+
+def times_at(schedule: Schedule, progress: float) -> Streams[float]:
+    """What the law's times, as training asks for them, are at one progress."""
+    texture, semantic = schedule.times(torch.tensor(progress, dtype=torch.float64))
+    return Streams(texture.item(), semantic.item())
 
 
 @settings(deadline=None)
 @given(offsets)
 def test_both_streams_start_as_noise_and_end_as_data(delta_t: float) -> None:
     schedule = AsynchronousSchedule(delta_t)
-    assert schedule.times(0.0) == (0.0, 0.0)
-    assert schedule.times(schedule.end) == pytest.approx((1.0, 1.0), abs=1e-12)
+    assert times_at(schedule, 0.0) == (0.0, 0.0)
+    assert times_at(schedule, schedule.end) == pytest.approx((1.0, 1.0), abs=1e-12)
 
 
 @settings(deadline=None)
 @given(offsets, fractions)
 def test_semantics_are_never_behind_textures_and_lead_by_no_more_than_the_offset(delta_t: float, u: float) -> None:
     schedule = AsynchronousSchedule(delta_t)
-    times = schedule.times(u * schedule.end)
+    times = times_at(schedule, u * schedule.end)
     assert 0 <= times.texture <= times.semantic <= 1
     assert times.semantic - times.texture <= delta_t + 1e-12
 
@@ -36,20 +43,20 @@ def test_semantics_are_never_behind_textures_and_lead_by_no_more_than_the_offset
 @given(offsets, fractions, fractions)
 def test_times_never_go_back(delta_t: float, u: float, v: float) -> None:
     schedule = AsynchronousSchedule(delta_t)
-    early, late = (schedule.times(part * schedule.end) for part in sorted((u, v)))
+    early, late = (times_at(schedule, part * schedule.end) for part in sorted((u, v)))
     assert early.texture <= late.texture
     assert early.semantic <= late.semantic
 
 
 @settings(deadline=None)
 @given(offsets, st.lists(fractions, min_size=1, max_size=8))
-def test_a_tensor_of_progress_gives_what_single_numbers_give(delta_t: float, parts: list[float]) -> None:
+def test_the_times_are_those_of_the_paper(delta_t: float, parts: list[float]) -> None:
     schedule = AsynchronousSchedule(delta_t)
     progress = torch.tensor([part * schedule.end for part in parts], dtype=torch.float64)
-    times, rates = schedule.times(progress), schedule.rates(progress)
+    times = schedule.times(progress)
     for index, value in enumerate(progress.tolist()):
-        assert (times.texture[index].item(), times.semantic[index].item()) == schedule.times(value)
-        assert (rates.texture[index].item(), rates.semantic[index].item()) == schedule.rates(value)
+        assert times.texture[index] == max(value - delta_t, 0)
+        assert times.semantic[index] == min(value, 1)
 
 
 @settings(deadline=None)
@@ -61,7 +68,6 @@ def test_phases_tile_the_whole_schedule_without_an_empty_one(delta_t: float) -> 
     assert phases[-1].end == schedule.end
     assert all(phase.start < phase.end for phase in phases)
     assert all(before.end == after.start for before, after in pairwise(phases))
-    assert schedule.breakpoints == tuple(phase.start for phase in phases[1:])
 
 
 @settings(deadline=None)
@@ -70,10 +76,11 @@ def test_a_phase_says_what_the_schedule_says_inside_it(delta_t: float, u: float)
     schedule = AsynchronousSchedule(delta_t)
     for phase in schedule.phases:
         progress = phase.start + u * (phase.end - phase.start)
-        assert phase.times(progress) == pytest.approx(schedule.times(progress), abs=1e-12)
+        assert phase.times(progress) == pytest.approx(times_at(schedule, progress), abs=1e-12)
+        assert phase.moves == tuple(rate > 0 for rate in phase.rates(progress))
         if phase.start < progress < phase.end:
-            assert phase.rates == schedule.rates(progress)
-            assert schedule.phase_at(progress) == phase
+            assert phase.rates(progress) == WholeSchedule(schedule).rates(progress)
+            assert phase.times(progress) == WholeSchedule(schedule).times(progress)
 
 
 @pytest.mark.parametrize(
@@ -88,12 +95,12 @@ def test_the_three_phases_and_those_that_vanish(
     delta_t: float, rates: list[tuple[int, int]], breakpoints: tuple[float, ...]
 ) -> None:
     schedule = AsynchronousSchedule(delta_t)
-    assert [phase.rates for phase in schedule.phases] == rates
-    assert schedule.breakpoints == breakpoints
+    assert [phase.rates(phase.start) for phase in schedule.phases] == rates
+    assert tuple(phase.start for phase in schedule.phases[1:]) == breakpoints
 
 
 def test_both_streams_move_at_the_breakpoints() -> None:
-    schedule = AsynchronousSchedule(0.3)
+    schedule = WholeSchedule(AsynchronousSchedule(0.3))
     assert schedule.rates(0.3) == (1, 1)
     assert schedule.rates(1.0) == (1, 1)
     assert schedule.rates(0.299) == (0, 1)
@@ -101,9 +108,9 @@ def test_both_streams_move_at_the_breakpoints() -> None:
 
 
 def test_past_the_end_a_phase_goes_on_by_its_own_law() -> None:
-    synchronous = AsynchronousSchedule(0.0)
+    synchronous = WholeSchedule(AsynchronousSchedule(0.0))
     assert synchronous.rates(1.2) == (1, 1)
-    assert synchronous.phase_at(1.2).times(1.2) == (1.2, 1.2)
+    assert synchronous.times(1.2) == (1.2, 1.2)
     first = AsynchronousSchedule(0.3).phases[0]
     assert first.times(0.5) == (0, 0.5)
 
@@ -119,6 +126,6 @@ def test_an_impossible_offset_is_refused(delta_t: float) -> None:
 def test_without_an_offset_it_is_ordinary_synchronous_diffusion(u: float) -> None:
     schedule = AsynchronousSchedule(0.0)
     assert schedule.end == 1
-    assert schedule.times(u) == (u, u)
-    assert schedule.rates(u) == (1, 1)
+    assert times_at(schedule, u) == (u, u)
+    assert schedule.phases[0].rates(u) == (1, 1)
     assert len(schedule.phases) == 1

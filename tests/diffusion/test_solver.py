@@ -13,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sfd_cli.diffusion.objective import split_streams
+from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.diffusion.schedule import AsynchronousSchedule
 from sfd_cli.diffusion.solver import CallCounter, allot, extrapolation_weights, integrate, phase_points, shifted
 
 SOLVERS = ["euler", "heun", "ab2", "ab3", "dopri5"]
+PAIR = LatentSpace(texture=1, semantic=1, grid=1)
+FOUR = LatentSpace(texture=2, semantic=2, grid=2)
 
 
 def _rmse(one: Tensor, other: Tensor) -> float:
@@ -92,7 +94,7 @@ def _error(delta_t: float, **options: Any) -> float:
     schedule = AsynchronousSchedule(delta_t)
     x = torch.tensor([[1.0, -2.0], [0.5, 1.5]], dtype=torch.float64)[:, :, None, None]
     labels = torch.zeros(2, dtype=torch.int64)
-    return (integrate(_decay, x, labels, schedule, 1, **options) - _decayed(x, schedule)).abs().max().item()
+    return (integrate(_decay, x, labels, schedule, PAIR, **options) - _decayed(x, schedule)).abs().max().item()
 
 
 @pytest.mark.parametrize("delta_t", [0.0, 0.3, 1.0])
@@ -133,7 +135,7 @@ def test_a_frozen_stream_keeps_every_bit(solver: Any, delta_t: float, steps: int
         noise,
         torch.zeros(2, dtype=torch.int64),
         schedule,
-        2,
+        FOUR,
         solver=solver,
         steps=steps,
         shift=shift,
@@ -141,11 +143,11 @@ def test_a_frozen_stream_keeps_every_bit(solver: Any, delta_t: float, steps: int
     )
     finished = next(x for progress, x in points if progress >= 1.0)
     for progress, x in points:
-        streams = split_streams(x, 2)
+        streams = FOUR.views(x)
         if progress <= delta_t:
-            assert torch.equal(streams.texture, split_streams(noise, 2).texture)
+            assert torch.equal(streams.texture, FOUR.views(noise).texture)
         if progress >= 1.0:
-            assert torch.equal(streams.semantic, split_streams(finished, 2).semantic)
+            assert torch.equal(streams.semantic, FOUR.views(finished).semantic)
     assert points[0][0] == 0
     assert points[-1][0] == schedule.end
     assert [progress for progress, _ in points] == sorted(progress for progress, _ in points)
@@ -162,7 +164,7 @@ def test_what_the_field_says_of_a_frozen_stream_does_not_matter(solver: Any) -> 
         noise,
         labels,
         sequential,
-        2,
+        FOUR,
         solver=solver,
         steps=8,
         on_point=lambda progress, x: reached.__setitem__(progress, x),
@@ -184,7 +186,7 @@ def test_any_offset_and_any_number_of_steps_reach_the_end(solver: Any, delta_t: 
         noise,
         torch.zeros(2, dtype=torch.int64),
         AsynchronousSchedule(delta_t),
-        1,
+        LatentSpace(2, 1, 2),
         solver=solver,
         steps=steps,
     )
@@ -195,14 +197,17 @@ def test_any_offset_and_any_number_of_steps_reach_the_end(solver: Any, delta_t: 
 def test_network_calls_are_as_many_as_documented(solver: Any, calls: int) -> None:
     counter = CallCounter(_decay)
     noise = torch.randn((1, 2, 1, 1))
-    integrate(counter, noise, torch.zeros(1, dtype=torch.int64), AsynchronousSchedule(0.3), 1, solver=solver, steps=12)
+    rows, schedule = torch.zeros(1, dtype=torch.int64), AsynchronousSchedule(0.3)
+    integrate(counter, noise, rows, schedule, PAIR, solver=solver, steps=12)
     assert counter.calls == calls
 
 
 def test_without_semantic_channels_it_is_ordinary_diffusion() -> None:
     x = torch.ones((1, 2, 1, 1), dtype=torch.float64)
     labels = torch.zeros(1, dtype=torch.int64)
-    found = integrate(lambda x, *_: -x, x, labels, AsynchronousSchedule(0.0), 0, solver="heun", steps=200)
+    found = integrate(
+        lambda x, *_: -x, x, labels, AsynchronousSchedule(0.0), LatentSpace(2, 0, 1), solver="heun", steps=200
+    )
     torch.testing.assert_close(found, x * math.exp(-1), atol=1e-5, rtol=0)
 
 
@@ -257,7 +262,7 @@ def test_steps_are_allotted_whole_with_one_for_each_phase(total: int, shares: li
 @pytest.mark.parametrize("options", [{"steps": 0}, {"shift": 0.0}])
 def test_impossible_grids_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="steps"):
-        integrate(_decay, torch.zeros(1, 2, 1, 1), torch.zeros(1), AsynchronousSchedule(0.3), 1, **options)
+        integrate(_decay, torch.zeros(1, 2, 1, 1), torch.zeros(1), AsynchronousSchedule(0.3), PAIR, **options)
 
 
 @settings(deadline=None, max_examples=20)
@@ -273,5 +278,7 @@ def test_without_an_offset_euler_is_the_ordinary_loop_over_all_channels(steps: i
     for step in range(steps):
         t = torch.full((2,), step / steps, dtype=torch.float64)
         x = x + field(x, t, t, labels) / steps
-    found = integrate(field, noise, labels, AsynchronousSchedule(0.0), 2, solver="euler", steps=steps)
+    found = integrate(
+        field, noise, labels, AsynchronousSchedule(0.0), LatentSpace(4, 2, 3), solver="euler", steps=steps
+    )
     torch.testing.assert_close(found, x)
