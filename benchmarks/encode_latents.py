@@ -28,12 +28,13 @@ from PIL import Image
 from torch import Tensor
 
 from sfd_cli.config import Settings, load_settings
+from sfd_cli.data import shards
 from sfd_cli.data.images import ImageManifest, ImageReader
-from sfd_cli.data.store import StoreWriter
+from sfd_cli.data.shards import StoreWriter
 from sfd_cli.formats.model_folder import save_model
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
-from sfd_cli.pipeline.latent_encoder import LatentEncoder
+from sfd_cli.pipeline.encoding import LatentEncoder
 from sfd_cli.stages import encode_latents, prepare_data
 
 PHOTO, QUALITY = (400, 440), 90
@@ -112,7 +113,7 @@ def settings(workers: int) -> Settings:
 def run(options: argparse.Namespace, ahead: bool) -> None:
     """The whole stage, from images to a finished store; nothing is done in advance unless `ahead`."""
     shutil.rmtree("data/latents", ignore_errors=True)
-    one_by_one = mock.patch.object(encode_latents, "prefetched", lambda items, _: (item for item in items))
+    one_by_one = mock.patch.object(shards, "prefetched", lambda items, _: (item for item in items))
     with contextlib.redirect_stderr(io.StringIO()), contextlib.nullcontext() if ahead else one_by_one:
         encode_latents.run(settings(options.workers if ahead else 0))
 

@@ -28,7 +28,8 @@ from torch.utils.data import DataLoader
 
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.prefetch import threaded_map
-from sfd_cli.data.store import Field, Store, StoreWriter, shard_name
+from sfd_cli.data.shards import StoreWriter
+from sfd_cli.data.store import Field, Store, shard_name
 
 STREAMS = {"texture": (32, 16, 16), "semantic": (16, 16, 16)}
 FEATURES = {"features": (256, 768)}

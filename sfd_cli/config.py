@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from sfd_cli.errors import UserError
-from sfd_cli.tables import SCHEDULES, SOLVERS
+from sfd_cli.tables import IMAGE_SOURCES, SCHEDULES, SOLVERS
 
 
 class Section(BaseModel):
@@ -62,7 +62,7 @@ class Paths(Section):
 class Images(Section):
     """`prepare-data`: the images to learn from."""
 
-    source: Literal["openmoji", "folder"] = Field(
+    source: Annotated[str, AfterValidator(IMAGE_SOURCES.require)] = Field(
         "openmoji", description="openmoji builds the demo set; folder checks an ImageFolder of your own"
     )
     folder: Path | None = Field(None, description="your ImageFolder (CLASS/*.png ...), for source: folder")

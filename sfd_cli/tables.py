@@ -99,3 +99,12 @@ SOLVERS = Table(
         "dopri5": "sfd_cli.diffusion.solver:dopri5",
     },
 )
+
+IMAGE_SOURCES = Table(
+    "image source",
+    "image_sources",
+    {
+        "openmoji": "sfd_cli.data.openmoji:openmoji",
+        "folder": "sfd_cli.data.image_folder:image_folder",
+    },
+)

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,29 +45,30 @@ def produce(
         metrics: folder for the timings (`timings/<command>.json`), outside of the artifact because equal recipes
             must give equal bytes; None for work outside the pipeline.
         is_done: whether a finished artifact with these facts really is all that is asked for; asked in rank 0.
-        start_over: why what was made by this very recipe cannot be gone on with (a clause that follows the folder's
-            name), or None; asked in rank 0.
+        start_over: why what an earlier run of this very recipe left cannot be gone on with (a clause that follows the
+            folder's name), or None; asked in rank 0, where there is something.
 
     Returns:
         The facts, in every process.
     """
     processes = Processes.join()
-    loaded: list[L] = []
+    loaded = cache(lambda: load(processes))
     if not processes.broadcast(recipe.matches_disk()):
-        loaded.append(load(processes))
+        loaded()
     with _held(recipe, metrics) if processes.is_main else nullcontext() as folder:
-        if folder is not None and (why := start_over()) is not None:
+        if folder is not None and folder.resumed and (why := start_over()) is not None:
             folder.start_over(why)
-        done = folder is not None and folder.facts is not None and is_done(folder.facts)
-        if processes.broadcast(done):
-            if folder is not None:
+        found = folder.facts if folder is not None else None
+        found = processes.broadcast(found if found is not None and is_done(found) else None)
+        if found is not None:
+            if processes.is_main:
                 say(f"{recipe.folder} is up to date")
-        else:
-            facts = make(processes, loaded[0] if loaded else load(processes))
-            processes.barrier()
-            if folder is not None:
-                folder.finish(facts)
-        return processes.broadcast(folder.facts if folder is not None and folder.facts is not None else {})
+            return found
+        made = make(processes, loaded())
+        processes.barrier()
+        if folder is not None:
+            folder.finish(made)
+        return processes.broadcast(made)
 
 
 @contextmanager
@@ -84,16 +86,17 @@ def _held(recipe: Recipe, metrics: Path | None) -> Iterator[_Folder]:
 
 
 class _Folder:
-    """A folder that is ours to write, with what an interrupted run of the same recipe left in it, or empty.
+    """A folder that is this process's to write, with what an interrupted run of the same recipe left in it, or empty.
 
     Attributes:
         facts: of the finished artifact of this very recipe with all its files; None where there is none.
+        resumed: something of this very recipe was there, finished or not.
     """
 
     def __init__(self, recipe: Recipe, metrics: Path | None) -> None:
         self.recipe, self.path = recipe, recipe.folder
         self.facts: Facts | None = None
-        self._resumed = False
+        self.resumed = False
         self._timings = None if metrics is None else Path(metrics) / "timings" / f"{recipe.command}.json"
         self._started = time.monotonic()
         self._inspect()
@@ -107,7 +110,7 @@ class _Folder:
         record = Record.read(self.path)
         assert record is not None
         self._put_aside(record, why)
-        self.facts, self._resumed = None, False
+        self.facts, self.resumed = None, False
         Record.of(self.recipe, {}, None).write(self.path)
 
     def finish(self, facts: Facts) -> None:
@@ -116,14 +119,14 @@ class _Folder:
         self.facts = facts
         if self._timings is not None:
             segments = read_json(self._timings) if self._timings.exists() else []
-            segments.append({"seconds": round(time.monotonic() - self._started, 2), "resumed": self._resumed})
+            segments.append({"seconds": round(time.monotonic() - self._started, 2), "resumed": self.resumed})
             write_json(self._timings, segments)
 
     def _inspect(self) -> None:
         """Decide between complete, resumed and fresh from what lies in the folder."""
         record = Record.read(self.path)
         if record is not None and record.fingerprint == self.recipe.fingerprint:
-            self._resumed = True
+            self.resumed = True
             if record.complete and self._has_all(record):
                 self.facts = record.facts
         elif record is not None:

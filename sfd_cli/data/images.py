@@ -77,7 +77,7 @@ class ImageManifest:
         """
         path = Path(folder) / MANIFEST
         if not path.exists():
-            raise UserError(f"{folder} holds no image manifest; run `sfd prepare-data` first")
+            raise UserError(folder, "holds no image manifest", "run `sfd prepare-data` first")
         content = read_json(path)
         try:
             images: dict[str, list[str]] = content["images"]
@@ -86,9 +86,11 @@ class ImageManifest:
             labels = [label for label, members in enumerate(images.values()) for _ in members]
             root, fingerprint = Path(folder, content["root"]), content["fingerprint"]
         except (KeyError, TypeError, AttributeError):
-            raise UserError(f"{path} is not an image manifest; delete it and run `sfd prepare-data` again") from None
+            raise UserError(path, "is not an image manifest", "delete it and run `sfd prepare-data` again") from None
         if not root.is_dir():
-            raise UserError(f"the image folder {root} named by {path} is gone; put it back or run `sfd prepare-data`")
+            raise UserError(
+                path, f"names the image folder {root}, which is gone", "put it back or run `sfd prepare-data`"
+            )
         return cls(root, classes, files, labels, fingerprint)
 
     def save(self, folder: Path, root: str) -> None:
@@ -206,7 +208,7 @@ class ImageReader:
             return np.asarray(center_crop(decode_image(path), self.size))
         except DECODE_ERRORS as error:
             raise UserError(
-                f"{path} cannot be read as an image ({error}); run `sfd prepare-data` again to leave it out"
+                path, f"cannot be read as an image ({error})", "run `sfd prepare-data` again to leave it out"
             ) from None
 
 
@@ -218,19 +220,20 @@ def list_image_folder(root: Path) -> list[str]:
     """
     root = Path(root)
     if not root.is_dir():
-        raise UserError(f"images.folder: {root} is not a folder")
+        raise UserError("images.folder", f"{root} is not a folder", "check the path")
     entries = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
     classes = [name for name in entries if (root / name).is_dir()]
     if not classes:
         loose = sum(_is_image(name) for name in entries)
         found = f"loose images ({loose}) but no class folders" if loose else "no class folders and no images"
         raise UserError(
-            f"images.folder: {root} holds {found}; put images into {root}/CLASS/ (one class: one such folder)"
+            "images.folder", f"{root} holds {found}", f"put images into {root}/CLASS/ (one class: one such folder)"
         )
     if set(classes) <= {"train", "training", "val", "valid", "validation", "test"}:
         raise UserError(
-            f"images.folder: {root} holds the splits {', '.join(classes)}, not classes;"
-            f" name one of them, such as {root / classes[0]}"
+            "images.folder",
+            f"{root} holds the splits {', '.join(classes)}, not classes",
+            f"name one of them, such as {root / classes[0]}",
         )
     files = []
     for name in classes:
@@ -239,7 +242,11 @@ def list_image_folder(root: Path) -> list[str]:
             inside = Path(folder).relative_to(root)
             files += [(inside / member).as_posix() for member in members if _is_image(member)]
     if not files:
-        raise UserError(f"images.folder: the class folders of {root} hold no images ({', '.join(sorted(EXTENSIONS))})")
+        raise UserError(
+            "images.folder",
+            f"the class folders of {root} hold no images",
+            f"put some there ({', '.join(sorted(EXTENSIONS))})",
+        )
     return sorted(files, key=lambda file: file.split("/"))
 
 

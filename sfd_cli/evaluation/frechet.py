@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from sfd_cli.data import moments
 from sfd_cli.errors import UserError
 
 GATHERED = 4096
@@ -30,24 +31,22 @@ class Gaussian:
 
 
 class Moments:
-    """Count, mean and scatter of features in float64, mergeable (Chan, Golub and LeVeque 1979).
+    """Moments of features that arrive in small batches, gathered in float64.
 
-    Never holds the features themselves, so the reference may be ImageNet.
+    Never holds all features, so the reference may be ImageNet.
     """
 
     def __init__(self, width: int) -> None:
-        self._absorbed = 0
         # One update of a 2048 x 2048 scatter costs as much as hundreds of rows, so rows are gathered first: in one
         # array, because small ones that live long between images that come and go would fragment the heap.
         self._waiting = np.empty((GATHERED, width))
         self._filled = 0
-        self._mean = np.zeros(width)
-        self._scatter = np.zeros((width, width))
+        self._absorbed = moments.Moments.none(width, scatter=True)
 
     @property
     def count(self) -> int:
         """Images seen."""
-        return self._absorbed + self._filled
+        return self._absorbed.count + self._filled
 
     def update(self, features: Tensor) -> None:
         """Add a batch of features (n, D)."""
@@ -62,10 +61,10 @@ class Moments:
 
     def merged(self, other: Moments) -> Moments:
         """The moments of both sets together."""
-        result = Moments(len(self._mean))
+        result = Moments(self._waiting.shape[1])
         for part in (self, other):
             part._flush()
-            result._absorb(part.count, part._mean, part._scatter)
+            result._absorbed = result._absorbed.merge(part._absorbed)
         return result
 
     def gaussian(self) -> Gaussian:
@@ -77,23 +76,12 @@ class Moments:
         if self.count < 2:
             raise UserError(f"a covariance needs at least 2 images, found {self.count}")
         self._flush()
-        return Gaussian(self._mean.copy(), self._scatter / (self.count - 1), self.count)
+        return Gaussian(self._absorbed.mean, self._absorbed.covariance(correction=1), self.count)
 
     def _flush(self) -> None:
         rows, self._filled = self._waiting[: self._filled], 0
         if len(rows):
-            mean = rows.mean(axis=0)
-            rows -= mean
-            self._absorb(len(rows), mean, rows.T @ rows)
-
-    def _absorb(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
-        if not count:
-            return
-        total = self._absorbed + count
-        shift = mean - self._mean
-        self._scatter += scatter + np.outer(shift, shift) * (self._absorbed * count / total)
-        self._mean += shift * (count / total)
-        self._absorbed = total
+            self._absorbed = self._absorbed.merge(moments.Moments.of(rows, scatter=True))
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:

@@ -19,8 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from sfd_cli.data.moments import ChannelMoments
-from sfd_cli.data.store import Field, ShardWriter, Store, StoreWriter
+from sfd_cli.data.shards import StoreWriter, stream_statistics, write_shards
+from sfd_cli.data.store import Field, Store
 from sfd_cli.errors import UserError
 from sfd_cli.files import atomic_path, fingerprint, sha256_file
 from sfd_cli.formats.convert import LatentStatistics, statistics_from_reference, statistics_to_reference
@@ -39,8 +39,6 @@ COMPOSITE = ("texture", "semantic")
 STATISTICS = {"texture": "latents_stats.pt", "semantic": "latents_sv_stats.pt"}
 DTYPES = {"F16": "float16", "F32": "float32", "F64": "float64", "I64": "int64", "I32": "int32"}
 SAFETENSORS_DTYPES = {name: code for code, name in DTYPES.items()}
-# Axes (n, flip, channel, h, w) of a latent in the store.
-CHANNEL_AXIS = 2
 
 ROWS_AT_ONCE = 64
 """Rows that are held in memory at a time: 50 MB with the features of a ViT-B, both flips."""
@@ -152,9 +150,15 @@ def import_latents(
     writer = StoreWriter(folder, fields, len(labels), shard_size, fingerprint, attributes)
     writer.folder.mkdir(parents=True, exist_ok=True)
     writer.remove_leftovers()
-    _write_shards(writer, shards, with_moments=statistics is None)
+    write_shards(
+        writer,
+        lambda rows: list(_pieces(shards, rows)),
+        lambda pieces: (_read(path, rows, fields) for path, rows in pieces),
+        doing="importing latents",
+        streams=COMPOSITE if statistics is None else (),
+    )
     if statistics is None:
-        statistics = _computed_statistics(writer)
+        statistics = stream_statistics(writer, COMPOSITE)
     files = [f"{shard.path.name}#{row}" for shard in shards for row in range(shard.count)]
     classes = [str(number) for number in range(num_classes or int(labels.max()) + 1)]
     writer.finish(labels.tolist(), files, range(len(labels)), classes, statistics)
@@ -179,13 +183,13 @@ def export_latents(folder: Path, target: Path) -> int:
     """
     store, target = Store(folder), Path(target)
     if any(name not in store.fields for name in COMPOSITE):
-        raise UserError(f"{folder} holds no composite latents, which the reference's shards need; check the path")
+        raise UserError(folder, "holds no composite latents, which the reference's shards need", "check the path")
     origin = store.attributes.get(ATTRIBUTE) or _default_shards(len(store))
     names = [file["name"] for file in origin["files"]]
     names += STATISTICS.values() if origin["statistics"] else []
     present = [name for name in names if (target / name).exists()]
     if present:
-        raise UserError(f"{target / present[0]} exists already; remove it or give another folder")
+        raise UserError(target / present[0], "exists already", "remove it or give another folder")
     start = 0
     with tqdm(desc="exporting latents", total=len(store), unit="image", disable=None) as bar:
         for file in origin["files"]:
@@ -201,7 +205,7 @@ def _inspect(source: Path) -> list[SourceShard]:
     """The shards in the order of their names, checked against one another."""
     paths = sorted(source.glob(SHARDS))
     if not paths:
-        raise UserError(f"{source} holds no latent shards of the reference ({SHARDS}); check the path")
+        raise UserError(source, f"holds no latent shards of the reference ({SHARDS})", "check the path")
     shards = [_header(path) for path in paths]
     first = shards[0]
     for shard in shards:
@@ -211,8 +215,9 @@ def _inspect(source: Path) -> list[SourceShard]:
                 if theirs.get(name) != ours.get(name):
                     found, expected = (side.get(name, "nothing") for side in (theirs, ours))
                     raise UserError(
-                        f"{shard.path}: {name} has the {what} {found}, but {expected} in {first.path.name};"
-                        " shards of one folder must be alike"
+                        shard.path,
+                        f"{name} has the {what} {found}, but {expected} in {first.path.name}",
+                        "shards of one folder must be alike",
                     )
     return shards
 
@@ -227,7 +232,7 @@ def _header(path: Path) -> SourceShard:
     count = shapes[LABELS][0] if shapes[LABELS] else 0
     for name, shape in shapes.items():
         if not count or shape[:1] != (count,):
-            raise UserError(f"{path}: {name} has shape {shape}, but every tensor must have a row for each label")
+            raise UserError(path, f"{name} has shape {shape}", "every tensor must have a row for each label")
     return SourceShard(path, count, {name: shape[1:] for name, shape in shapes.items()}, dtypes, metadata)
 
 
@@ -238,7 +243,7 @@ def _check_names(path: Path, names: Collection[str]) -> None:
     problems = [f"{name} is missing" for name in wanted if name not in names]
     problems += [f"{name} is unknown" for name in names if name not in wanted]
     if problems:
-        raise UserError(f"{path} is no latent shard of the reference: {'; '.join(problems[:3])}")
+        raise UserError(path, f"is no latent shard of the reference: {'; '.join(problems[:3])}", "check the path")
 
 
 def _check_shapes(shard: SourceShard) -> None:
@@ -252,19 +257,20 @@ def _check_shapes(shard: SourceShard) -> None:
             fits = kind == "float" and len(shape) == 3 and 0 not in shape and shape[1] == shape[2] and shape[1:] == grid
         if not fits:
             raise UserError(
-                f"{shard.path}: {name} of an image is {shard.dtypes[name]} {shape}; labels must be integers, all else"
-                " F16, F32 or F64 (channels, side, side) on one grid"
+                shard.path,
+                f"{name} of an image is {shard.dtypes[name]} {shape}",
+                "labels must be integers, all else F16, F32 or F64 (channels, side, side) on one grid",
             )
     for name, flipped in TENSORS.values():
         if shard.shapes.get(name) != shard.shapes.get(flipped) or shard.dtypes.get(name) != shard.dtypes.get(flipped):
-            raise UserError(f"{shard.path}: {name} and {flipped} differ in shape or dtype")
+            raise UserError(shard.path, f"{name} and {flipped} differ in shape or dtype", "make the shard again")
 
 
 def _opened(path: Path) -> Any:
     try:
         return safe_open(path, "np")
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or truncated ({error}); copy it again") from None
+        raise UserError(path, f"is damaged or truncated ({error})", "copy it again") from None
 
 
 def _fields(shard: SourceShard) -> dict[str, Field]:
@@ -286,7 +292,7 @@ def _labels(shards: Sequence[SourceShard], num_classes: int | None) -> np.ndarra
         low, high = labels[-1].min(), labels[-1].max()
         if low < 0 or (num_classes is not None and high >= num_classes):
             bound = "" if num_classes is None else f" and below {num_classes}, the number of classes"
-            raise UserError(f"{shard.path} has labels from {low} to {high}; they must be from 0 on{bound}")
+            raise UserError(shard.path, f"has labels from {low} to {high}", f"they must be from 0 on{bound}")
     return np.concatenate(labels)
 
 
@@ -298,50 +304,24 @@ def _published_statistics(source: Path, fields: Mapping[str, Field]) -> dict[str
         return None
     if missing:
         raise UserError(
-            f"{missing[0]} is missing, but the other statistics are there; put it beside them, or take both away to"
-            " have them computed"
+            missing[0],
+            "is missing, but the other statistics are there",
+            "put it beside them, or take both away to have them computed",
         )
     parts = []
     for field, path in paths.items():
+        content = read_weights_file(path)
         try:
-            parts.append(statistics_from_reference(read_weights_file(path)))
+            parts.append(statistics_from_reference(content))
         except UserError as error:
-            raise (error if str(path) in str(error) else UserError(f"{path}: {error}")) from None
-        channels = fields[field].shape[1]
-        if len(parts[-1].mean) != channels:
-            raise UserError(f"{path} has {len(parts[-1].mean)} channels, but the latents beside it have {channels}")
+            raise UserError(path, f"holds no statistics of latents ({error})", "check the file") from None
+        found, channels = len(parts[-1].mean), fields[field].shape[1]
+        if found != channels:
+            raise UserError(path, f"has {found} channels, but the latents beside it {channels}", "check the files")
     return {
         "mean": np.concatenate([part.mean for part in parts]),
         "std": np.concatenate([part.std for part in parts]),
     }
-
-
-def _write_shards(writer: StoreWriter, shards: Sequence[SourceShard], with_moments: bool) -> None:
-    finished = writer.finished_shards()
-    done = sum(len(writer.rows(shard)) for shard in finished)
-    with tqdm(desc="importing latents", total=writer.count, initial=done, unit="image", disable=None) as bar:
-        for shard in range(writer.shard_count):
-            if shard not in finished:
-                with writer.shard(shard) as file:
-                    _write_shard(file, writer.fields, _pieces(shards, writer.rows(shard)), with_moments, bar)
-
-
-def _write_shard(
-    out: ShardWriter, fields: Mapping[str, Field], pieces: Iterator[tuple[Path, range]], with_moments: bool, bar: tqdm
-) -> None:
-    moments: dict[str, list[ChannelMoments]] = {name: [] for name in COMPOSITE}
-    start = 0
-    for path, rows in pieces:
-        arrays = _read(path, rows, fields)
-        out.write(start, arrays)
-        start += len(rows)
-        bar.update(len(rows))
-        if with_moments:
-            for name in COMPOSITE:
-                moments[name].append(ChannelMoments.of(arrays[name], CHANNEL_AXIS))
-    if with_moments:
-        for name in COMPOSITE:
-            out.keep(f"moments_{name}", ChannelMoments.merged(moments[name]).to_array())
 
 
 def _pieces(shards: Sequence[SourceShard], rows: range) -> Iterator[tuple[Path, range]]:
@@ -364,26 +344,13 @@ def _read(path: Path, rows: range, fields: Mapping[str, Field]) -> dict[str, np.
             whole = np.isfinite(values).reshape(len(values), -1).all(axis=1)
             if not whole.all():
                 row = rows[int(np.argmin(whole))]
-                raise UserError(f"{path}: {TENSORS[field][0]} of row {row} are not finite; make the shard again")
+                raise UserError(path, f"{TENSORS[field][0]} of row {row} are not finite", "make the shard again")
             arrays[field] = values.reshape(*values.shape[:3], -1).swapaxes(2, 3) if field == "features" else values
     return arrays
 
 
 def _rows(file: Any, name: str, start: int, stop: int) -> np.ndarray:
     return np.asarray(file.get_slice(name)[start:stop])
-
-
-def _computed_statistics(writer: StoreWriter) -> dict[str, np.ndarray]:
-    merged = [
-        ChannelMoments.merged(
-            ChannelMoments.from_array(writer.extra(shard, f"moments_{name}")) for shard in range(writer.shard_count)
-        )
-        for name in COMPOSITE
-    ]
-    return {
-        "mean": np.concatenate([part.mean for part in merged]),
-        "std": np.concatenate([part.std for part in merged]),
-    }
 
 
 def _default_shards(count: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,23 @@ class SemanticPCA(nn.Module):
         self.register_buffer("scale", torch.ones(config.feature_width))
         self.register_buffer("components", torch.eye(config.channels, config.feature_width))
 
+    @classmethod
+    def of_tokens(cls, mean: Tensor, covariance: Tensor, channels: int) -> Self:
+        """The `channels` leading components of tokens with this mean (D,) and covariance (D, D), both float64.
+
+        A component's sign is free; its largest entry is made positive, so that equal tokens give equal components.
+        """
+        # A feature that never varies has no correlation with any other.
+        scale = covariance.diagonal().clamp_min(1e-12).sqrt()
+        _, vectors = torch.linalg.eigh(covariance / torch.outer(scale, scale))
+        leading = vectors.flip(1)[:, :channels].T
+        largest = leading.gather(1, leading.abs().argmax(1, keepdim=True))
+        network = cls(SemanticPCAConfig(len(mean), channels))
+        network.load_state_dict(
+            {"mean": mean.float(), "scale": scale.float(), "components": (leading * largest.sign()).float()}
+        )
+        return network
+
     def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Patch tokens (B, N, D) -> components and logvar, each (B, N, C_s); the variance is as good as none."""
         latents = (tokens - self.mean) / self.scale @ self.components.T
@@ -48,42 +66,3 @@ class SemanticPCA(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Components (B, N, C_s) -> the patch tokens (B, N, D) that they span."""
         return latents @ self.components * self.scale + self.mean
-
-
-class TokenCovariance:
-    """Mean and covariance of tokens, gathered batch by batch in float64.
-
-    Args:
-        width: D of the tokens.
-        device: where the tokens are.
-    """
-
-    def __init__(self, width: int, device: torch.device) -> None:
-        self.count = 0
-        self._sum = torch.zeros(width, dtype=torch.float64, device=device)
-        self._products = torch.zeros(width, width, dtype=torch.float64, device=device)
-
-    def add(self, tokens: Tensor) -> None:
-        """Count tokens (..., D) in."""
-        rows = tokens.flatten(0, -2).double()
-        self.count += len(rows)
-        self._sum += rows.sum(0)
-        self._products += rows.T @ rows
-
-    def principal_components(self, channels: int) -> SemanticPCA:
-        """The network of the `channels` leading components.
-
-        A component's sign is free; its largest entry is made positive, so that equal tokens give equal components.
-        """
-        mean = (self._sum / self.count).cpu()
-        covariance = (self._products / self.count).cpu() - torch.outer(mean, mean)
-        # A feature that never varies has no correlation with any other.
-        scale = covariance.diagonal().clamp_min(1e-12).sqrt()
-        _, vectors = torch.linalg.eigh(covariance / torch.outer(scale, scale))
-        leading = vectors.flip(1)[:, :channels].T
-        largest = leading.gather(1, leading.abs().argmax(1, keepdim=True))
-        network = SemanticPCA(SemanticPCAConfig(len(mean), channels))
-        network.load_state_dict(
-            {"mean": mean.float(), "scale": scale.float(), "components": (leading * largest.sign()).float()}
-        )
-        return network

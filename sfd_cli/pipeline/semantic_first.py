@@ -29,7 +29,7 @@ from sfd_cli.networks.semantic_pca import SemanticPCA
 from sfd_cli.networks.semantic_vae import SemanticVAE
 from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.networks.visual_encoder import VisualEncoder
-from sfd_cli.pipeline.composite import CompositeEncoder
+from sfd_cli.pipeline.encoding import CompositeEncoder
 from sfd_cli.pipeline.inputs import SampleInputs, images_at_once
 from sfd_cli.pipeline.sampler import Flow, Sampler, decode_textures, read_statistics
 from sfd_cli.weights.models import Model, SemanticCompressor, open_model, open_semantic

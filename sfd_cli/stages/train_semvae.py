@@ -16,6 +16,7 @@ from tqdm import tqdm
 from sfd_cli.artifacts.fingerprints import finished
 from sfd_cli.artifacts.output import CHECKPOINTS, StageOutput
 from sfd_cli.config import SemVAE, Settings
+from sfd_cli.data.moments import Moments
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.store import Store
 from sfd_cli.data.validation_split import validation_split
@@ -25,7 +26,7 @@ from sfd_cli.files import write_json
 from sfd_cli.formats.model_folder import save_model
 from sfd_cli.messages import say
 from sfd_cli.networks.gaussian import kl_divergence
-from sfd_cli.networks.semantic_pca import SemanticPCA, TokenCovariance
+from sfd_cli.networks.semantic_pca import SemanticPCA
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.processes import Processes
 from sfd_cli.training.fit import LoopSettings, train
@@ -135,7 +136,7 @@ def _make(settings: Settings, output: StageOutput, processes: Processes) -> dict
         return {}  # fitting and importing need no company
     else:
         if section.compressor == "pca":
-            model = fit_components(settings, device)
+            model = fit_components(settings)
         else:
             model = _imported(settings, Store(settings.paths.features))
     if not processes.is_main:
@@ -169,7 +170,7 @@ def _train(settings: Settings, output: StageOutput, processes: Processes, device
     return result.model
 
 
-def fit_components(settings: Settings, device: torch.device) -> SemanticPCA:
+def fit_components(settings: Settings) -> SemanticPCA:
     """Principal components of the training images' tokens, both flips.
 
     Raises:
@@ -180,12 +181,13 @@ def fit_components(settings: Settings, device: torch.device) -> SemanticPCA:
     width = store.fields["tokens"].shape[-1]
     if section.channels > width:
         raise UserError(f"semvae.channels: {width} wide tokens have no {section.channels} principal components")
-    covariance = TokenCovariance(width, device)
+    gathered = Moments.none(width, scatter=True)
     starts = range(0, len(training), section.batch_size)
     for start in tqdm(starts, "principal components", unit="batch", disable=None):
-        tokens = torch.from_numpy(store.read("tokens", training[start : start + section.batch_size]))
-        covariance.add(tokens.to(device))
-    return covariance.principal_components(section.channels)
+        tokens = store.read("tokens", training[start : start + section.batch_size])
+        gathered = gathered.merge(Moments.of(tokens, scatter=True))
+    mean, covariance = torch.from_numpy(gathered.mean), torch.from_numpy(gathered.covariance())
+    return SemanticPCA.of_tokens(mean, covariance, section.channels)
 
 
 def _imported(settings: Settings, store: Store) -> SemanticCompressor:

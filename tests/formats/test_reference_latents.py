@@ -16,11 +16,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refusal
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sfd_cli.data.store import Field, Store, StoreWriter, shard_name
-from sfd_cli.errors import UserError
+from sfd_cli.data.shards import StoreWriter
+from sfd_cli.data.store import Field, Store, shard_name
 from sfd_cli.formats import reference_latents
 from sfd_cli.formats.reference_latents import export_latents, import_latents, latents_fingerprint
 
@@ -143,7 +144,7 @@ def test_the_number_of_classes_is_the_largest_label_and_one_unless_it_is_given(t
     source = write_source(tmp_path / "source", [30])
     run_import(source, tmp_path / "store")
     assert len(Store(tmp_path / "store").classes) == rows_of(source)["labels"].max() + 1
-    with pytest.raises(UserError, match="below 2, the number of classes"):
+    with refusal(source / "latents_rank00_shard000.safetensors", "below 2"):
         run_import(source, tmp_path / "other", num_classes=2)
     assert not (tmp_path / "other").exists()
 
@@ -173,7 +174,7 @@ def test_without_them_statistics_are_those_of_both_flips(tmp_path: Path) -> None
 def test_one_file_of_statistics_alone_is_refused(tmp_path: Path, name: str) -> None:
     source = write_source(tmp_path / "source", [7], statistics=True)
     (source / name).unlink()
-    with pytest.raises(UserError, match=f"{name} is missing, but the other statistics are there"):
+    with refusal(source / name):
         run_import(source, tmp_path / "store")
     assert not (tmp_path / "store").exists()
 
@@ -213,7 +214,7 @@ def test_an_export_overwrites_nothing(tmp_path: Path) -> None:
     run_import(source, tmp_path / "store")
     before = {path.name: path.read_bytes() for path in source.iterdir()}
     (source / "latents_rank00_shard000.safetensors").unlink()
-    with pytest.raises(UserError, match=r"latents_rank01_shard000\.safetensors exists already"):
+    with refusal(source / "latents_rank01_shard000.safetensors"):
         export_latents(tmp_path / "store", source)
     assert [path.name for path in source.iterdir()] == ["latents_rank01_shard000.safetensors"]
     assert (source / "latents_rank01_shard000.safetensors").read_bytes() == before[
@@ -222,13 +223,13 @@ def test_an_export_overwrites_nothing(tmp_path: Path) -> None:
 
 
 def test_a_store_of_something_else_is_not_exported(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no finished store"):
+    with refusal(tmp_path, "index.h5"):
         export_latents(tmp_path, tmp_path / "out")
     writer = StoreWriter(tmp_path / "store", {"tokens": Field((2, 3, 4))}, 1, 1, "f")
     (tmp_path / "store").mkdir()
     writer.write_shard(0, {"tokens": np.zeros((1, 2, 3, 4), np.float16)})
     writer.finish([0], ["a"], [0], ["a"])
-    with pytest.raises(UserError, match="no composite latents"):
+    with refusal(tmp_path / "store"):
         export_latents(tmp_path / "store", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -248,12 +249,12 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]]
     ),
     "features in some": (
         lambda tensors: tensors | dict.fromkeys(("feats_dino", "feats_dino_flip"), torch.zeros(4, 6, SIDE, SIDE)),
-        "feats_dino has the shape .* but nothing in",
+        "feats_dino has the shape (6, 3, 3), but nothing in latents_rank00_shard000",
     ),
     "something unknown": (lambda tensors: tensors | {"feats_clip": torch.zeros(4)}, "feats_clip is unknown"),
     "other channels": (
         lambda tensors: tensors | dict.fromkeys(("latents", "latents_flip"), torch.zeros(4, 5, SIDE, SIDE)),
-        r"latents has the shape \(5, 3, 3\), but \(4, 3, 3\)",
+        "latents has the shape (5, 3, 3), but (4, 3, 3)",
     ),
     "other dtype": (
         lambda tensors: {name: tensor.half() if "latents" in name else tensor for name, tensor in tensors.items()},
@@ -264,7 +265,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]]
         lambda tensors: tensors | dict.fromkeys(("latents_sv", "latents_sv_flip"), torch.zeros(4, 2, 2, 2)),
         "on one grid",
     ),
-    "no square": (lambda tensors: tensors | {"latents": torch.zeros(4, 4, 3, 2)}, "on one grid|side, side"),
+    "no square": (lambda tensors: tensors | {"latents": torch.zeros(4, 4, 3, 2)}, "(4, 3, 2)"),
     "flip of other channels": (
         lambda tensors: tensors | {"latents_flip": torch.zeros(4, 5, SIDE, SIDE)},
         "latents and latents_flip differ",
@@ -287,10 +288,8 @@ def test_a_bad_shard_is_named_and_nothing_is_written(tmp_path: Path, case: str) 
     if case == "labels below zero":
         changed["labels"][0] = -9
     save_file(changed, bad)
-    with pytest.raises(UserError, match=words) as caught:
+    with refusal(bad, words):
         run_import(source, tmp_path / "store")
-    assert str(bad) in str(caught.value)
-    assert "\n" not in str(caught.value)
     assert not (tmp_path / "store").exists()
 
 
@@ -301,7 +300,7 @@ def test_a_shard_cut_anywhere_is_named(tmp_path_factory, part: float) -> None:
     bad = source / "latents_rank01_shard000.safetensors"
     data = bad.read_bytes()
     bad.write_bytes(data[: int(part * len(data))])
-    with pytest.raises(UserError, match=r"latents_rank01_shard000.*truncated"):
+    with refusal(bad, "truncated"):
         run_import(source, source.parent / "store")
     assert not (source.parent / "store").exists()
 
@@ -312,31 +311,31 @@ def test_latents_that_are_not_finite_are_named_with_their_row(tmp_path: Path) ->
     tensors = load_file(bad)
     tensors["latents_sv_flip"][2, 0, 0, 0] = torch.nan
     save_file(tensors, bad)
-    with pytest.raises(UserError, match=r"latents_rank01_shard000\.safetensors: latents_sv .*row 2 .*not finite"):
+    with refusal(bad, "latents_sv", "row 2"):
         run_import(source, tmp_path / "store", shard_size=3)
-    with pytest.raises(UserError, match="no finished store"):
+    with refusal(tmp_path / "store", "index.h5"):
         Store(tmp_path / "store")
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"mean": torch.zeros(1, 3, 1, 1), "std": torch.ones(1, 3, 1, 1)}, "3 channels, but the latents .* have 2"),
-        ({"mean": torch.zeros(2), "std": torch.ones(2)}, r"shape \(2,\)"),
+        ({"mean": torch.zeros(1, 3, 1, 1), "std": torch.ones(1, 3, 1, 1)}, "3 channels"),
+        ({"mean": torch.zeros(2), "std": torch.ones(2)}, "(2,)"),
         ({"mean": torch.zeros(1, 2, 1, 1)}, "std is missing"),
     ],
 )
 def test_bad_statistics_are_named(tmp_path: Path, content: dict[str, Tensor], words: str) -> None:
     source = write_source(tmp_path / "source", [4], statistics=True)
     torch.save(content, source / "latents_sv_stats.pt")
-    with pytest.raises(UserError, match=f"latents_sv_stats.pt.*{words}"):
+    with refusal(source / "latents_sv_stats.pt", words):
         run_import(source, tmp_path / "store")
     assert not (tmp_path / "store").exists()
 
 
 def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(UserError, match="holds no latent shards"):
+        with refusal(folder, "latents_rank*_shard*.safetensors"):
             run_import(folder, tmp_path / "store")
 
 

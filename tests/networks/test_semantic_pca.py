@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sfd_cli.data.moments import Moments
 from sfd_cli.networks.gaussian import draw
-from sfd_cli.networks.semantic_pca import SemanticPCA, SemanticPCAConfig, TokenCovariance
-
-CPU = torch.device("cpu")
+from sfd_cli.networks.semantic_pca import SemanticPCA, SemanticPCAConfig
 
 
 def tokens(rank: int, width: int = 8, count: int = 40, seed: int = 0) -> Tensor:
@@ -23,10 +22,8 @@ def tokens(rank: int, width: int = 8, count: int = 40, seed: int = 0) -> Tensor:
 
 
 def fitted(values: Tensor, channels: int, batch: int = 7) -> SemanticPCA:
-    covariance = TokenCovariance(values.shape[-1], CPU)
-    for part in values.split(batch):
-        covariance.add(part)
-    return covariance.principal_components(channels)
+    moments = Moments.merged(Moments.of(part.numpy(), scatter=True) for part in values.split(batch))
+    return SemanticPCA.of_tokens(torch.from_numpy(moments.mean), torch.from_numpy(moments.covariance()), channels)
 
 
 def test_tokens_of_a_subspace_come_back_exactly() -> None:

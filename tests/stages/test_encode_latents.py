@@ -17,6 +17,7 @@ import torch
 import yaml
 from model_loading import load_semantic_vae, load_texture_vae
 from PIL import Image
+from refusals import refusal
 
 from sfd_cli.config import Settings, load_settings
 from sfd_cli.data.images import ImageManifest, ImageReader
@@ -27,8 +28,8 @@ from sfd_cli.formats.convert import semantic_vae_to_reference, texture_vae_to_ld
 from sfd_cli.formats.model_folder import save_model
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
-from sfd_cli.pipeline import latent_encoder
-from sfd_cli.pipeline.latent_encoder import posterior_noise
+from sfd_cli.pipeline import encoding
+from sfd_cli.pipeline.encoding import posterior_noise
 from sfd_cli.stages import encode_latents, extract_features, prepare_data
 from sfd_cli.weights.visual_encoders import load_visual_encoder
 
@@ -205,7 +206,7 @@ def test_stored_features_spare_the_encoder(monkeypatch):
     def refuse(*args: Any) -> None:
         raise AssertionError("the encoder was loaded")
 
-    monkeypatch.setattr(latent_encoder, "load_visual_encoder", refuse)
+    monkeypatch.setattr(encoding, "load_visual_encoder", refuse)
     encode_latents.run(settings_with())
     assert len(Store(Path("data/latents"))) == COUNT
 
@@ -268,24 +269,25 @@ def test_another_vae_of_the_same_settings_starts_afresh_and_keeps_the_old(finish
 
 def test_what_is_missing_or_does_not_fit_is_a_users_error():
     save_semvae(Path("models/semvae"), feature_width=96)
-    with pytest.raises(UserError, match=r"models/semvae was trained on tokens 96 wide.*gives 192"):
+    with refusal("models/semvae", "96", "192", "sfd train-semvae"):
         encode_latents.run(settings_with())
     save_semvae(Path("models/semvae"))
     save_texture_vae(Path("models/texture_vae"), levels=3)
-    with pytest.raises(UserError, match="4 x 4 latent of 16 px images, but the settings promise 2 x 2"):
+    with refusal("models/texture_vae", "4 x 4", "16 px", "2 x 2", "sfd train-texture-vae"):
         encode_latents.run(settings_with())
     shutil.rmtree("models/texture_vae")
-    with pytest.raises(UserError, match="models/texture_vae does not exist"):
+    with pytest.raises(UserError) as caught:
         encode_latents.run(settings_with())
+    assert "models/texture_vae" in caught.value.subject
     shutil.rmtree("data/images")
-    with pytest.raises(UserError, match="sfd prepare-data"):
+    with refusal("data/images", "sfd prepare-data"):
         encode_latents.run(settings_with())
 
 
 def test_features_of_other_images_are_refused():
     shutil.copy("mine/a/00.png", "mine/a/99.png")
     prepare_data.run(settings_with())
-    with pytest.raises(UserError, match="data/features was made of other images"):
+    with refusal("data/features", "sfd extract-features"):
         encode_latents.run(settings_with())
 
 
@@ -295,7 +297,7 @@ def test_a_latent_that_is_not_finite_names_its_image():
         for name, values in load_texture_vae(Path("models/texture_vae"))[0].state_dict().items()
     }
     save_model(Path("models/texture_vae"), "TextureVAE", TextureVAEConfig(2, (32,) * 4), {"model": weights}, {})
-    with pytest.raises(StageFailure, match=r"the texture of .*mine/a/00\.png are not finite"):
+    with refusal(ImageManifest.load(Path("data/images")).path(0), "texture", "float16", kind=StageFailure):
         encode_latents.run(settings_with())
     assert not list(Path("data/latents").glob("*shard*"))
 

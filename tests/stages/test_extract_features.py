@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import refusal
 
 from sfd_cli.config import Settings
 from sfd_cli.data.store import Store
@@ -155,14 +159,47 @@ def test_another_batch_size_gives_the_same_tokens_to_float16(workplace: Path) ->
     np.testing.assert_allclose(tokens[0], tokens[1], rtol=2e-3, atol=1e-3)
 
 
+TOGETHER = """
+from sfd_cli.networks.visual_encoder import VisualEncoder
+from sfd_cli.weights import visual_encoders
+from sfd_cli.stages import extract_features
+from test_extract_features import settings
+
+visual_encoders.VisualEncoder = lambda name, size, tiles: VisualEncoder(
+    name, size, tiles, embed_dim=48, depth=1, num_heads=3
+)
+extract_features.run(settings())
+"""
+
+
+def test_two_processes_write_the_same_bytes_as_one(workplace: Path) -> None:
+    prepare_data.run(settings())
+    Path("together.py").write_text(TOGETHER)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+        "OMP_NUM_THREADS": "1",
+    }
+    made = []
+    for processes in (1, 2):
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        ran = subprocess.run([*torchrun, "together.py"], capture_output=True, text=True, env=environment)
+        assert ran.returncode == 0, ran.stderr
+        made.append(contents(Path("data/features")))
+        Path("data/features").rename(f"features-{processes}")
+    assert made[0] == made[1]
+    assert set(made[0]) == {"index.h5", "settings.json", *(f"shard-0000{shard}.h5" for shard in range(3))}
+
+
 def test_images_must_be_prepared_first(workplace: Path) -> None:
-    with pytest.raises(UserError, match="sfd prepare-data"):
+    with refusal("data/images", "sfd prepare-data"):
         extract_features.run(settings())
 
 
 def test_a_device_that_is_not_here_is_the_users_to_change(workplace: Path) -> None:
     prepare_data.run(settings())
-    for device, words in (("cuda:99", "is not here"), ("abacus", "is not a device")):
+    for device in ("cuda:99", "abacus"):
         elsewhere = settings().model_copy(update={"runtime": settings().runtime.model_copy(update={"device": device})})
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError) as caught:
             extract_features.run(elsewhere)
+        assert "runtime.device" in caught.value.subject
+        assert device in str(caught.value)

@@ -1,18 +1,22 @@
 """`sfd prepare-data`: the demo set, and the check of a user's own ImageFolder."""
 
+import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refusal
 
 from sfd_cli.config import Settings
+from sfd_cli.data.image_sources import ImageSet
 from sfd_cli.data.images import ImageManifest, ImageReader
-from sfd_cli.errors import UserError
 from sfd_cli.files import read_json
 from sfd_cli.stages import prepare_data
+from sfd_cli.tables import IMAGE_SOURCES
 
 
 def settings_for(**images: Any) -> Settings:
@@ -110,7 +114,7 @@ def test_a_users_folder_is_checked_and_never_written_to(mine, capsys):
 
 
 def test_with_strict_a_corrupt_image_is_fatal(mine):
-    with pytest.raises(UserError, match=r"2 corrupt images, the first .*dog/1\.png"):
+    with refusal("images.strict", "2 corrupt images", mine / "dog/1.png", "--strict"):
         prepare_data.run(settings_for(source="folder", folder=mine, strict=True))
     assert not Path("data/images/manifest.json").exists()
 
@@ -157,7 +161,7 @@ def test_a_class_without_a_whole_image_is_left_out_and_named(mine, capsys):
 def test_a_folder_of_nothing_but_corrupt_images_is_refused(tmp_path):
     (tmp_path / "bad/cat").mkdir(parents=True)
     (tmp_path / "bad/cat/1.jpg").write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(UserError, match="none of the 1 images"):
+    with refusal("images.folder", tmp_path / "bad", "none of the 1 images"):
         prepare_data.run(settings_for(source="folder", folder=tmp_path / "bad"))
 
 
@@ -167,7 +171,7 @@ def test_a_folder_where_this_stage_writes_is_refused_untouched(place, mine, proj
     target.parent.mkdir(parents=True, exist_ok=True)
     mine.rename(target)
     before = snapshot(target)
-    with pytest.raises(UserError, match="overlaps data/images"):
+    with refusal("images.folder", place, "data/images", "paths.images"):
         prepare_data.run(settings_for(source="folder", folder=Path(place)))
     assert snapshot(target) == before
 
@@ -181,3 +185,43 @@ def test_many_classes_are_summed_up_in_one_line(tmp_path):
     result = prepare_data.run(settings_for(source="folder", folder=tmp_path / "many"))
     assert result["classes"] == "25, 1 to 3 images each"
     assert result["enlarged"] == 0
+
+
+def grey(settings: Settings) -> ImageSet:
+    """A source from outside: one grey image in each of two classes."""
+    size = settings.images.size
+
+    def write(folder: Path) -> ImageManifest:
+        digests = {}
+        for level in (64, 192):
+            file = f"level-{level}/0.png"
+            (folder / file).parent.mkdir(exist_ok=True)
+            Image.new("RGB", (size, size), (level,) * 3).save(folder / file)
+            digests[file] = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+        manifest = ImageManifest.of(folder, digests)
+        manifest.save(folder, root=".")
+        return manifest
+
+    return ImageSet({"source": "grey", "size": size}, {}, write, facts={"levels": 2}, shown={"levels": 2})
+
+
+@pytest.fixture
+def grey_source() -> Iterator[None]:
+    IMAGE_SOURCES.add("grey", grey)
+    yield
+    IMAGE_SOURCES.remove("grey")
+
+
+def test_a_source_from_outside_is_one_entry(grey_source: None, capsys: pytest.CaptureFixture[str]) -> None:
+    result = prepare_data.run(settings_for(source="grey"))
+    assert result == {"images": 2, "classes": {"level-192": 1, "level-64": 1}, "levels": 2}
+    images = ImageReader(ImageManifest.load(Path("data/images")), 64).read([0, 1])
+    assert images.float().mean(dim=(1, 2, 3)).tolist() == [192, 64]
+    assert read_json(Path("data/images/settings.json"))["facts"]["levels"] == 2
+    assert prepare_data.run(settings_for(source="grey")) == result
+    assert "up to date" in capsys.readouterr().err
+
+
+def test_a_source_that_nobody_knows_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match="openmoji"):
+        settings_for(source="openmojo")

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from sfd_cli.config import DiT, Settings, load_settings
-from sfd_cli.data.store import Field, Store, StoreWriter
+from sfd_cli.data.shards import StoreWriter
+from sfd_cli.data.store import Field, Store
 from sfd_cli.errors import UserError
 from sfd_cli.files import read_json, write_json
 from sfd_cli.formats.convert import dit_to_reference

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from tiny_project import tiny_settings, write_training_images
 
 from sfd_cli.config import Settings
-from sfd_cli.data.store import Field, StoreWriter
+from sfd_cli.data.shards import StoreWriter
+from sfd_cli.data.store import Field
 from sfd_cli.data.validation_split import validation_split
 from sfd_cli.errors import UserError
 from sfd_cli.files import write_json

@@ -1,29 +1,93 @@
-"""The three frozen networks that turn images into composite latents, and the check that they fit together."""
+"""From images to composite latents: the three frozen networks, and the check that they fit together."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sfd_cli.artifacts.fingerprints import finished
-from sfd_cli.artifacts.output import SETTINGS
 from sfd_cli.config import Settings
 from sfd_cli.data.images import ImageManifest, ImageReader
 from sfd_cli.data.store import INDEX, Field, Store
 from sfd_cli.errors import StageFailure, UserError
-from sfd_cli.files import read_json
 from sfd_cli.messages import say
 from sfd_cli.networks.gaussian import draw
+from sfd_cli.networks.texture_vae import TextureVAE, to_signed
 from sfd_cli.networks.visual_encoder import VisualEncoder
-from sfd_cli.pipeline.composite import CompositeEncoder
-from sfd_cli.stages.extract_features import encode_flips
+from sfd_cli.weights.models import SemanticCompressor, open_semantic, open_texture_vae
 from sfd_cli.weights.visual_encoders import load_visual_encoder
+
+Posterior = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class CompositeEncoder:
+    """The two frozen compressors of one composite latent, on one device; without semantics the second is None."""
+
+    texture_vae: TextureVAE
+    semantic: SemanticCompressor | None
+
+    @classmethod
+    def load(cls, settings: Settings, device: torch.device) -> Self:
+        """The compressors at `settings.paths`.
+
+        Raises:
+            UserError: one is missing, or the texture VAE's grid is not the one that the settings promise.
+        """
+        texture_vae = open_texture_vae(settings).load().to(device)
+        if settings.images.size != settings.grid * texture_vae.downsampling:
+            side = settings.images.size / texture_vae.downsampling
+            raise UserError(
+                settings.paths.texture_vae,
+                f"makes a {side:g} x {side:g} latent of {settings.images.size} px images, but the settings promise"
+                f" {settings.grid} x {settings.grid}",
+                "run `sfd train-texture-vae` again, or change images.size or encoder.image_size",
+            )
+        semantic = None if settings.semvae.compressor == "none" else open_semantic(settings).load().to(device)
+        return cls(texture_vae, semantic)
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Channels of each stream, in the order of the composite."""
+        semantic = {} if self.semantic is None else {"semantic": self.semantic.config.channels}
+        return {"texture": self.texture_vae.latent_channels, **semantic}
+
+    def posteriors(self, pixels: Tensor, tokens: Tensor | None) -> dict[str, Posterior]:
+        """Mean and logvar of each stream, (n, C, h, w) float32 each.
+
+        Args:
+            pixels: uint8 (n, 3, H, W).
+            tokens: patch tokens of the same images, (n, N, D); not needed without semantics.
+        """
+        posteriors: dict[str, Posterior] = {"texture": self.texture_vae.encode(to_signed(pixels))}
+        if self.semantic is not None:
+            assert tokens is not None
+            mean, logvar = self.semantic.encode(tokens.float())
+            posteriors["semantic"] = (as_grid(mean), as_grid(logvar))
+        return posteriors
+
+
+def as_grid(values: Tensor) -> Tensor:
+    """Tokens (B, N, C), row-major over a square grid, as an image (B, C, h, w)."""
+    side = round(values.shape[1] ** 0.5)
+    return values.transpose(1, 2).unflatten(2, (side, side))
+
+
+@torch.inference_mode()
+def encode_flips(encoder: VisualEncoder, images: Tensor) -> np.ndarray:
+    """Patch tokens of uint8 images (n, 3, H, W) as they are and flipped left to right: (n, 2, N, D) float16."""
+    images = images.float() / 255
+    # The tokens of a flipped image are not the flipped tokens, so each is a forward pass of its own.
+    both = [encoder(flipped)[0].half() for flipped in (images, images.flip(-1))]
+    return torch.stack(both, dim=1).cpu().numpy()
 
 
 class LatentEncoder:
@@ -62,6 +126,11 @@ class LatentEncoder:
         if self._settings.latents.store_features:
             fields["features"] = Field((2, self.grid**2, self._feature_width))
         return fields
+
+    @property
+    def streams(self) -> list[str]:
+        """The fields that make up the composite latent, in its order."""
+        return list(self._composite.channels)
 
     def encode_all(self, batches: Sequence[Sequence[int]]) -> Iterator[dict[str, np.ndarray]]:
         """`encode` for every batch of manifest indices, images being decoded ahead in threads."""
@@ -121,8 +190,9 @@ class LatentEncoder:
         expected = width if semantic is None else semantic.config.feature_width
         if width != expected:
             raise UserError(
-                f"{self._settings.paths.semvae} was trained on tokens {expected} wide, but"
-                f" {self._settings.encoder.name} gives {width}; run `sfd train-semvae` again"
+                self._settings.paths.semvae,
+                f"was trained on tokens {expected} wide, but {self._settings.encoder.name} gives {width}",
+                "run `sfd train-semvae` again",
             )
 
     def _require_finite(self, indices: Sequence[int], arrays: dict[str, np.ndarray]) -> None:
@@ -131,7 +201,9 @@ class LatentEncoder:
             if not whole.all():
                 file = self._manifest.path(indices[int(np.argmin(whole))])
                 raise StageFailure(
-                    f"the {name} of {file} are not finite in float16; is the network that makes them damaged?"
+                    file,
+                    f"its {name} latents are not finite in float16",
+                    "see whether the network that makes them is damaged",
                 )
 
 
@@ -160,11 +232,10 @@ def open_features(settings: Settings, inputs: dict[str, str]) -> Store | None:
     if not (folder / INDEX).exists():
         say(f"{folder} holds no features; the encoder runs on every image")
         return None
-    finished(folder, "sfd extract-features")
-    made_of = read_json(folder / SETTINGS)
-    same_size = made_of["settings"].get("image_size") == settings.images.size
-    if not same_size or any(made_of["inputs"].get(name) != value for name, value in inputs.items()):
+    record = finished(folder, "sfd extract-features")
+    same_size = record.settings.get("image_size") == settings.images.size
+    if not same_size or any(record.inputs.get(name) != value for name, value in inputs.items()):
         raise UserError(
-            f"{folder} was made of other images or by another encoder; run `sfd extract-features` again or remove it"
+            folder, "was made of other images or by another encoder", "run `sfd extract-features` again or remove it"
         )
     return Store(folder)

@@ -1,0 +1,58 @@
+"""Where the images of `sfd prepare-data` come from: what a source of the table IMAGE_SOURCES tells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from tqdm import tqdm
+
+from sfd_cli.config import Settings
+from sfd_cli.data.images import ImageManifest
+from sfd_cli.data.prefetch import threaded_map
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images that a source offers; nothing has been written yet.
+
+    Attributes:
+        settings: settings that decide which images these are and what they look like.
+        inputs: versions or fingerprints of what they are made of.
+        write: writes into a folder the manifest, and the images unless they are elsewhere.
+        free: settings that are recorded, but do not decide the images.
+        facts: what is to be recorded about the images, JSON-able.
+        shown: what is to be shown about them.
+        is_kept: whether a set of the same settings and inputs that is there need not be written again.
+    """
+
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    write: Callable[[Path], ImageManifest]
+    free: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    shown: dict[str, Any] = field(default_factory=dict)
+    is_kept: bool = True
+
+
+class ImageSource(Protocol):
+    """An entry of IMAGE_SOURCES."""
+
+    def __call__(self, settings: Settings) -> ImageSet:
+        """The images that these settings ask for; the section `images` is what a source reads.
+
+        Raises:
+            UserError: they cannot be had.
+        """
+
+
+def in_threads(work: Callable[[Item], Result], items: Sequence[Item], workers: int, doing: str) -> list[Result]:
+    """`work` of every item, in order, with a progress bar on a terminal."""
+    with closing(threaded_map(work, items, max(workers, 1))) as results:
+        return list(tqdm(results, total=len(items), desc=doing, unit="image", disable=None))

@@ -1,0 +1,107 @@
+"""Shards written together: what is there is kept, processes share the rest, and the bytes are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sfd_cli.data.shards import StoreWriter, split, stream_statistics, write_shards
+from sfd_cli.data.store import Field, Store, shard_name
+
+FIELDS = {"texture": Field((2, 3, 2, 2)), "semantic": Field((2, 1, 2, 2)), "tokens": Field((2, 4, 5))}
+STREAMS = ("texture", "semantic")
+COUNT, SHARD, BATCH = 23, 5, 2
+
+
+@pytest.fixture(scope="module")
+def arrays() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {name: rng.normal(2, 3, (COUNT, *field.shape)).astype(np.float16) for name, field in FIELDS.items()}
+
+
+class Maker:
+    """Gives arrays batch by batch, notes which batches were asked for, and may fail at one of them."""
+
+    def __init__(self, arrays: dict[str, np.ndarray], fails_at: int | None = None) -> None:
+        self.arrays, self.fails_at = arrays, fails_at
+        self.asked: list[range] = []
+
+    def __call__(self, batches: Sequence[range]) -> Iterator[dict[str, np.ndarray]]:
+        for batch in batches:
+            self.asked.append(batch)
+            if self.fails_at in batch:
+                raise RuntimeError("a network failed")
+            yield {name: array[batch.start : batch.stop] for name, array in self.arrays.items()}
+
+
+def write(folder: Path, maker: Maker, share: tuple[int, int] = (0, 1)) -> StoreWriter:
+    folder.mkdir(exist_ok=True)
+    writer = StoreWriter(folder, FIELDS, COUNT, SHARD, "f")
+    write_shards(writer, lambda rows: split(rows, BATCH), maker, doing="test", streams=STREAMS, share=share)
+    return writer
+
+
+def finish(writer: StoreWriter) -> dict[str, bytes]:
+    statistics = stream_statistics(writer, STREAMS)
+    writer.finish([0] * COUNT, ["x"] * COUNT, range(COUNT), ["a"], statistics)
+    return {path.name: path.read_bytes() for path in writer.folder.iterdir()}
+
+
+def test_a_range_is_split_into_pieces_with_the_rest_last() -> None:
+    assert split(range(5, 10), 2) == [range(5, 7), range(7, 9), range(9, 10)]
+    assert split(range(0), 2) == []
+
+
+def test_batches_end_where_a_shard_ends_and_are_read_back(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+    maker = Maker(arrays)
+    finish(write(tmp_path, maker))
+    whole = [[range(s, s + 2), range(s + 2, s + 4), range(s + 4, s + 5)] for s in (0, 5, 10, 15)]
+    assert maker.asked == [*(batch for shard in whole for batch in shard), range(20, 22), range(22, 23)]
+    for name, array in arrays.items():
+        assert np.array_equal(Store(tmp_path).read(name, range(COUNT)), array)
+
+
+def test_statistics_are_those_of_all_values_of_each_channel(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+    statistics = stream_statistics(write(tmp_path, Maker(arrays)), STREAMS)
+    composite = np.concatenate([arrays[name].astype(np.float64) for name in STREAMS], axis=2)
+    np.testing.assert_allclose(statistics["mean"], composite.mean(axis=(0, 1, 3, 4)), rtol=1e-12)
+    np.testing.assert_allclose(statistics["std"], composite.std(axis=(0, 1, 3, 4)), rtol=1e-12)
+
+
+def test_what_fails_midway_goes_on_with_the_missing_shards_to_the_same_bytes(
+    tmp_path: Path, arrays: dict[str, np.ndarray], capsys: pytest.CaptureFixture[str]
+) -> None:
+    unbroken = finish(write(tmp_path / "unbroken", Maker(arrays)))
+    with pytest.raises(RuntimeError):
+        write(tmp_path / "broken", Maker(arrays, fails_at=13))
+    assert {path.name for path in (tmp_path / "broken").iterdir()} == {shard_name(0), shard_name(1)}
+    (tmp_path / "broken" / shard_name(0)).unlink()
+    maker = Maker(arrays)
+    assert finish(write(tmp_path / "broken", maker)) == unbroken
+    assert [batch.start // SHARD for batch in maker.asked] == [0, 0, 0, 2, 2, 2, 3, 3, 3, 4, 4]
+    assert "1 of 5 shards" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("processes", [2, 3, 7])
+def test_shares_are_disjoint_and_make_the_same_bytes_as_one(
+    tmp_path: Path, arrays: dict[str, np.ndarray], processes: int
+) -> None:
+    alone = finish(write(tmp_path / "alone", Maker(arrays)))
+    makers = [Maker(arrays) for _ in range(processes)]
+    for rank in reversed(range(processes)):
+        writer = write(tmp_path / "shared", makers[rank], (rank, processes))
+        assert {batch.start // SHARD % processes for batch in makers[rank].asked} <= {rank}
+    assert finish(writer) == alone
+    assert sum(len(batch) for maker in makers for batch in maker.asked) == COUNT
+
+
+def test_a_maker_that_gives_too_few_leaves_no_shard_behind(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+    short = {name: array[:, :] for name, array in arrays.items()}
+    tmp_path.mkdir(exist_ok=True)
+    writer = StoreWriter(tmp_path, FIELDS, COUNT, SHARD, "f")
+    with pytest.raises(ValueError, match="unwritten"):
+        write_shards(writer, lambda rows: split(rows, BATCH)[:1], Maker(short), doing="test")
+    assert list(tmp_path.iterdir()) == []
