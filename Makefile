@@ -9,8 +9,9 @@ demo: .venv/installed
 	dvc repro
 	sfd show
 
+# Two processes of one thread each: no file of tests is split between them.
 test: check
-	pytest
+	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
 
 check: .venv/installed
 	ruff check .

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -18,8 +21,10 @@ from pydantic import (
     model_validator,
 )
 
-from sfd_cli.errors import UserError
+from sfd_cli.errors import SettingError, UserError
 from sfd_cli.tables import IMAGE_SOURCES, SCHEDULES, SOLVERS
+
+DEFAULT_PARAMS = Path("params.yaml")
 
 
 class Section(BaseModel):
@@ -33,7 +38,8 @@ class Section(BaseModel):
         """YAML reads yes, no, on and off as booleans, and pydantic would take them for 1 and 0."""
         kind = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
-            raise ValueError(f"{info.field_name}: expected another kind of value than {str(value).lower()}")
+            problem = f"expected another kind of value than {str(value).lower()}"
+            raise SettingError("", problem, "put yes, no, on and off in quotes where they are words")
         return value
 
 
@@ -74,7 +80,7 @@ class Images(Section):
     @model_validator(mode="after")
     def _folder_is_named(self) -> Self:
         if self.source == "folder" and self.folder is None:
-            raise ValueError("images.folder: name your ImageFolder when images.source is 'folder'")
+            raise SettingError("folder", "unset, but images.source is 'folder'", "name your ImageFolder")
         return self
 
 
@@ -98,21 +104,25 @@ class Encoder(Section):
         """Side of one patch in pixels, read from the encoder's name.
 
         Raises:
-            ValueError: the name does not tell.
+            SettingError: the name does not tell.
         """
         found = re.search(r"patch(\d+)", self.name) or re.search(r"vit[a-z]+?(\d+)", self.name)
         if not found:
-            raise ValueError(f"encoder.name: {self.name!r} does not tell its patch size (expected '...patchN...')")
+            raise SettingError("name", f"{self.name!r} does not tell its patch size", "give a name with '...patchN...'")
         return int(found.group(1))
 
     @property
     def grid(self) -> int:
-        """Patch tokens along one side, over all tiles."""
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"encoder.image_size: {self.image_size} is not a multiple of the patch size {self.patch_size}"
-                f" of {self.name}"
-            )
+        """Patch tokens along one side, over all tiles.
+
+        Raises:
+            SettingError: the patches do not fill the image.
+        """
+        patch = self.patch_size
+        if self.image_size % patch:
+            below = max(self.image_size // patch, 1) * patch
+            problem = f"{self.image_size} is not a multiple of the patch size {patch} of {self.name}"
+            raise SettingError("image_size", problem, f"try {below} or {below + patch}")
         return self.tiles * self.image_size // self.patch_size
 
 
@@ -155,9 +165,12 @@ class SemVAE(VAETraining):
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
         if self.width % self.heads:
-            raise ValueError(f"semvae.heads: {self.heads} heads do not divide semvae.width {self.width}")
+            raise SettingError(
+                "heads", f"{self.heads} heads do not divide semvae.width {self.width}", "change one of them"
+            )
         if self.weights is not None and self.compressor != "vae":
-            raise ValueError(f"semvae.weights: {self.weights} is imported for compressor: vae, not {self.compressor}")
+            problem = f"{self.weights} is imported for compressor: vae, not {self.compressor}"
+            raise SettingError("weights", problem, "unset it, or use semvae.compressor: vae")
         return self
 
 
@@ -190,10 +203,13 @@ class TextureVAE(VAETraining):
     def _levels_fit(self) -> Self:
         for channels in self.block_channels:
             if channels % self.norm_groups:
-                raise ValueError(f"norm_groups: {self.norm_groups} does not divide {channels} of block_channels")
+                problem = f"{self.norm_groups} does not divide {channels} of block_channels"
+                raise SettingError("norm_groups", problem, "change one of them")
         for level in self.attention_levels:
             if not 0 <= level < len(self.block_channels):
-                raise ValueError(f"attention_levels: {level} is not one of the {len(self.block_channels)} levels")
+                levels = len(self.block_channels)
+                problem = f"{level} is not one of the {levels} levels of block_channels"
+                raise SettingError("attention_levels", problem, f"give levels from 0 to {levels - 1}")
         return self
 
     @property
@@ -265,26 +281,30 @@ class DiT(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        head = self.width // self.heads
         if self.width % self.heads:
-            raise ValueError(f"heads: {self.heads} heads do not divide width {self.width}")
-        if self.rope and (self.width // self.heads) % 4:
-            raise ValueError(
-                f"heads: 2-D rotary positions need width / heads ({self.width // self.heads}) divisible by 4"
-            )
+            raise SettingError("heads", f"{self.heads} heads do not divide width {self.width}", "change one of them")
+        if self.rope and head % 4:
+            problem = f"2-D rotary positions need width / heads ({head}) divisible by 4"
+            raise SettingError("heads", problem, "use another number, or rope: false")
         if self.batch_size % self.accumulate:
-            raise ValueError(f"accumulate: {self.accumulate} does not divide batch_size {self.batch_size}")
+            problem = f"{self.accumulate} does not divide batch_size {self.batch_size}"
+            raise SettingError("accumulate", problem, "change one of them")
         if self.repa != "none" and self.repa_depth > self.depth:
-            raise ValueError(f"repa_depth: {self.repa_depth} is past the last of {self.depth} blocks (depth)")
+            problem = f"{self.repa_depth} is past the last of {self.depth} blocks (depth)"
+            raise SettingError("repa_depth", problem, "choose a block of the network, counted from 1")
         if self.repa != "none" and self.patch_size != 1:
-            raise ValueError(
-                f"repa: needs one token per latent pixel, but patch_size is {self.patch_size}; use repa: none"
-            )
+            problem = f"needs one token per latent pixel, but patch_size is {self.patch_size}"
+            raise SettingError("repa", problem, "use repa: none, or patch_size: 1")
         if not self.semantics and self.delta_t != 0:
-            raise ValueError(f"delta_t: {self.delta_t} offsets the semantic latent, but semantics is false; use 0")
+            problem = f"{self.delta_t} offsets the semantic latent, but semantics is false"
+            raise SettingError("delta_t", problem, "use 0")
         if not self.semantics and self.time_embedding == "dual":
-            raise ValueError("time_embedding: 'dual' needs the semantic latent, but semantics is false; use 'single'")
+            problem = "'dual' needs the semantic latent, but semantics is false"
+            raise SettingError("time_embedding", problem, "use 'single'")
         if self.time_embedding == "single" and self.delta_t != 0:
-            raise ValueError(f"time_embedding: 'single' has one time for both streams, but delta_t is {self.delta_t}")
+            problem = f"'single' has one time for both streams, but delta_t is {self.delta_t}"
+            raise SettingError("time_embedding", problem, "use 'dual', or delta_t: 0")
         return self
 
 
@@ -326,7 +346,8 @@ class Sample(Section):
     @model_validator(mode="after")
     def _interval_is_ordered(self) -> Self:
         if self.interval_start > self.interval_end:
-            raise ValueError(f"interval_start: {self.interval_start} is after interval_end {self.interval_end}")
+            problem = f"{self.interval_start} is after interval_end {self.interval_end}"
+            raise SettingError("interval_start", problem, "exchange them")
         return self
 
 
@@ -401,23 +422,28 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _grids_match(self) -> Self:
-        """Encoder and both latents must share one grid of tokens (DESIGN: composite latent)."""
-        side = self.texture_vae.downsampling
-        if self.images.size % side:
-            raise ValueError(f"images.size: {self.images.size} is not a multiple of the texture VAE's factor {side}")
-        if self.images.size % self.encoder.tiles:
-            raise ValueError(f"encoder.tiles: {self.encoder.tiles} do not divide images.size {self.images.size}")
-        if self.needs_encoder and self.grid != self.encoder.grid:
-            wanted = self.grid * self.encoder.patch_size / self.encoder.tiles
-            raise ValueError(
-                f"encoder.image_size: the encoder gives a {self.encoder.grid}x{self.encoder.grid} grid but the texture"
-                f" latent is {self.grid}x{self.grid} (images.size {self.images.size} / factor {side});"
-                f" {wanted:g} would match"
+        """Encoder and both latents share one grid of tokens."""
+        side, size = self.texture_vae.downsampling, self.images.size
+        if size % side:
+            problem = f"{size} is not a multiple of the texture VAE's factor {side}"
+            raise SettingError(
+                "images.size", problem, f"try {size - size % side or side} or {size - size % side + side}"
             )
-        try:
+        if size % self.encoder.tiles:
+            problem = f"{self.encoder.tiles} do not divide images.size {size}"
+            raise SettingError("encoder.tiles", problem, "change one of them")
+        if self.needs_encoder:
+            with _within("encoder"):
+                found = self.encoder.grid
+            if found != self.grid:
+                wanted = self.grid * self.encoder.patch_size / self.encoder.tiles
+                problem = (
+                    f"the encoder gives a {found}x{found} grid but the texture latent is {self.grid}x{self.grid}"
+                    f" (images.size {size} / factor {side})"
+                )
+                raise SettingError("encoder.image_size", problem, f"{wanted:g} would match")
+        with _within("fid.encoder"):
             _ = self.fid.encoder.grid
-        except ValueError as error:
-            raise ValueError(f"fid.{error}") from None
         return self
 
     @model_validator(mode="after")
@@ -427,24 +453,24 @@ class Settings(Section):
             if section is None:
                 continue
             if self.grid % section.patch_size:
-                raise ValueError(
-                    f"{key}.patch_size: {section.patch_size} does not divide the {self.grid}x{self.grid} grid"
-                )
+                problem = f"{section.patch_size} does not divide the {self.grid}x{self.grid} grid"
+                raise SettingError(f"{key}.patch_size", problem, "use 1, or another image size")
             if section.repa == "stored" and not self.latents.store_features:
-                raise ValueError(f"{key}.repa: 'stored' needs latents.store_features: true (or use repa: 'decoded')")
+                problem = "'stored' needs latents.store_features: true"
+                raise SettingError(f"{key}.repa", problem, "store them, or use repa: 'decoded'")
             if self.semvae.compressor == "none" and (section.semantics or section.repa == "decoded"):
                 setting = "semantics: true" if section.semantics else "repa: decoded"
-                raise ValueError(f"semvae.compressor: 'none' leaves no semantic latent, but {key} has {setting}")
+                problem = f"'none' leaves no semantic latent, but {key} has {setting}"
+                raise SettingError("semvae.compressor", problem, "change one of them")
         elsewhere = self.paths.guide != Paths().guide
         if self.guide is None and self.sample.guidance == "autoguidance" and not elsewhere:
-            raise ValueError(
-                "sample.guidance: 'autoguidance' needs a guide, but guide is null;"
-                " give the section guide, or the path of a trained one as paths.guide"
-            )
+            problem = "'autoguidance' needs a guide, but guide is null"
+            remedy = "give the section guide, or the path of a trained one as paths.guide"
+            raise SettingError("sample.guidance", problem, remedy)
         return self
 
 
-def load_settings(path: Path = Path("params.yaml"), overrides: dict[str, dict[str, Any]] | None = None) -> Settings:
+def load_settings(path: Path = DEFAULT_PARAMS, overrides: dict[str, dict[str, Any]] | None = None) -> Settings:
     """Read `params.yaml`, lay the flags of `overrides[section][key]` over it, and validate.
 
     A missing file means the built-in defaults.
@@ -456,14 +482,14 @@ def load_settings(path: Path = Path("params.yaml"), overrides: dict[str, dict[st
     try:
         values = yaml.safe_load(path.read_text()) if path.exists() else {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(path, f"is not valid YAML ({' '.join(str(error).split())})", "correct it") from None
     values = values or {}
     if not isinstance(values, dict):
-        raise UserError(f"{path}: expected sections such as 'dit:' at the top level, found {type(values).__name__}")
+        raise UserError(path, f"holds a {type(values).__name__}", "give sections such as 'dit:' at the top level")
     for section, keys in (overrides or {}).items():
         present = values.get(section) or {}
         if not isinstance(present, dict):
-            raise UserError(f"{path}: {section} must be a section of keys, found {present!r}")
+            raise UserError(section, f"expected a section of keys in {path}, found {present!r}", "correct it")
         values[section] = {**present, **keys}
     return validate_settings(values, str(path))
 
@@ -471,13 +497,18 @@ def load_settings(path: Path = Path("params.yaml"), overrides: dict[str, dict[st
 def validate_settings(values: dict[str, Any], source: str) -> Settings:
     """Settings from plain values, section by section.
 
+    Args:
+        values: what the file `source` holds.
+        source: where the values come from, for messages.
+
     Raises:
-        UserError: a value is not acceptable; names `source` and the key.
+        UserError: a value is not acceptable; its subject is the key, its problem names `source`.
     """
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{source}: {describe(error)}") from None
+        found = first_problem(error)
+        raise UserError(found.key, f"{found.problem} (in {source})", found.remedy) from None
 
 
 def section_type(parent: type[Section], key: str) -> type[Section]:
@@ -486,30 +517,36 @@ def section_type(parent: type[Section], key: str) -> type[Section]:
     return next(part for part in (kind, *get_args(kind)) if isinstance(part, type) and issubclass(part, Section))
 
 
-def describe(error: ValidationError, root: type[Section] = Settings) -> str:
-    """The first problem of a validation error of `root` as one sentence that names the key, and how many more."""
-    problems = error.errors()
-    first = problems[0]
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        sentence = f"{key}: no such setting{_did_you_mean(root, first['loc'])}"
-    elif first["type"] == "value_error":
-        text = str(first["ctx"]["error"])
-        # A section's own check names its key; a field's check has the field in its place already.
-        section = key.removesuffix(text.split(":")[0]).rstrip(".")
-        sentence = text if not section or text.startswith(f"{section}.") else f"{section}.{text}"
+def first_problem(error: ValidationError, root: type[Section] = Settings) -> SettingError:
+    """The first problem of a validation error of `root`, its key counted from there; says how many more there are."""
+    first, *others = error.errors()
+    cause = first.get("ctx", {}).get("error")
+    more = f", and {len(others)} more problem{'s' if len(others) > 1 else ''}" if others else ""
+    own, remedy = "", "correct it"
+    if isinstance(cause, SettingError):
+        own, problem, remedy = cause.key, cause.problem, cause.remedy
+    elif first["type"] == "extra_forbidden":
+        problem, remedy = "no such setting", _nearest(root, first["loc"])
+    elif cause is not None:
+        problem = str(cause)
     else:
-        message = first["msg"][0].lower() + first["msg"][1:]
-        sentence = f"{key}: {message}, found {first['input']!r}"
-    more = len(problems) - 1
-    return sentence + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
+        problem = f"{first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}"
+    key = ".".join(str(part) for part in (*first["loc"], own) if part != "")
+    return SettingError(key, problem + more, remedy)
 
 
-def _did_you_mean(root: type[Section], loc: tuple[str | int, ...]) -> str:
-    import difflib
-
+def _nearest(root: type[Section], loc: tuple[str | int, ...]) -> str:
     section = root
     for part in loc[:-1]:
         section = section_type(section, str(part))
     close = difflib.get_close_matches(str(loc[-1]), list(section.model_fields), n=1)
-    return f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(section.model_fields)})"
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(section.model_fields)}"
+
+
+@contextmanager
+def _within(section: str) -> Iterator[None]:
+    """Complete the keys of the errors of a section's own methods."""
+    try:
+        yield
+    except SettingError as error:
+        raise SettingError(f"{section}.{error.key}", error.problem, error.remedy) from None

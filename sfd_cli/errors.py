@@ -27,3 +27,22 @@ class UserError(SfdError):
 
 class StageFailure(SfdError):
     """The stage could not do its work although the input was acceptable: exit code 1."""
+
+
+class SettingError(ValueError):
+    """A setting that does not hold, found where the settings are checked; a ValueError, so that pydantic carries it.
+
+    Args:
+        key: the setting, as the section that checks it calls it; empty where a check of one field raises.
+        problem: what is wrong with it, a clause without a full stop.
+        remedy: what to do about it.
+    """
+
+    def __init__(self, key: str, problem: str, remedy: str) -> None:
+        super().__init__(key, problem, remedy)
+        self.key, self.problem, self.remedy = key, problem, remedy
+
+    def __str__(self) -> str:
+        return "; ".join(
+            part for part in (f"{self.key}: {self.problem}" if self.key else self.problem, self.remedy) if part
+        )

@@ -8,10 +8,13 @@ checked and `--help` is printed without loading PyTorch. Presets are files: the 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
+
+from sfd_cli.errors import SettingError
 
 
 class Table:
@@ -22,10 +25,10 @@ class Table:
     Args:
         what: what an entry is called in messages, e.g. "solver".
         group: of the entry points.
-        entries: name -> `module:attribute`.
+        entries: name -> `module:attribute`, or the thing itself where it needs no import.
     """
 
-    def __init__(self, what: str, group: str, entries: dict[str, str]) -> None:
+    def __init__(self, what: str, group: str, entries: Mapping[str, Any]) -> None:
         self.what = what
         self._group = f"sfd.{group}"
         self._places: dict[str, Any] = dict(entries)
@@ -41,7 +44,7 @@ class Table:
         """What `name` stands for, imported now.
 
         Raises:
-            ValueError: no such name; says the nearest.
+            SettingError: no such name; says the nearest.
         """
         place = self._all()[self.require(name)]
         if not isinstance(place, str):
@@ -53,13 +56,13 @@ class Table:
         """The name itself, if it is in the table; for validating settings.
 
         Raises:
-            ValueError: it is not; says the nearest.
+            SettingError: it is not; says the nearest.
         """
         known = self._all()
         if name not in known:
             close = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-            raise ValueError(f"no {self.what} is called {name!r}; {hint}")
+            raise SettingError("", f"no {self.what} is called {name!r}", hint)
         return name
 
     def add(self, name: str, thing: Any) -> None:
@@ -106,5 +109,139 @@ IMAGE_SOURCES = Table(
     {
         "openmoji": "sfd_cli.data.openmoji:openmoji",
         "folder": "sfd_cli.data.image_folder:image_folder",
+    },
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the pipeline, which is also a command.
+
+    Attributes:
+        module: the module whose `run(settings, **own)` does the work; imported when the command is called.
+        panel: under which heading `sfd --help` lists it.
+        help: what `sfd STAGE --help` says.
+        sections: sections of params.yaml whose keys become flags, each with the flags' prefix.
+        paths: keys of the section `paths` that the stage reads or writes, each a flag.
+        aliases: further names of such flags.
+        own: `module:function` whose parameters are flags of the stage's own, and which returns the keyword
+            arguments of `run`; empty for none.
+    """
+
+    module: str
+    panel: str
+    help: str
+    sections: dict[str, str] = field(default_factory=dict)
+    paths: tuple[str, ...] = ()
+    aliases: dict[str, str] = field(default_factory=dict)
+    own: str = ""
+
+
+DATA, MODELS, IMAGES = "1. Data", "2. Models", "3. Images and scores"
+# A checkpoint of the reference code may stand where the trained transformer does.
+CHECKPOINT = {"dit": "checkpoint"}
+
+# In the order in which `dvc repro` runs them.
+STAGES = Table(
+    "stage",
+    "stages",
+    {
+        "prepare-data": Stage(
+            "sfd_cli.stages.prepare_data",
+            DATA,
+            "Build the OpenMoji image set, or check an ImageFolder of your own.\n\n"
+            "Reports class counts, sizes and corrupt"
+            " files, and writes the manifest that the other stages read. Your own folder is never written to.",
+            {"images": ""},
+            ("images",),
+        ),
+        "extract-features": Stage(
+            "sfd_cli.stages.extract_features",
+            DATA,
+            "Write the frozen encoder's patch tokens, both flips, to HDF5.\n\n"
+            "Resumes shard by shard after an interruption.",
+            {"features": "", "encoder": "encoder-"},
+            ("images", "features"),
+        ),
+        "train-semvae": Stage(
+            "sfd_cli.stages.train_semvae",
+            MODELS,
+            "Train the Semantic VAE that compresses patch tokens to a few channels, import one, or fit principal"
+            " components.\n\n"
+            "Reports reconstruction MSE, cosine and KL on held-out images. Resumes from its last checkpoint.",
+            {"semvae": ""},
+            ("features", "semvae", "metrics"),
+        ),
+        "train-texture-vae": Stage(
+            "sfd_cli.stages.train_texture_vae",
+            MODELS,
+            "Train a small image VAE, or import published weights (--weights).\n\n"
+            "Reports PSNR on held-out images and"
+            " writes a picture of reconstructions. Resumes from its last checkpoint.",
+            {"texture_vae": ""},
+            ("images", "texture_vae", "metrics"),
+        ),
+        "encode-latents": Stage(
+            "sfd_cli.stages.encode_latents",
+            DATA,
+            "Encode every image, both flips, as a composite latent in HDF5.\n\n"
+            "Centre crop, texture VAE and Semantic VAE;"
+            " posterior samples; per-channel statistics. Resumes shard by shard.",
+            {"latents": "", "encoder": "encoder-"},
+            ("images", "features", "semvae", "texture_vae", "latents"),
+        ),
+        "train": Stage(
+            "sfd_cli.stages.train",
+            MODELS,
+            "Train the diffusion transformer with the asynchronous objective.\n\n"
+            "Resumes exactly after an interruption;"
+            " more --steps continue a finished run. Several processes: torchrun --nproc-per-node 8 -m sfd_cli train",
+            {"dit": ""},
+            ("latents", "semvae", "texture_vae", "dit", "guide", "metrics"),
+            own="sfd_cli.cli.own_flags:train",
+        ),
+        "train-guide": Stage(
+            "sfd_cli.stages.train_guide",
+            MODELS,
+            "Train the weaker model that AutoGuidance guides by.\n\nAs `sfd train`, from the section `guide`.",
+            {"guide": ""},
+            ("latents", "semvae", "texture_vae", "guide", "metrics"),
+        ),
+        "sample": Stage(
+            "sfd_cli.stages.sample",
+            IMAGES,
+            "Sample images: PNGs, their labels and an ADM-format npz.\n\n"
+            "Image i depends on the seed and i alone. Resumes"
+            " where it stopped. Models may be folders made here, checkpoints of the reference code, or names from"
+            " `sfd weights list`.",
+            {"sample": "", "foreign": "foreign-"},
+            ("dit", "guide", "texture_vae", "samples", "metrics"),
+            CHECKPOINT,
+            "sfd_cli.cli.own_flags:sample",
+        ),
+        "fid": Stage(
+            "sfd_cli.stages.fid",
+            IMAGES,
+            "Score the samples: Fréchet distance, KID, precision and recall.\n\n"
+            "With Inception features where their"
+            " weights can be had, and with DINOv2 features always.",
+            {"fid": "", "foreign": "foreign-"},
+            ("samples", "images", "dit", "texture_vae", "metrics"),
+            CHECKPOINT,
+        ),
+        "report": Stage(
+            "sfd_cli.stages.report",
+            IMAGES,
+            "Write one self-contained HTML page: settings, losses, samples, phases, scores, timings.",
+            {"report": "", "foreign": "foreign-"},
+            ("samples", "images", "semvae", "texture_vae", "latents", "dit", "guide", "metrics", "reports"),
+            CHECKPOINT,
+        ),
+        "show": Stage(
+            "sfd_cli.stages.show",
+            IMAGES,
+            "Print where the sample grid, the report and the scores are, and the scores.",
+            paths=("metrics", "reports"),
+        ),
     },
 )

@@ -11,13 +11,15 @@ from sfd_cli.errors import SfdError, UserError
 
 
 @contextmanager
-def refusal(subject: object, *named: object, kind: type[SfdError] = UserError) -> Iterator[None]:
+def refusal(
+    subject: object, *named: object, kind: type[SfdError] = UserError
+) -> Iterator[pytest.ExceptionInfo[SfdError]]:
     """The block is refused with an error about `subject` whose problem or remedy names each of `named`.
 
     `named` are keys, values, paths and commands: what a person needs to find the place, not prose.
     """
     with pytest.raises(kind) as caught:
-        yield
+        yield caught
     require_refusal(caught.value, subject, *named)
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
+from refusals import refusal
 
-from sfd_cli.config import Encoder, Settings, load_settings
-from sfd_cli.errors import UserError
+from sfd_cli.config import DiT, Encoder, Fid, Settings, first_problem, load_settings
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -35,49 +36,72 @@ def test_flags_override_their_section_and_leave_the_rest(tmp_path: Path) -> None
     assert (settings.sample.delta_t, settings.sample.seed) == (0.5, 7)
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("dit: {hedas: 6}", ["dit.hedas", "did you mean 'heads'"]),
-        ("ditt: {heads: 6}", ["ditt", "did you mean 'dit'"]),
-        ("dit: {steps: many}", ["dit.steps", "integer", "'many'"]),
-        ("dit: 3", ["dit", "3"]),
-        ("sample: {delta_t: 1.5}", ["sample.delta_t", "less than or equal to 1", "1.5"]),
-        ("dit: {delta_t: -0.1}", ["dit.delta_t", "greater than or equal to 0"]),
-        ("dit: {heads: 7}", ["dit.heads", "7 heads do not divide width 1152"]),
-        ("guide: {width: 90, heads: 9}", ["guide.heads", "divisible by 4"]),
-        ("semvae: {width: 100, heads: 3}", ["semvae.heads", "3 heads do not divide"]),
-        ("encoder: {image_size: 56}", ["encoder.image_size", "4x4", "8x8", "112 would match"]),
-        ("encoder: {image_size: 57}", ["encoder.image_size", "multiple of the patch size 14"]),
-        ("encoder: {name: resnet50}", ["encoder.name", "patch size"]),
-        ("images: {size: 60}", ["images.size", "multiple", "8"]),
-        ("dit: {patch_size: 3, repa: none}", ["dit.patch_size", "does not divide the 8x8 grid"]),
-        ("dit: {patch_size: 2}", ["dit.repa", "patch_size is 2"]),
-        ("dit: {repa_depth: 40}", ["dit.repa_depth", "past the last of 28 blocks"]),
-        ("latents: {store_features: false}", ["dit.repa", "store_features"]),
-        ("dit: {accumulate: 3}", ["dit.accumulate", "does not divide batch_size 256"]),
-        ("dit: {semantics: false}", ["dit.delta_t", "semantics is false"]),
-        ("dit: {time_embedding: single}", ["dit.time_embedding", "delta_t is 0.3"]),
-        ("texture_vae: {block_channels: [10, 32, 64, 64]}", ["texture_vae.norm_groups", "does not divide 10"]),
-        ("texture_vae: {attention_levels: [4]}", ["texture_vae.attention_levels", "4 is not one of the 4 levels"]),
-        ("sample: {interval_start: 0.8, interval_end: 0.2}", ["sample.interval_start", "after interval_end"]),
-        ("images: {source: folder}", ["images.folder"]),
-        ("fid: {encoder: {wieghts: demo}}", ["fid.encoder.wieghts", "did you mean 'weights'"]),
-        ("sample: {delta_t: true}", ["sample.delta_t", "than true"]),
-        ("dit: {repa: off}", ["dit.repa", "than false"]),
-        ("fid: {encoder: {image_size: 85}}", ["fid.encoder.image_size", "multiple of the patch size 14"]),
-        ("- a\n- b", ["sections", "list"]),
-        ("dit: [unclosed", ["not valid YAML"]),
-    ],
-)
-def test_what_is_wrong_is_said_in_one_sentence_that_names_the_key(tmp_path: Path, text: str, words: list[str]) -> None:
-    with pytest.raises(UserError) as caught:
+WRONG: dict[str, tuple[str, ...]] = {
+    "dit: {hedas: 6}": ("dit.hedas", "'heads'"),
+    "ditt: {heads: 6}": ("ditt", "'dit'"),
+    "dit: {steps: many}": ("dit.steps", "integer", "'many'"),
+    "dit: 3": ("dit", "3"),
+    "sample: {delta_t: 1.5}": ("sample.delta_t", "less than or equal to 1", "1.5"),
+    "dit: {delta_t: -0.1}": ("dit.delta_t", "greater than or equal to 0"),
+    "dit: {heads: 7}": ("dit.heads", "7 heads", "width 1152"),
+    "guide: {width: 90, heads: 9}": ("guide.heads", "divisible by 4"),
+    "semvae: {width: 100, heads: 3}": ("semvae.heads", "3 heads", "semvae.width 100"),
+    "semvae: {compressor: pca, weights: a.pt}": ("semvae.weights", "a.pt", "compressor: vae", "pca"),
+    "encoder: {image_size: 56}": ("encoder.image_size", "4x4", "8x8", "112"),
+    "encoder: {image_size: 57}": ("encoder.image_size", "57", "patch size 14", "56 or 70"),
+    "encoder: {name: resnet50}": ("encoder.name", "'resnet50'", "patch size"),
+    "images: {size: 60}": ("images.size", "60", "8", "56 or 64"),
+    "dit: {patch_size: 3, repa: none}": ("dit.patch_size", "3", "8x8"),
+    "dit: {patch_size: 2}": ("dit.repa", "patch_size is 2"),
+    "dit: {repa_depth: 40}": ("dit.repa_depth", "40", "28 blocks"),
+    "latents: {store_features: false}": ("dit.repa", "latents.store_features: true"),
+    "dit: {accumulate: 3}": ("dit.accumulate", "3", "batch_size 256"),
+    "dit: {semantics: false}": ("dit.delta_t", "semantics is false", "use 0"),
+    "dit: {semantics: false, delta_t: 0}": ("dit.time_embedding", "'dual'", "'single'"),
+    "dit: {time_embedding: single}": ("dit.time_embedding", "delta_t is 0.3"),
+    "semvae: {compressor: none}": ("semvae.compressor", "'none'", "dit", "semantics: true"),
+    "{guide: null, sample: {guidance: autoguidance}}": ("sample.guidance", "'autoguidance'", "paths.guide"),
+    "texture_vae: {block_channels: [10, 32, 64, 64]}": ("texture_vae.norm_groups", "32", "10", "block_channels"),
+    "texture_vae: {attention_levels: [4]}": ("texture_vae.attention_levels", "4", "from 0 to 3"),
+    "sample: {interval_start: 0.8, interval_end: 0.2}": ("sample.interval_start", "0.8", "interval_end 0.2"),
+    "images: {source: folder}": ("images.folder", "images.source is 'folder'"),
+    "fid: {encoder: {wieghts: demo}}": ("fid.encoder.wieghts", "'weights'"),
+    "sample: {delta_t: true}": ("sample.delta_t", "true"),
+    "dit: {repa: off}": ("dit.repa", "false"),
+    "fid: {encoder: {image_size: 85}}": ("fid.encoder.image_size", "85", "patch size 14", "84 or 98"),
+    "dit: {steps: 0, batch_size: 0}": ("dit.steps", "0", "1 more problem"),
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_what_is_wrong_is_told_by_its_key_and_the_file(tmp_path: Path, text: str) -> None:
+    key, *named = WRONG[text]
+    with refusal(key, *named, tmp_path / "params.yaml") as caught:
         settings_from(tmp_path, text)
-    sentence = str(caught.value)
-    assert "\n" not in sentence
-    assert sentence.startswith(str(tmp_path / "params.yaml"))
-    for word in words:
-        assert word in sentence
+    assert "\n" not in str(caught.value)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(("text", "named"), [("- a\n- b", ["list", "dit:"]), ("dit: [unclosed", ["YAML"])])
+def test_a_file_that_holds_no_sections_is_told_by_its_path(tmp_path: Path, text: str, named: list[str]) -> None:
+    with refusal(tmp_path / "params.yaml", *named):
+        settings_from(tmp_path, text)
+
+
+def test_flags_over_a_section_that_is_none_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("dit: 3")
+    with refusal("dit", tmp_path / "params.yaml", "3"):
+        load_settings(tmp_path / "params.yaml", {"dit": {"steps": 4}})
+
+
+def test_a_problem_is_told_by_the_key_counted_from_the_section_in_hand() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Fid.model_validate({"encoder": {"image_size": "wide"}})
+    found = first_problem(caught.value, Fid)
+    assert found.key == "encoder.image_size"
+    with pytest.raises(ValidationError) as caught:
+        DiT.model_validate({"heads": 7})
+    assert first_problem(caught.value, DiT).key == "heads"
 
 
 @pytest.mark.parametrize(

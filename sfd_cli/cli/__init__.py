@@ -1,9 +1,9 @@
 """The `sfd` command: parse flags, call one stage, print its result; nothing else."""
 
-from sfd_cli.cli import presets, stages, weights
+from sfd_cli.cli import presets, weights
 from sfd_cli.cli.app import app
 
-__all__ = ["app", "main", "presets", "stages", "weights"]
+__all__ = ["app", "main", "presets", "weights"]
 
 
 def main() -> None:

@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 
 from sfd_cli import __version__
+from sfd_cli.cli.stages import StageGroup
 
 app = typer.Typer(
     name="sfd",
+    cls=StageGroup,
     help="Train, sample and score [bold]Semantic-First Diffusion[/bold] (arXiv 2512.04926).\n\n"
     "Each command is a stage of the pipeline that `dvc repro` runs; each also runs alone. Settings come from"
     " params.yaml in the working folder, and flags override them.",

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from sfd_cli.cli.app import app
-from sfd_cli.cli.options import DEFAULT_PARAMS
 from sfd_cli.cli.terminal import friendly_errors
+from sfd_cli.config import DEFAULT_PARAMS
 from sfd_cli.presets import list_presets, preset_text, use_preset
 
 preset_app = typer.Typer(help="Ready settings: every system of the paper, and the demo.", no_args_is_help=True)

@@ -8,21 +8,15 @@ import os
 import signal
 import traceback
 import types
-import typing
 from collections.abc import Callable
 from typing import Any
 
 import typer
 
-from sfd_cli.errors import StageFailure, UserError
+from sfd_cli.errors import SfdError, StageFailure, UserError
 
 # A path that cannot be read or written as asked; like any mistake, the user's to change.
 UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
-
-
-def _fail(message: str, code: int, cause: BaseException) -> typing.NoReturn:
-    typer.secho(f"sfd: error: {message}", fg="red", err=True)
-    raise SystemExit(code) from cause
 
 
 def _terminate(signum: int, _frame: types.FrameType | None) -> None:
@@ -39,25 +33,33 @@ def friendly_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return command(*args, **kwargs)
         except KeyboardInterrupt as interrupt:
-            _fail("interrupted; run the same command to go on", 128 + signal.SIGINT, interrupt)
+            raise _ended(128 + signal.SIGINT, "interrupted; run the same command to go on") from interrupt
         except Exception as error:
             if debug:
                 traceback.print_exc()
-            if isinstance(error, UserError):
-                _fail(str(error), 2, error)
-            if isinstance(error, StageFailure):
-                _fail(str(error), 1, error)
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                _fail(f"the disk is full ({error}); free some space and run the same command to go on", 1, error)
-            if isinstance(error, OSError) and error.errno in UNUSABLE:
-                _fail(
-                    f"{error.filename} cannot be used ({error.strerror}); give another path or see to this one",
-                    2,
-                    error,
-                )
-            _fail(f"{type(error).__name__}: {' '.join(str(error).split())} (SFD_DEBUG=1 shows the traceback)", 1, error)
+            found = _with_fields(error)
+            raise _ended(2 if isinstance(found, UserError) else 1, str(found)) from found
 
     return wrapped
+
+
+def _with_fields(error: Exception) -> SfdError:
+    """The error itself, or what an error of the system or a mistake of ours means to a person at the terminal."""
+    if isinstance(error, SfdError):
+        return error
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return StageFailure(
+            error.filename or "the disk", f"is full ({error})", "free some space and run the same command to go on"
+        )
+    if isinstance(error, OSError) and error.errno in UNUSABLE:
+        problem = f"cannot be used ({error.strerror})"
+        return UserError(error.filename, problem, "give another path or see to this one")
+    return StageFailure(type(error).__name__, " ".join(str(error).split()), "SFD_DEBUG=1 shows the traceback")
+
+
+def _ended(code: int, sentence: str) -> SystemExit:
+    typer.secho(f"sfd: error: {sentence}", fg="red", err=True)
+    return SystemExit(code)
 
 
 def print_result(result: dict[str, Any], indent: str = "") -> None:

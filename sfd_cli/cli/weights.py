@@ -1,4 +1,4 @@
-"""`sfd weights`: published weights and foreign checkpoints."""
+"""`sfd weights`: published weights, and files of the reference code to and from our folders."""
 
 from __future__ import annotations
 
@@ -64,16 +64,19 @@ def weights_verify(
     from sfd_cli.weights.registry import REGISTRY, find_weights
 
     chosen = names or [name for name, entry in REGISTRY.items() if find_local(entry) is not None]
-    wrong = []
+    wrong: list[UserError] = []
     for entry in [find_weights(name) for name in chosen]:
         try:
             facts = verify(entry.name)
         except UserError as error:
-            wrong.append(str(error))
+            wrong.append(error)
         else:
             print_result({entry.name: {key: "not here" if fact is None else fact for key, fact in facts.items()}})
     if wrong:
-        raise UserError("; ".join(wrong))
+        subjects, problems, remedies = zip(
+            *((error.subject, error.problem, error.remedy) for error in wrong), strict=True
+        )
+        raise UserError(", ".join(subjects), "; ".join(problems), "; ".join(dict.fromkeys(remedies)))
     if not chosen:
         typer.echo("no registered weights are here; `sfd weights fetch NAME` brings them")
 

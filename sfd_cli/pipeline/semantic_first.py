@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from sfd_cli import __version__
-from sfd_cli.config import Encoder, Sample, Section, SemVAE, Settings, describe, load_settings, validate_settings
+from sfd_cli.config import Encoder, Sample, Section, SemVAE, Settings, first_problem, load_settings, validate_settings
 from sfd_cli.data.images import as_rgb, center_crop
 from sfd_cli.device import choose_device
 from sfd_cli.errors import UserError
@@ -463,7 +463,8 @@ def _section(kind: type[S], values: Any, name: str) -> S:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{name}: {describe(error, kind)}") from None
+        found = first_problem(error, kind)
+        raise UserError(f"{name}.{found.key}", found.problem, found.remedy) from None
 
 
 def _listed(one_or_more: Any) -> list[Any]:

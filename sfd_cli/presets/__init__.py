@@ -31,7 +31,7 @@ def preset_text(name: str) -> str:
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-        raise UserError(f"no preset is called {name!r}; {hint}")
+        raise UserError(name, "no preset has this name", hint)
     return (FOLDER / f"{name}.yaml").read_text()
 
 
@@ -49,9 +49,9 @@ def use_preset(name: str, params: Path, images: Path | None = None) -> list[str]
     text = preset_text(name)
     if images is not None:
         if not images.is_dir():
-            raise UserError(f"--images: {images} is not a folder; give one with a folder of images per class")
+            raise UserError("--images", f"{images} is not a folder", "give one with a folder of images per class")
         if not _FOLDER_LINE.search(text):
-            raise UserError(f"--images: the preset {name!r} brings its own images")
+            raise UserError("--images", f"the preset {name!r} brings its own images", "leave it away")
         quoted = yaml.safe_dump(str(images.resolve()), width=10_000, allow_unicode=True).splitlines()[0]
         text = _FOLDER_LINE.sub(lambda _: f"  folder: {quoted}", text)
     done = []

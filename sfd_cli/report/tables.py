@@ -10,19 +10,8 @@ from markupsafe import Markup
 from sfd_cli.config import Section, Settings
 from sfd_cli.files import read_json
 from sfd_cli.report.page import draw_ruler
+from sfd_cli.tables import STAGES
 
-STAGES = (
-    "prepare-data",
-    "extract-features",
-    "train-semvae",
-    "train-texture-vae",
-    "encode-latents",
-    "train",
-    "train-guide",
-    "sample",
-    "fid",
-    "report",
-)
 FEATURES = {"fd_dinov2": "DINOv2", "fid": "Inception"}
 
 

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tiny_project import tiny_settings, write_models
 
+pytestmark = pytest.mark.benchmarks
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -44,12 +46,6 @@ def test_growth_fits_an_exponent_to_four_sizes_of_each_kind(tmp_path: Path) -> N
     assert (tmp_path / "growth.png").stat().st_size > 10_000
 
 
-def test_the_estimate_says_that_it_was_not_measured_and_what_it_assumes() -> None:
-    printed = run("estimate.py")
-    assert "Stated, not measured" in printed
-    assert all(name in printed for name in ("`sfd encode-latents`", "`sfd train`", "`training_share`", "1 H100, hours"))
-
-
 def _trained_models(tmp_path: Path) -> str:
     """Random ones will do; the guide is the transformer itself."""
     settings = tiny_settings(tmp_path / "models")
@@ -69,12 +65,6 @@ def test_sampling_puts_every_solver_beside_a_tight_solution(tmp_path: Path) -> N
     assert (tmp_path / "sampling.png").stat().st_size > 10_000
 
 
-def test_ideas_for_sampling_are_compared_with_the_recommended_setting(tmp_path: Path) -> None:
-    options = ("--models", _trained_models(tmp_path), "--images", "2", "--offsets", "0.3")
-    run("sampling_ideas.py", *options, "--device", "cpu", "--out", str(tmp_path))
-    assert "recommended" in written(tmp_path, "sampling_ideas")["rmse"]
-
-
 def test_sampling_speed_compares_like_with_like(tmp_path: Path) -> None:
     sizes = ("--images", "2", "--batch", "4", "--count", "6", "--repetitions", "1", "--no-compile")
     options = ("--models", _trained_models(tmp_path), *sizes, "--device", "cpu", "--out", str(tmp_path))
@@ -91,13 +81,6 @@ def test_the_training_step_has_the_losses_and_the_memory_of_the_plain_one_writte
     assert ours["loss_difference"] < 1e-4
     assert ours["memory_mib"]["highest"] > 0
     assert "x plain" in printed
-
-
-def test_every_idea_for_the_training_step_gives_the_same_result_as_the_other_way(tmp_path: Path) -> None:
-    options = ("--size", "tiny", "--no-compile", "--repetitions", "2", "--device", "cpu")
-    run("training_ideas.py", *options, "--out", str(tmp_path))
-    ideas = {row["idea"] for row in written(tmp_path, "training_ideas")["rows"]}
-    assert ideas == {"rotation", "norm", "attention", "modulation", "AdamW", "average"}
 
 
 def test_the_latent_store_gives_what_shards_opened_per_sample_give(tmp_path: Path) -> None:

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from command_line import refusal_of
+from refusals import require_refusal
 from typer.testing import CliRunner
 
 from sfd_cli import __version__
 from sfd_cli.cli import app
+from sfd_cli.cli.stages import stage_command
+from sfd_cli.tables import STAGES, Stage
 
 REPOSITORY = Path(__file__).parents[2]
-STAGES = (
-    "prepare-data",
-    "extract-features",
-    "train-semvae",
-    "train-texture-vae",
-    "encode-latents",
-    "train",
-    "sample",
-    "fid",
-    "report",
-)
+NAMES = [name for name in STAGES if name != "show"]
 
 
 @pytest.fixture
@@ -47,11 +41,11 @@ def test_help_lists_the_stages_in_groups() -> None:
     assert code == 0
     for heading in ("1. Data", "2. Models", "3. Images and scores"):
         assert heading in text
-    for stage in STAGES:
+    for stage in NAMES:
         assert stage in text
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", NAMES)
 def test_stage_help_says_what_each_flag_means_and_its_default(stage: str) -> None:
     code, text = invoke(stage, "--help")
     assert code == 0
@@ -67,41 +61,46 @@ def test_help_of_sample_has_the_flags_people_type() -> None:
 
 
 def test_no_two_flags_of_a_command_share_a_name() -> None:
-    for command in app.registered_commands:
-        assert command.callback is not None
-        names = [
-            declaration
-            for parameter in inspect.signature(command.callback).parameters.values()
-            for declaration in parameter.annotation.__metadata__[0].param_decls or [f"--{parameter.name}"]
-        ]
-        assert len(names) == len(set(names)), command.name
+    for name in STAGES:
+        flags = [flag for option in stage_command(name).params for flag in option.opts]
+        assert len(flags) == len(set(flags)), name
 
 
 def test_version() -> None:
     assert invoke("--version") == (0, f"sfd {__version__}\n")
 
 
+MISTAKES: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("train", "--heads", "7"): ("dit.heads", "7 heads"),
+    ("train-guide", "--heads", "7"): ("guide.heads", "7 heads"),
+    ("train", "--model", "guide", "--heads", "7"): ("guide.heads", "7 heads"),
+    ("sample", "--delta-t", "1.5"): ("sample.delta_t", "1.5"),
+    ("train", "--params", "typo.yaml"): ("--params", "typo.yaml"),
+    ("preset", "use", "imagenet256-x"): ("imagenet256-x", "'imagenet256-xl'"),
+    ("preset", "show", "zzz"): ("zzz", "demo, "),
+}
+
+
+@pytest.mark.parametrize("arguments", MISTAKES, ids=" ".join)
+def test_a_users_mistake_is_told_by_what_it_is_about(elsewhere: Path, arguments: tuple[str, ...]) -> None:
+    subject, *named = MISTAKES[arguments]
+    require_refusal(refusal_of(*arguments), subject, *named)
+
+
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "named"),
     [
-        (["train", "--heads", "7"], "dit.heads: 7 heads do not divide"),
-        (["train", "--model", "guide", "--heads", "7"], "guide.heads: 7 heads do not divide"),
-        (["sample", "--delta-t", "1.5"], "sample.delta_t"),
-        (["train"], "encode-latents"),
-        (["sample"], "models/dit"),
-        (["extract-features", "--encoder-weights", "demo"], "sfd prepare-data"),
-        (["prepare-data", "--source", "folder", "--folder", "nowhere"], "nowhere is not a folder"),
-        (["train", "--params", "typo.yaml"], "typo.yaml does not exist"),
-        (["show"], "metrics/fid.json does not exist"),
-        (["weights", "fetch", "no-such-name"], "no-such-name"),
+        (("train",), "sfd encode-latents"),
+        (("sample",), "models/dit"),
+        (("extract-features", "--encoder-weights", "demo"), "sfd prepare-data"),
+        (("prepare-data", "--source", "folder", "--folder", "nowhere"), "nowhere"),
+        (("show",), "metrics/fid.json"),
+        (("weights", "fetch", "no-such-name"), "no-such-name"),
     ],
 )
-def test_a_users_mistake_is_one_sentence_and_exit_code_2(elsewhere: Path, arguments: list[str], sentence: str) -> None:
-    code, text = invoke(*arguments)
-    assert code == 2
-    assert sentence in text
-    assert "Traceback" not in text
-    assert len(text.strip().splitlines()) == 1
+def test_what_is_missing_is_named(elsewhere: Path, arguments: tuple[str, ...], named: str) -> None:
+    error = refusal_of(*arguments)
+    assert named in f"{error.subject} {error.problem} {error.remedy}"
 
 
 def test_a_users_mistake_leaves_nothing_behind(elsewhere: Path) -> None:
@@ -129,6 +128,62 @@ def test_every_command_of_the_dag_is_a_command_here() -> None:
         program, command, *rest = stage["cmd"].split()
         assert program == "sfd"
         assert invoke(command, *rest, "--help")[0] == 0
+
+
+def test_importing_the_command_line_reads_no_file(elsewhere: Path) -> None:
+    script = """
+import builtins, importlib.metadata, io, pathlib, typer, pydantic, yaml
+pydantic.create_model("Anything")  # pydantic looks for its plugins when the first model is made
+def refuse(*arguments, **options):
+    raise AssertionError(f"opened {arguments}")
+builtins.open = io.open = pathlib.Path.open = pathlib.Path.read_text = pathlib.Path.read_bytes = refuse
+importlib.metadata.entry_points = refuse
+import sfd_cli.cli
+"""
+    Path("params.yaml").write_text("dit: {heads: 7}\n")
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_help_shows_the_defaults_of_this_folder_and_the_built_in_ones_where_they_do_not_hold(elsewhere: Path) -> None:
+    for text, steps in (("guide: {steps: 1234}", 1234), ("guide: {steps: many}", 400_000), ("guide: null", 400_000)):
+        Path("params.yaml").write_text(text)
+        code, page = invoke("train-guide", "--help")
+        assert code == 0
+        assert re.search(rf"--steps .*\({steps}\)", page), page
+
+
+def test_train_model_guide_is_another_spelling_of_train_guide(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    for module in ("train", "train_guide"):
+        monkeypatch.setitem(sys.modules, f"sfd_cli.stages.{module}", SimpleNamespace(run=called.append))
+    monkeypatch.setattr("sfd_cli.cli.stages.print_result", lambda result: None)
+    for arguments in (["train-guide"], ["train", "--model", "guide"], ["train"]):
+        assert invoke(*arguments, "--steps", "7", "--guide", "models/g")[0] == 0
+    spelt, other, plain = called
+    assert spelt == other
+    assert (spelt.guide.steps, spelt.paths.guide) == (7, Path("models/g"))
+    assert (plain.dit.steps, plain.guide.steps) == (7, 400_000)
+
+
+def test_a_stage_of_another_package_is_one_entry(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("outside_stage.py").write_text("def run(settings): return {'steps': settings.sample.steps}\n")
+    monkeypatch.syspath_prepend(str(elsewhere))
+    STAGES.add("count-steps", Stage("outside_stage", "5. Mine", "Count the steps.", {"sample": ""}, ("samples",)))
+    try:
+        page = invoke("--help")[1]
+        assert "5. Mine" in page
+        assert "count-steps" in page
+        assert invoke("count-steps", "--steps", "17") == (0, "steps  17\n")
+    finally:
+        STAGES.remove("count-steps")
+
+
+def test_the_table_of_stages_is_in_the_order_of_the_pipeline_and_names_every_module() -> None:
+    assert list(yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]) == NAMES
+    modules = {path.stem for path in (REPOSITORY / "sfd_cli" / "stages").glob("[a-z]*.py")}
+    named = {STAGES[name].module.rpartition(".")[2]: name for name in STAGES}
+    assert all(name.replace("-", "_") == module for module, name in named.items())
+    assert modules - named.keys() <= {"weights_import", "weights_export"}
 
 
 def test_help_is_quick_because_stages_are_imported_when_called() -> None:
@@ -170,4 +225,4 @@ def test_the_readme_has_commands_to_check() -> None:
 
 def test_the_readmes_table_names_every_stage() -> None:
     text = (REPOSITORY / "README.md").read_text()
-    assert all(f"`sfd {stage}`" in text for stage in STAGES)
+    assert all(f"`sfd {stage}`" in text for stage in NAMES)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command_line import done, refused
+from command_line import done, refusal_of
+from refusals import require_refusal
 
 from sfd_cli.config import load_settings
 from sfd_cli.presets import FOLDER, list_presets
@@ -114,7 +115,11 @@ def test_another_file_may_be_written() -> None:
 def test_a_refusal_leaves_settings_as_they_are() -> None:
     PARAMS.write_text("dit:\n  steps: 7\n")
     Path("mine").mkdir()
-    assert "did you mean 'imagenet256-xl'?" in refused("preset", "use", "imagenet256xl")
-    assert "did you mean 'redi-sfd'?" in refused("preset", "show", "redi_sfd")
-    assert "the preset 'demo' brings its own images" in refused("preset", "use", "demo", "--images", "mine")
-    assert "nowhere is not a folder" in refused("preset", "use", "redi", "--images", "nowhere")
+    for subject, named, arguments in (
+        ("imagenet256xl", "'imagenet256-xl'", ("use", "imagenet256xl")),
+        ("redi_sfd", "'redi-sfd'", ("show", "redi_sfd")),
+        ("--images", "'demo'", ("use", "demo", "--images", "mine")),
+        ("--images", "nowhere", ("use", "redi", "--images", "nowhere")),
+    ):
+        require_refusal(refusal_of("preset", *arguments), subject, named)
+    assert PARAMS.read_text() == "dit:\n  steps: 7\n"

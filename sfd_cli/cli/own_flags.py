@@ -1,0 +1,36 @@
+"""Flags that are no settings: each function's parameters are a stage's, and it returns what goes with them to `run`.
+
+A key `stage` in what is returned names another stage to run with the same flags.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+_FILE = {"dir_okay": False, "rich_help_panel": "Given inputs"}
+
+
+def train(
+    model: Annotated[
+        Literal["dit", "guide"],
+        typer.Option(help="dit: the diffusion transformer; guide: as `sfd train-guide` with these flags"),
+    ] = "dit",
+) -> dict[str, Any]:
+    """`train --model guide` is another spelling of `train-guide`."""
+    return {"stage": "train-guide"} if model == "guide" else {}
+
+
+def sample(
+    grid: Annotated[Path | None, typer.Option(help="also write a picture of the first images", dir_okay=False)] = None,
+    noise: Annotated[Path | None, typer.Option(help=".npy of floats (N, C, h, w) to start from", **_FILE)] = None,
+    labels: Annotated[Path | None, typer.Option(help=".npy of class indices (N,)", **_FILE)] = None,
+    latents_out: Annotated[
+        Path | None,
+        typer.Option(help="write normalised composite latents (N, C, h, w) to this .npy, and no images", **_FILE),
+    ] = None,
+) -> dict[str, Any]:
+    """Files to start from and to write beside the samples."""
+    return {"grid": grid, "noise": noise, "labels": labels, "latents_out": latents_out}
