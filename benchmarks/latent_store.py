@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.prefetch import threaded_map
 from sfd_cli.data.shards import StoreWriter
-from sfd_cli.data.store import Field, Store, shard_name
+from sfd_cli.data.store import Field, Store
 
 STREAMS = {"texture": (32, 16, 16), "semantic": (16, 16, 16)}
 FEATURES = {"features": (256, 768)}
@@ -89,7 +89,7 @@ class Stores:
         shapes = STREAMS | (FEATURES if features else {})
         self.fields = {name: Field((2, *shape)) for name, shape in shapes.items()}
         self.labels = np.arange(count) % CLASSES
-        for name in ("plain", "ours", "chunked", "gzip"):
+        for name in ("plain", "ours"):
             (folder / name).mkdir(parents=True)
         self._write()
         channels = sum(shape[0] for shape in STREAMS.values())
@@ -98,14 +98,9 @@ class Stores:
 
     def _write(self) -> None:
         rng = np.random.default_rng(0)
-        layouts: dict[str, dict[str, Any]] = {"ours": {}, "chunked": {}, "gzip": {"compression": 1}}
-        # Those that HDF5 must read hold the first shard alone.
-        counts = {"ours": self.count, "chunked": self.shard_size, "gzip": self.shard_size}
-        writers = {
-            name: StoreWriter(self.folder / name, self.fields, counts[name], self.shard_size, "f") for name in layouts
-        }
-        for shard in range(writers["ours"].shard_count):
-            rows = writers["ours"].rows(shard)
+        writer = StoreWriter(self.folder / "ours", self.fields, self.count, self.shard_size, "f")
+        for shard in range(writer.shard_count):
+            rows = writer.rows(shard)
             arrays = {
                 name: rng.standard_normal((len(rows), *field.shape), np.float32).astype(np.float16)
                 for name, field in self.fields.items()
@@ -113,13 +108,8 @@ class Stores:
             write_shard(
                 self.folder / "plain" / f"shard-{shard:05d}.safetensors", arrays, self.labels[rows.start : rows.stop]
             )
-            for name, writer in writers.items():
-                if shard < writer.shard_count:
-                    writer.write_shard(shard, arrays)
-                    if name != "ours":
-                        chunk(self.folder / name / shard_name(shard), layouts[name])
-        for name, writer in writers.items():
-            writer.finish(self.labels[: counts[name]], ["file"] * counts[name], range(counts[name]), ["class"])
+            writer.write_shard(shard, arrays)
+        writer.finish(self.labels, ["file"] * self.count, range(self.count), ["class"])
         os.sync()
 
     def drop(self) -> None:
@@ -138,26 +128,16 @@ class Stores:
         shutil.rmtree(self.folder)
 
 
-def chunk(path: Path, options: dict[str, Any]) -> None:
-    """Write the data sets of a shard anew in chunks of one image and flip."""
-    with h5py.File(path, "r+") as file:
-        for name in list(file):
-            values = file[name][:]
-            del file[name]
-            file.create_dataset(name, data=values, chunks=(1, 1, *values.shape[2:]), **options)
-
-
 class Batches:
     """Ours: batches read into arrays that are used again and normalised at once.
 
     Args:
         stores: where they are.
-        layout: which of ours.
         reuse: keep the arrays of a batch for the next.
     """
 
-    def __init__(self, stores: Stores, layout: str = "ours", reuse: bool = True) -> None:
-        self.store = Store(stores.folder / layout)
+    def __init__(self, stores: Stores, reuse: bool = True) -> None:
+        self.store = Store(stores.folder / "ours")
         self.device, self.reuse = stores.device, reuse
         self.mean, self.scale = stores.mean.to(self.device), (1 / stores.std).to(self.device)
         self.kept: dict[str, Tensor] = {}
@@ -251,7 +231,7 @@ def timings(stores: Stores, options: argparse.Namespace) -> list[dict[str, Any]]
                 stores.drop()
 
             before = drop if state == "cold" else None
-            measured = interleaved(readers.candidates(state), options.repetitions, 1, stores.device, before)
+            measured = interleaved(readers.candidates(), options.repetitions, 1, stores.device, before)
             rows += readers.rows(measured, state)
         readers.close()
     return rows
@@ -264,7 +244,6 @@ class Readers:
         self.stores, self.workers, self.batches = stores, workers, options.batches
         size = min(options.batch, stores.count)
         self.sampler = EpochSampler(stores.count, size, 0)
-        self.small = EpochSampler(stores.shard_size, size, 0)
         self.step, self.plan = 0, Plan()
         data = PlainShards(stores.folder / "plain", stores.shard_size, stores.mean, stores.std, stores.features)
         several = {"num_workers": workers, "persistent_workers": True} if workers > 1 else {"num_workers": 0}
@@ -274,8 +253,8 @@ class Readers:
         self.mapped = mapped
         self.ring = [Batches(stores) for _ in range(2 * workers + 2)]
 
-    def candidates(self, state: str) -> dict[str, Callable[[], None]]:
-        """Calls that read the next batches and let go of them, the baseline first; those of HDF5 read one batch."""
+    def candidates(self) -> dict[str, Callable[[], None]]:
+        """Calls that read the next batches and let go of them, the baseline first."""
         calls: dict[str, Callable[[], Iterator[Batch]]] = {"shards opened per sample": self.baseline}
         if self.workers > 1:
             calls["store"] = self.threaded
@@ -284,9 +263,6 @@ class Readers:
             calls["store, float16 as training takes it"] = lambda: self.raw(self.ring[0])
             calls["store, new arrays"] = lambda: self.serial(Batches(self.stores, reuse=False))
             calls["store, memory-mapped"] = lambda: self.serial(self.mapped)
-            if state == "warm":
-                for layout in ("chunked", "gzip"):
-                    calls[f"store, {layout} HDF5"] = lambda layout=layout: self.hdf5(layout)
         return {name: lambda call=call: consume(call()) for name, call in calls.items()}
 
     def turn(self) -> list[Indices]:
@@ -313,10 +289,6 @@ class Readers:
         numbered = ((self.ring[number % len(self.ring)], batch) for number, batch in enumerate(self.turn()))
         return threaded_map(lambda pair: pair[0].read(*pair[1]), numbered, self.workers, ahead=2 * self.workers)
 
-    def hdf5(self, layout: str) -> Iterator[Batch]:
-        """One batch of a store whose layout HDF5 must read."""
-        yield Batches(self.stores, layout).read(*self.small.batch(self.step))
-
     def check(self) -> None:
         """All give the same values."""
         turn, plain = self.turn(), list(self.again(self.baseline))
@@ -326,9 +298,6 @@ class Readers:
                 require_equal(expected, reader.read(*indices))
         for expected, got in zip(plain, self.again(self.threaded), strict=True):
             require_equal(expected, got)
-        small = self.small.batch(0)
-        for layout in ("chunked", "gzip"):
-            require_equal(readers[0].read(*small), Batches(self.stores, layout).read(*small), transposed=False)
         word = "features, " if self.stores.features else ""
         print(f"same latents, {word}labels and flips: {self.workers} worker(s), {self.batches} batches", flush=True)
 
@@ -341,7 +310,7 @@ class Readers:
         """A row for every candidate."""
         rows, baseline = [], None
         for name, timing in measured.items():
-            images = self.sampler.batch_size * (1 if "HDF5" in name else self.batches)
+            images = self.sampler.batch_size * self.batches
             each = Timing(name, [seconds / images for seconds in timing.seconds])
             baseline = baseline or each
             ratio = ratios(baseline, each)
@@ -371,13 +340,13 @@ def consume(batches: Iterator[Batch]) -> None:
         del batch
 
 
-def require_equal(plain: Batch, ours: Batch, transposed: bool = True) -> None:
+def require_equal(plain: Batch, ours: Batch) -> None:
     """Raise AssertionError where two readers differ; the plain one keeps features as (D, h, w)."""
     torch.testing.assert_close(ours[0], plain[0], rtol=1e-6, atol=1e-6)
     assert torch.equal(ours[1], plain[1])
     assert len(ours) == len(plain)
     for mine, other in zip(ours[2:], plain[2:], strict=True):
-        assert torch.equal(mine, other.flatten(2).transpose(1, 2) if transposed else other)
+        assert torch.equal(mine, other.flatten(2).transpose(1, 2))
 
 
 def memory_of_an_epoch(stores: Stores, options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -27,15 +27,17 @@ from torch import Tensor
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, calc_cdist_part, prc_features_to_metric
 
-from sfd_cli.evaluation import neighbours
-from sfd_cli.evaluation.features import Extractor, FeatureSet, extract, gaussian_of_subset
-from sfd_cli.evaluation.frechet import Gaussian, Moments, frechet_distance
+from sfd_cli.evaluation import kid, precision_recall
+from sfd_cli.evaluation.extractors import Extractor
+from sfd_cli.evaluation.features import FeatureSet, extract
+from sfd_cli.evaluation.frechet import frechet_distance
+from sfd_cli.evaluation.gaussian import FeatureMoments, Gaussian, gaussian_of_subset
 from sfd_cli.evaluation.images import ImageFiles, ImageSource, image_files, open_npz
 
 BATCH = 64
 SUBSETS = 10  # of KID's 100, which take their memory one after the other
 PRELOADED = ["scipy.linalg", "sfd_cli.evaluation.images", "sfd_cli.evaluation.features", "torch_fidelity.metric_kid"]
-PRELOADED += ["torch_fidelity.metric_prc", "sfd_cli.evaluation.neighbours"]
+PRELOADED += ["torch_fidelity.metric_prc", "sfd_cli.evaluation.kid", "sfd_cli.evaluation.precision_recall"]
 
 
 # Memory of a process of its own
@@ -110,13 +112,13 @@ def streamed(path: Path, width: int, device: str, compare: bool) -> tuple[float,
     source: ImageSource | None = ImageFiles(image_files(path)) if path.is_dir() else open_npz(path).images
     assert source is not None
     extractor = cheap_extractor(width, torch.device(device))
-    found = extract(source.batches(BATCH), source.count, [extractor], seed=0)["cheap"]
+    found = extract(source, path.name, [extractor], BATCH, seed=0)["cheap"]
     summary = _summary(found.gaussian(), found.rows.numpy())
     if not compare:
         return summary
-    neighbours.SUBSETS = 1
-    kid = neighbours.kernel_distance(found.rows, found.rows)["mean"]
-    return (*summary, kid, _nearest(found.rows, neighbours.DISTANCES))
+    kid.SUBSETS = 1
+    distance = kid.kernel_distance(found.rows, found.rows)["mean"]
+    return (*summary, distance, _nearest(found.rows, precision_recall.DISTANCES))
 
 
 def loaded_whole(path: Path, width: int, device: str, compare: bool) -> tuple[float, ...]:
@@ -135,8 +137,8 @@ def loaded_whole(path: Path, width: int, device: str, compare: bool) -> tuple[fl
         return summary
     samples, reference = rows.double(), rows.double()
     settings = {"kid_subsets": 1, "kid_subset_size": min(1000, len(rows)), "rng_seed": 0, "verbose": False}
-    kid = kid_features_to_metric(samples, reference, **settings)[KEY_METRIC_KID_MEAN]
-    return (*summary, kid, _nearest(rows, 4096))
+    distance = kid_features_to_metric(samples, reference, **settings)[KEY_METRIC_KID_MEAN]
+    return (*summary, distance, _nearest(rows, 4096))
 
 
 def _nearest(rows: Tensor, block: int) -> float:
@@ -210,16 +212,16 @@ def feature_batches(count: int, width: int, which: int) -> Iterator[Tensor]:
 
 def metrics(count: int, width: int) -> dict[str, float]:
     """As `sfd fid` does it: the rows of a `FeatureSet`, and KID, precision, recall and a matched distance from them."""
-    neighbours.SUBSETS = SUBSETS
+    kid.SUBSETS = SUBSETS
     sets = [FeatureSet(width, count, seed=0) for _ in range(2)]
     for which, found in enumerate(sets):
         for batch in feature_batches(count, width, which):
             found.update(batch)
     samples, reference = (found.rows for found in sets)
-    precision, recall = neighbours.precision_recall(samples, reference, 3)
+    precision, recall = precision_recall.precision_recall(samples, reference, 3)
     halves = [gaussian_of_subset(rows, count // 2, seed=0) for rows in (samples, reference)]
-    kid = neighbours.kernel_distance(samples, reference)["mean"]
-    return {"kid": kid, "precision": precision, "recall": recall, "matched": frechet_distance(*halves)}
+    distance = kid.kernel_distance(samples, reference)["mean"]
+    return {"kid": distance, "precision": precision, "recall": recall, "matched": frechet_distance(*halves)}
 
 
 def metrics_of_copies(count: int, width: int) -> dict[str, float]:
@@ -288,10 +290,10 @@ def gaussians(count: int, width: int) -> tuple[Gaussian, Gaussian]:
     """Fitted to `count` features each."""
     fitted = []
     for which in (0, 1):
-        moments = Moments(width)
+        moments = FeatureMoments(width)
         for batch in feature_batches(count, width, which):
             moments.update(batch)
-        fitted.append(moments.gaussian())
+        fitted.append(Gaussian.of(moments.moments()))
     return fitted[0], fitted[1]
 
 

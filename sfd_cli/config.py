@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from sfd_cli.errors import SettingError, UserError
-from sfd_cli.tables import IMAGE_SOURCES, SCHEDULES, SOLVERS
+from sfd_cli.tables import IMAGE_SOURCES, METRICS, SCHEDULES, SOLVERS
 
 DEFAULT_PARAMS = Path("params.yaml")
 
@@ -357,6 +357,9 @@ class Fid(Section):
     reference: Path | None = Field(
         None,
         description="npz of images or of mu/sigma, an image folder, or adm_imagenet256; unset: the training images",
+    )
+    metrics: list[Annotated[str, AfterValidator(METRICS.require)]] = Field(
+        ["fd", "kid", "precision_recall"], min_length=1, description="what to compute: fd, kid, precision_recall"
     )
     num_images: int | None = Field(None, gt=0, description="score exactly this many samples; unset: all there are")
     inception: Literal["auto", "none"] = Field("auto", description="auto: where its weights are present or fetchable")

@@ -103,6 +103,16 @@ SOLVERS = Table(
     },
 )
 
+METRICS = Table(
+    "metric",
+    "metrics",
+    {
+        "fd": "sfd_cli.evaluation.frechet:FRECHET",
+        "kid": "sfd_cli.evaluation.kid:KID",
+        "precision_recall": "sfd_cli.evaluation.precision_recall:PRECISION_RECALL",
+    },
+)
+
 IMAGE_SOURCES = Table(
     "image source",
     "image_sources",

@@ -89,7 +89,7 @@ def _option(name: str, info: FieldInfo, flags: list[str], panel: str) -> list[in
         return []
     extra: dict[str, Any] = {}
     if typing.get_origin(kind) is list:
-        extra["parser"] = _integers
+        extra["parser"] = _integers if typing.get_args(kind) == (int,) else _names
         kind = str
     option = typer.Option(
         *(f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}" for flag in flags),
@@ -106,3 +106,7 @@ def _integers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a list of whole numbers such as 0,3,7") from None
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]

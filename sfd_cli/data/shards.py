@@ -232,17 +232,22 @@ def write_shards(
     with closing(stream), bar:
         for shard, batches in plan.items():
             with writer.shard(shard) as file:
-                moments = {name: Moments.none(writer.fields[name].shape[1]) for name in streams}
-                row = 0
-                for arrays in islice(stream, len(batches)):
-                    file.write(row, arrays)
-                    for name in streams:
-                        moments[name] = moments[name].merge(Moments.of(arrays[name], CHANNEL_AXIS))
-                    count = len(next(iter(arrays.values())))
-                    row += count
-                    bar.update(count)
-                for name in streams:
-                    file.keep(f"moments_{name}", moments[name].to_array())
+                _fill(file, islice(stream, len(batches)), streams, bar)
+
+
+def _fill(file: ShardWriter, batches: Iterable[Arrays], streams: Sequence[str], bar: tqdm) -> None:
+    """Write a whole shard and the moments of its `streams`."""
+    moments: dict[str, list[Moments]] = {name: [] for name in streams}
+    row = 0
+    for arrays in batches:
+        file.write(row, arrays)
+        for name in streams:
+            moments[name].append(Moments.of(arrays[name], CHANNEL_AXIS))
+        count = len(next(iter(arrays.values())))
+        row += count
+        bar.update(count)
+    for name in streams:
+        file.keep(f"moments_{name}", Moments.merged(moments[name]).to_array())
 
 
 def split(rows: range, size: int) -> list[range]:

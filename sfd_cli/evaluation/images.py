@@ -16,13 +16,14 @@ from torch import Tensor
 from sfd_cli.data.images import DECODE_ERRORS, EXTENSIONS, center_crop, decode_image
 from sfd_cli.data.prefetch import threaded_map
 from sfd_cli.errors import UserError
-from sfd_cli.evaluation.frechet import Gaussian
+from sfd_cli.evaluation.gaussian import Gaussian
 
 READ_AHEAD = 4
+ANEW = "download or make it anew"
 
 
 class ImageSource(Protocol):
-    """Images that can be counted before, and streamed in order."""
+    """Images that are counted beforehand and come in order, batch by batch: files, an npz, or a model's."""
 
     @property
     def count(self) -> int:
@@ -59,14 +60,15 @@ class ImageFiles:
             batch = list(itertools.islice(images, len(paths)))
             for path, image in zip(paths, batch, strict=True):
                 if image.shape != batch[0].shape:
-                    raise UserError(f"{path} is {_pixels(image)} but {paths[0]} is {_pixels(batch[0])}")
+                    problem = f"is {_pixels(image)} but {paths[0]} is {_pixels(batch[0])}"
+                    raise UserError(path, problem, "all images must have one size")
             yield torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).contiguous()
 
     def _read(self, path: Path) -> np.ndarray:
         try:
             image = decode_image(path)
         except DECODE_ERRORS as error:
-            raise UserError(f"{path} cannot be read as an image ({error}); remove or replace it") from None
+            raise UserError(path, f"cannot be read as an image ({error})", "remove or replace it") from None
         return np.asarray(image if self.side is None else center_crop(image, self.side))
 
 
@@ -79,7 +81,7 @@ def image_files(folder: Path) -> list[Path]:
     paths = sorted(Path(folder).rglob("*"))
     files = [path for path in paths if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")]
     if not files:
-        raise UserError(f"{folder} holds no images ({', '.join(sorted(EXTENSIONS))})")
+        raise UserError(folder, f"holds no images ({', '.join(sorted(EXTENSIONS))})", "give a folder with some")
     return files
 
 
@@ -106,9 +108,10 @@ class NpzImages:
                 try:
                     raw = file.read(number * bytes_each)
                 except zipfile.BadZipFile as error:
-                    raise UserError(f"{self.path}: {self.member} is damaged ({error})") from None
+                    raise UserError(self.path, f"its member {self.member} is damaged ({error})", ANEW) from None
                 if len(raw) != number * bytes_each:
-                    raise UserError(f"{self.path}: {self.member} ends after {start} of {self.count} images")
+                    problem = f"its member {self.member} ends after {start} of {self.count} images"
+                    raise UserError(self.path, problem, ANEW)
                 images = np.frombuffer(raw, np.uint8).reshape(number, *self.shape[1:])
                 yield torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
@@ -131,16 +134,7 @@ def open_npz(path: Path) -> NpzReference:
     Raises:
         UserError: not an npz, or neither images nor statistics in it.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            headers = {}
-            for member in archive.namelist():
-                with archive.open(member) as file:
-                    headers[member] = _npy_header(file)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist (fid.reference)") from None
-    except (zipfile.BadZipFile, ValueError, OSError) as error:
-        raise UserError(f"{path} is not a readable npz ({error})") from None
+    headers = _npz_headers(path)
     images = None
     for member, (dtype, shape, fortran) in headers.items():
         if dtype == np.uint8 and len(shape) == 4 and shape[3] == 3 and not fortran:
@@ -148,9 +142,11 @@ def open_npz(path: Path) -> NpzReference:
             break
     statistics = _statistics(path) if {"mu.npy", "sigma.npy"} <= set(headers) else None
     if images is None and statistics is None:
+        there = ", ".join(f"{member.removesuffix('.npy')} {shape}" for member, (_, shape, _) in headers.items())
         raise UserError(
-            f"{path} holds neither images (uint8, N x H x W x 3) nor statistics (mu, sigma); it has: "
-            + ", ".join(f"{member.removesuffix('.npy')} {shape}" for member, (_, shape, _) in headers.items())
+            path,
+            f"holds neither images (uint8, N x H x W x 3) nor statistics (mu, sigma); it has: {there}",
+            "give an npz with one of them",
         )
     return NpzReference(Path(path), images, statistics)
 
@@ -161,11 +157,31 @@ def _statistics(path: Path) -> Gaussian:
         covariance = np.asarray(archive["sigma"], dtype=np.float64)
         count = int(archive["count"]) if "count" in archive else None
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise UserError(f"{path}: mu {mean.shape} and sigma {covariance.shape} do not fit together")
-    return Gaussian(mean, covariance, count)
+        raise UserError(path, f"mu {mean.shape} and sigma {covariance.shape} do not fit together", ANEW)
+    found = Gaussian(mean, covariance, count)
+    if not found.is_finite:
+        raise UserError(path, "mu or sigma hold values that are not finite", ANEW)
+    return found
 
 
-def _npy_header(file: IO[bytes]) -> tuple[np.dtype, tuple[int, ...], bool]:
+Header = tuple[np.dtype, tuple[int, ...], bool]
+
+
+def _npz_headers(path: Path) -> dict[str, Header]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            headers = {}
+            for member in archive.namelist():
+                with archive.open(member) as file:
+                    headers[member] = _npy_header(file)
+            return headers
+    except FileNotFoundError:
+        raise UserError(path, "does not exist", "check fid.reference") from None
+    except (zipfile.BadZipFile, ValueError, OSError) as error:
+        raise UserError(path, f"is not a readable npz ({error})", ANEW) from None
+
+
+def _npy_header(file: IO[bytes]) -> Header:
     """(dtype, shape, Fortran order) from the head of an npy stream, leaving it at the first byte of data."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

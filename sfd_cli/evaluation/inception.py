@@ -33,8 +33,8 @@ def inception_weights() -> Path:
         try:
             urllib.request.urlopen(weights.source.url, timeout=PATIENCE_SECONDS).close()
         except urllib.error.HTTPError as error:
-            raise UserError(f"{weights.source} answered HTTP {error.code} {error.reason}; {advice}") from None
+            raise UserError(weights.source, f"answered HTTP {error.code} {error.reason}", advice) from None
         except OSError as error:
             reason = getattr(error, "reason", error)
-            raise UserError(f"{weights.source} cannot be reached ({reason}); {advice}") from None
+            raise UserError(weights.source, f"cannot be reached ({reason})", advice) from None
     return fetch_weights(weights)

@@ -1,40 +1,19 @@
-"""The scores of one extractor's features: samples against the reference, and the floor and ceiling beside them."""
+"""All scores of `fid.json`: every chosen metric on the features of every extractor, under the names of the field."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from sfd_cli.evaluation.features import FeatureSet, gaussian_of_subset
-from sfd_cli.evaluation.frechet import Gaussian, frechet_distance
-from sfd_cli.evaluation.neighbours import kernel_distance, precision_recall
-
-# A score that cannot be computed is None, with the reason under `<name>_reason`.
-Scores = dict[str, Any]
-METRICS = ("fd", "kid", "precision", "recall")
+from sfd_cli.config import Fid
+from sfd_cli.evaluation.extractors import Extractors
+from sfd_cli.evaluation.metric import Compared, Metric
+from sfd_cli.evaluation.reasons import Scores, unavailable
+from sfd_cli.tables import METRICS
 
 
-@dataclass(frozen=True)
-class Reference:
-    """What samples are compared with, as one extractor sees it.
-
-    Attributes:
-        images: features of the reference images, if there are images.
-        statistics: published statistics of the reference; a Fréchet distance prefers them to the images.
-    """
-
-    images: FeatureSet | None
-    statistics: Gaussian | None = None
-
-    @property
-    def gaussian(self) -> Gaussian | None:
-        """What Fréchet distances are measured to."""
-        return self.statistics or (self.images.gaussian() if self.images else None)
-
-
-def name_of(extractor: str, metric: str) -> str:
-    """What a metric is called in `fid.json`: the field's names for Inception's, with the extractor for others."""
-    head, _, tail = metric.partition("_")
+def name_of(extractor: str, key: str) -> str:
+    """What a metric's key is in `fid.json`: the field's names for Inception's, with the extractor for others."""
+    head, _, tail = key.partition("_")
     if extractor != "inception":
         head = f"{head}_{extractor}"
     elif head == "fd":
@@ -42,78 +21,52 @@ def name_of(extractor: str, metric: str) -> str:
     return f"{head}_{tail}" if tail else head
 
 
-def unavailable(metrics: tuple[str, ...], reason: str) -> Scores:
-    """None for each of `metrics`, with the reason."""
-    return {key: value for metric in metrics for key, value in ((metric, None), (f"{metric}_reason", reason))}
+def chosen_metrics(options: Fid) -> list[Metric]:
+    """The metrics that `fid.metrics` names, in the order of the table."""
+    return [METRICS[name] for name in METRICS if name in options.metrics]
 
 
-def score(samples: FeatureSet, reference: Reference, neighbours: int, seed: int) -> Scores:
-    """Fréchet distance (`fd`), KID (`kid`, `kid_std`), `precision` and `recall` of the samples.
-
-    `neighbours` is the k of precision and recall; `seed` draws KID's subsets.
-    """
-    against = reference.gaussian
-    if against is None:
-        return unavailable(METRICS, "the reference has neither images nor statistics of these features")
-    scores: Scores = {"fd": frechet_distance(samples.gaussian(), against)}
-    if reference.images is None:
-        return scores | unavailable(METRICS[1:], "the reference holds statistics only, and this needs its images")
-    kid = kernel_distance(samples.rows, reference.images.rows, seed)
-    scores |= {"kid": kid["mean"], "kid_std": kid["std"]}
-    try:
-        scores["precision"], scores["recall"] = precision_recall(samples.rows, reference.images.rows, neighbours)
-    except ValueError as error:
-        scores |= unavailable(METRICS[2:], str(error))
+def score(compared: Compared, options: Fid) -> Scores:
+    """Every chosen metric of one extractor's features, by the metrics' own keys."""
+    scores: Scores = {}
+    for metric in chosen_metrics(options):
+        scores |= metric.compute(compared, options)
     return scores
 
 
-def baselines(
-    samples: FeatureSet, untrained: FeatureSet | None, why_none: str, reference: Reference, seed: int
-) -> Scores:
-    """Where the samples' Fréchet distance stands between ceiling and floor.
-
-    `fd_untrained` is the distance of an untrained model's images, as many as samples and to the same
-    reference: the ceiling. `fd_halves` is the distance between two random halves of the reference: the
-    floor. A Fréchet distance grows as images get fewer, so the floor is not quite on the same scale;
-    `fd_matched` is: see `matched`.
+def summarise(compared: dict[str, Compared], extractors: Extractors, options: Fid) -> dict[str, Any]:
+    """Scores and their reasons, `counts` and `notes` of all extractors, as `fid.json` has them.
 
     Args:
-        samples: features of the samples.
-        untrained: features of the untrained model's images.
-        why_none: why there are none.
-        reference: what both are compared with.
-        seed: draws the images of `matched`.
+        compared: features by extractor.
+        extractors: those of `compared`, and why others are missing.
+        options: the section `fid`.
     """
     scores: Scores = {}
-    against = reference.gaussian
-    if untrained is None or against is None:
-        scores |= unavailable(("fd_untrained",), why_none or "there is no reference for these features")
-    else:
-        scores["fd_untrained"] = frechet_distance(untrained.gaussian(), against)
-    if reference.images is None or reference.images.count < 4:
-        return scores | unavailable(("fd_halves", "fd_matched"), "the reference has no images to halve")
-    scores["fd_halves"] = frechet_distance(reference.images.half(0), reference.images.half(1))
-    named = {"samples": samples} | ({} if untrained is None else {"untrained": untrained})
-    return scores | {"fd_matched": matched(named, reference.images, seed)}
+    counts: dict[str, Any] = {}
+    for name, features in compared.items():
+        scores |= _renamed(name, score(features, options))
+        counts["samples"] = features.samples.count
+        for metric in chosen_metrics(options):
+            counts |= _renamed(name, metric.counts(features, options))
+        if features.untrained is not None:
+            counts["untrained"] = features.untrained.count
+    for name, reason in extractors.missing.items():
+        first, *others = (score.key for metric in chosen_metrics(options) for score in metric.scores)
+        scores |= _renamed(name, unavailable([first], reason))
+        scores |= _renamed(name, unavailable(others, f"see {name_of(name, first)}_reason"))
+    return scores | {"counts": counts, "notes": _notes(extractors, counts["samples"])}
 
 
-def matched(sets: dict[str, FeatureSet], reference: FeatureSet, seed: int) -> dict[str, Any]:
-    """Fréchet distances that may be compared with each other: all to one half, from equally many images.
+def _notes(extractors: Extractors, samples: int) -> list[str]:
+    """What a reader must know to judge the numbers."""
+    return [
+        f"{samples} samples are few for {extractor.width} {extractor.name} features: their Fréchet distance is"
+        " far above that of a large sample, and compares only with others from as many images."
+        for extractor in extractors.found
+        if samples <= extractor.width
+    ]
 
-    Every set, and the other half of the reference as `real`, is cut to the same number of random images.
 
-    Args:
-        sets: features by name, e.g. of the samples and of an untrained model's images.
-        reference: features of the reference images.
-        seed: draws the images.
-
-    Returns:
-        `images` (compared), `reference_images` (compared to), and the distance of `real` and of each set.
-    """
-    rows = {"real": reference.first_half_rows()} | {name: found.rows for name, found in sets.items()}
-    images = min(len(found) for found in rows.values())
-    against = reference.half(1)
-    distances = {
-        name: frechet_distance(gaussian_of_subset(found, images, seed), against) for name, found in rows.items()
-    }
-    return {"images": images, "reference_images": against.count, **distances}
+def _renamed(extractor: str, values: dict[str, Any]) -> dict[str, Any]:
+    return {name_of(extractor, key): value for key, value in values.items()}

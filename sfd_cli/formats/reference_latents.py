@@ -109,15 +109,14 @@ def import_latents(
 ) -> int:
     """Write a folder of the reference's latent shards as a store; a killed import goes on shard by shard.
 
-    The store has the fields `texture` (2, C_z, h, w), `semantic` (2, C_s, h, w) and, where all files have features,
-    `features` (2, h*w, D), tokens row-major, in the dtypes of the source. Its statistics are those of
-    `latents_stats.pt` and `latents_sv_stats.pt` beside the shards, since published models need just these; without
-    either file they are computed over both flips. Classes are named by their numbers.
+    The fields `texture` (2, C_z, h, w), `semantic` (2, C_s, h, w) and, where all files have features, `features`
+    (2, h*w, D), tokens row-major, have the dtypes of the source. The statistics are those beside the shards, since
+    published models need just these; without them they are computed over both flips. Classes are named by numbers.
 
     Args:
         source: the folder.
         folder: of the store.
-        fingerprint: of everything that decides the store's contents, `latents_fingerprint(source)` included.
+        fingerprint: of what decides the store's contents, `latents_fingerprint(source)` included.
         encoder: name of the visual encoder behind the semantic latents.
         image_size: side of the images behind the latents, pixels.
         shard_size: images per shard of the store; independent of the source's.
@@ -135,19 +134,8 @@ def import_latents(
     fields = _fields(shards[0])
     labels = _labels(shards, num_classes)
     statistics = _published_statistics(source, fields)
-    attributes = {
-        "encoder": encoder,
-        "grid": fields["texture"].shape[-1],
-        "image_size": image_size,
-        "texture_channels": fields["texture"].shape[1],
-        "semantic_channels": fields["semantic"].shape[1],
-        ATTRIBUTE: {
-            "files": [{"name": shard.path.name, "count": shard.count, "metadata": shard.metadata} for shard in shards],
-            "labels": shards[0].dtypes[LABELS],
-            "statistics": statistics is not None,
-        },
-    }
-    writer = StoreWriter(folder, fields, len(labels), shard_size, fingerprint, attributes)
+    facts = {"encoder": encoder, "image_size": image_size, **_facts(shards, fields, statistics is not None)}
+    writer = StoreWriter(folder, fields, len(labels), shard_size, fingerprint, facts)
     writer.folder.mkdir(parents=True, exist_ok=True)
     writer.remove_leftovers()
     write_shards(
@@ -163,6 +151,20 @@ def import_latents(
     classes = [str(number) for number in range(num_classes or int(labels.max()) + 1)]
     writer.finish(labels.tolist(), files, range(len(labels)), classes, statistics)
     return len(labels)
+
+
+def _facts(shards: Sequence[SourceShard], fields: Mapping[str, Field], with_statistics: bool) -> dict[str, Any]:
+    """What a store notes about its latents, and about the files that `export_latents` is to write again."""
+    return {
+        "grid": fields["texture"].shape[-1],
+        "texture_channels": fields["texture"].shape[1],
+        "semantic_channels": fields["semantic"].shape[1],
+        ATTRIBUTE: {
+            "files": [{"name": shard.path.name, "count": shard.count, "metadata": shard.metadata} for shard in shards],
+            "labels": shards[0].dtypes[LABELS],
+            "statistics": with_statistics,
+        },
+    }
 
 
 def export_latents(folder: Path, target: Path) -> int:

@@ -17,6 +17,7 @@ from sfd_cli.artifacts.fingerprints import finished
 from sfd_cli.config import Settings
 from sfd_cli.data.images import ImageManifest, ImageReader
 from sfd_cli.data.store import INDEX, Field, Store
+from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.messages import say
 from sfd_cli.networks.gaussian import draw
@@ -53,12 +54,6 @@ class CompositeEncoder:
             )
         semantic = None if settings.semvae.compressor == "none" else open_semantic(settings).load().to(device)
         return cls(texture_vae, semantic)
-
-    @property
-    def channels(self) -> dict[str, int]:
-        """Channels of each stream, in the order of the composite."""
-        semantic = {} if self.semantic is None else {"semantic": self.semantic.config.channels}
-        return {"texture": self.texture_vae.latent_channels, **semantic}
 
     def posteriors(self, pixels: Tensor, tokens: Tensor | None) -> dict[str, Posterior]:
         """Mean and logvar of each stream, (n, C, h, w) float32 each.
@@ -100,6 +95,9 @@ class LatentEncoder:
         inputs: fingerprints of the images and the encoder, which stored features must share.
         device: where the networks run.
 
+    Attributes:
+        space: layout of the composite latents; their statistics are known only when all are encoded.
+
     Raises:
         UserError: a model is missing, or models and settings do not fit together.
     """
@@ -111,7 +109,9 @@ class LatentEncoder:
         self._manifest = manifest
         self._device = device
         self._composite = CompositeEncoder.load(settings, device)
-        self.grid = settings.grid
+        semantic = self._composite.semantic
+        channels = 0 if semantic is None else semantic.config.channels
+        self.space = LatentSpace(self._composite.texture_vae.latent_channels, channels, settings.grid)
         self._features = open_features(settings, inputs) if settings.needs_encoder else None
         self._rows = np.full(len(manifest), -1)
         if self._features is not None:
@@ -121,16 +121,18 @@ class LatentEncoder:
     @property
     def fields(self) -> dict[str, Field]:
         """What is stored of every image; axis 0 is (as is, flipped)."""
-        channels = self._composite.channels
-        fields = {name: Field((2, count, self.grid, self.grid)) for name, count in channels.items()}
+        space = self.space
+        fields = {"texture": Field((2, space.texture, space.grid, space.grid))}
+        if space.semantic:
+            fields["semantic"] = Field((2, space.semantic, space.grid, space.grid))
         if self._settings.latents.store_features:
-            fields["features"] = Field((2, self.grid**2, self._feature_width))
+            fields["features"] = Field((2, space.grid**2, self._feature_width))
         return fields
 
     @property
     def streams(self) -> list[str]:
         """The fields that make up the composite latent, in its order."""
-        return list(self._composite.channels)
+        return ["texture", "semantic"] if self.space.semantic else ["texture"]
 
     def encode_all(self, batches: Sequence[Sequence[int]]) -> Iterator[dict[str, np.ndarray]]:
         """`encode` for every batch of manifest indices, images being decoded ahead in threads."""
@@ -163,7 +165,7 @@ class LatentEncoder:
 
     def _tokens(self, indices: np.ndarray, images: Tensor) -> np.ndarray:
         """Patch tokens (n, 2, N, D) float16: stored ones where there are any, the encoder's for the rest."""
-        tokens = np.empty((len(indices), 2, self.grid**2, self._feature_width), np.float16)
+        tokens = np.empty((len(indices), 2, self.space.grid**2, self._feature_width), np.float16)
         rows = self._rows[indices]
         held = rows >= 0
         if self._features is not None and held.any():

@@ -47,7 +47,7 @@ def read_curves(folder: Path) -> list[Curve]:
             steps = np.array([int(float(row["step"])) for row in rows])
             values = np.array([float(row[value]) for row in rows])
         except (StopIteration, KeyError, ValueError, TypeError):
-            raise UserError(f"{path} is not a log of dvclive; delete it or train again") from None
+            raise UserError(path, "is not a log of dvclive", "delete it or train again") from None
         curves.append(Curve(path.stem.replace("_", " "), steps, values))
     return curves
 

@@ -1,4 +1,4 @@
-"""What the report's tables and facts say, from settings, scores and timings."""
+"""The report's facts, timings and settings."""
 
 from __future__ import annotations
 
@@ -9,22 +9,14 @@ from markupsafe import Markup
 
 from sfd_cli.config import Section, Settings
 from sfd_cli.files import read_json
-from sfd_cli.report.page import draw_ruler
+from sfd_cli.report.score_table import headlines
 from sfd_cli.tables import STAGES
-
-FEATURES = {"fd_dinov2": "DINOv2", "fid": "Inception"}
 
 
 def facts(settings: Settings, total_seconds: str) -> list[dict[str, str]]:
     """The few numbers a reader looks for first, as name, value and note; those that are there."""
-    metrics, found = settings.paths.metrics, []
-    scores = _read(metrics / "fid.json")
-    for fd, features in FEATURES.items():
-        if scores.get(fd) is not None:
-            beside = [("untrained", "an untrained model"), ("halves", "two halves of the data")]
-            there = [(scores.get(f"{fd}_{key}"), what) for key, what in beside]
-            stands = [f"{value:.4g} {what}" for value, what in there if value is not None]
-            found.append((f"Fréchet distance, {features}", f"{scores[fd]:.4g}", "; ".join(stands)))
+    metrics = settings.paths.metrics
+    found = headlines(_read(metrics / "fid.json"))
     sample = _recorded(settings.paths.samples)
     if sample:
         steps = f", {sample['steps']} steps" if "steps" in sample else ""  # an adaptive solver chooses its own
@@ -42,77 +34,6 @@ def facts(settings: Settings, total_seconds: str) -> list[dict[str, str]]:
     if total_seconds:
         found.append(("Time", f"{total_seconds} s", "all stages"))
     return [{"name": name, "value": value, "note": note} for name, value, note in found]
-
-
-def score_tables(scores: dict[str, Any]) -> dict[str, Any]:
-    """Rows, rulers and notes for the page from `fid.json`."""
-    rows, rulers, notes = [], [], list(scores.get("notes", []))
-    for fd, features in FEATURES.items():
-        if scores.get(fd) is None:
-            notes.append(f"No {features} scores: {scores.get(f'{fd}_reason', 'not computed')}.")
-            continue
-        rows += _rows(scores, fd, features)
-        notes += [f"No {row}: {reason}." for row, reason in _missing(scores, fd, features)]
-        ruler = _ruler(scores.get(f"{fd}_matched"), features)
-        if ruler:
-            rulers.append(ruler)
-    return {"rows": rows, "rulers": rulers, "notes": notes, "reason": ""}
-
-
-def _rows(scores: dict[str, Any], fd: str, features: str) -> list[dict[str, Any]]:
-    counts = scores["counts"]
-    suffix = fd.removeprefix("fd") if fd.startswith("fd_") else ""
-    reference = counts.get(f"{fd}_reference")
-    against = f"against {reference:,} reference images" if reference else "against published statistics"
-    samples = f"{counts['samples']:,} samples"
-
-    def images_compared(key: str) -> str:
-        return "{:,} samples against {:,} images".format(*counts.get(key, (0, 0)))
-
-    halves = "{:,} against {:,} images".format(*counts.get(f"{fd}_halves", (0, 0)))
-    untrained = f"{counts.get('untrained', 0):,} images"
-    described = [
-        (fd, f"Fréchet distance, {features}", f"{samples} {against}"),
-        (f"{fd}_untrained", "Fréchet distance of an untrained model", f"{untrained} {against}"),
-        (f"{fd}_halves", "Fréchet distance between two halves of the data", halves),
-        (f"kid{suffix}", f"Kernel distance (KID), {features}", images_compared(f"kid{suffix}")),
-        (f"precision{suffix}", f"Precision, {features}", images_compared(f"precision{suffix}")),
-        (f"recall{suffix}", f"Recall, {features}", images_compared(f"recall{suffix}")),
-    ]
-    return [
-        {"name": name, "value": _shown(key, scores), "source": source, "main": key == fd}
-        for key, name, source in described
-        if scores.get(key) is not None
-    ]
-
-
-def _missing(scores: dict[str, Any], fd: str, features: str) -> list[tuple[str, str]]:
-    suffix = fd.removeprefix("fd") if fd.startswith("fd_") else ""
-    names = {
-        f"{fd}_untrained": "distance of an untrained model",
-        f"{fd}_halves": "distance between halves of the data",
-        f"kid{suffix}": "KID",
-        f"precision{suffix}": "precision",
-        f"recall{suffix}": "recall",
-    }
-    reasons = [(f"{features} {name}", scores.get(f"{key}_reason")) for key, name in names.items()]
-    return [(name, reason) for name, reason in reasons if reason]
-
-
-def _shown(key: str, scores: dict[str, Any]) -> str:
-    value = scores[key]
-    spread = scores.get(key.replace("kid", "kid_std") if key == "kid" else f"{key}_std")
-    return f"{value:.4g}" if spread is None else f"{value:.4g} ± {spread:.2g}"
-
-
-def _ruler(found: dict[str, Any] | None, features: str) -> dict[str, Any] | None:
-    if not found or found.get("untrained") is None:
-        return None
-    caption = (
-        f"Fréchet distance on {features} features, like with like: {found['images']:,} images of each kind, against the"
-        f" same {found['reference_images']:,} real images. The real ones on the left are others than these."
-    )
-    return {"svg": draw_ruler(found["real"], found["samples"], found["untrained"]), "caption": caption}
 
 
 def timing_rows(folder: Path) -> tuple[list[dict[str, Any]], str]:

@@ -76,15 +76,15 @@ def _write_store(
     settings: Settings, fingerprint: str, manifest: ImageManifest, processes: Processes, encoder: LatentEncoder
 ) -> Facts:
     """Write the shards that are not there yet, then the index over all of them, with the statistics."""
-    fields, latents = encoder.fields, settings.latents
+    space, latents = encoder.space, settings.latents
     facts = {
         "encoder": settings.encoder.name,
-        "grid": encoder.grid,
+        "grid": space.grid,
         "image_size": settings.images.size,
-        "texture_channels": fields["texture"].shape[1],
-        "semantic_channels": fields["semantic"].shape[1] if "semantic" in fields else 0,
+        "texture_channels": space.texture,
+        "semantic_channels": space.semantic,
     }
-    writer = StoreWriter(settings.paths.latents, fields, len(manifest), latents.shard_size, fingerprint, facts)
+    writer = StoreWriter(settings.paths.latents, encoder.fields, len(manifest), latents.shard_size, fingerprint, facts)
     write_shards(
         writer,
         lambda rows: split(rows, latents.batch_size),

@@ -43,21 +43,7 @@ def run(settings: Settings) -> dict[str, Any]:
         return _skip(settings)
     manifest = ImageManifest.load(paths.images)
     indices = evenly_spaced(len(manifest), settings.features.max_images)
-    recipe = Recipe(
-        STAGE,
-        paths.features,
-        {
-            "encoder": encoder.name,
-            "encoder_image_size": encoder.image_size,
-            "image_size": settings.images.size,
-            "max_images": settings.features.max_images,
-            "shard_size": settings.features.shard_size,
-        },
-        {"images": manifest.fingerprint, "encoder": encoder_fingerprint(encoder)},
-        # Where the weights lie does not matter, their digest is in the inputs; and a batch size moves tokens by less
-        # than float16 resolves, so that a run short of memory may resume with another.
-        free={"weights": encoder.weights, "batch_size": settings.features.batch_size},
-    )
+    recipe = _recipe(settings, manifest)
 
     def load(processes: Processes) -> VisualEncoder:
         return load_visual_encoder(encoder).to(processes.device(choose_device(settings.runtime.device)))
@@ -78,6 +64,25 @@ def run(settings: Settings) -> dict[str, Any]:
         "encoder": f"{encoder.name}, {encoder.weights} weights, {encoder.image_size} px",
         "folder": str(paths.features),
     }
+
+
+def _recipe(settings: Settings, manifest: ImageManifest) -> Recipe:
+    features, encoder = settings.features, settings.encoder
+    return Recipe(
+        STAGE,
+        settings.paths.features,
+        {
+            "encoder": encoder.name,
+            "encoder_image_size": encoder.image_size,
+            "image_size": settings.images.size,
+            "max_images": features.max_images,
+            "shard_size": features.shard_size,
+        },
+        {"images": manifest.fingerprint, "encoder": encoder_fingerprint(encoder)},
+        # Where the weights are does not matter, their digest is in the inputs; and a batch size moves tokens by less
+        # than float16 resolves, so that a run short of memory may resume with another.
+        free={"weights": encoder.weights, "batch_size": features.batch_size},
+    )
 
 
 def _skip(settings: Settings) -> dict[str, Any]:

@@ -17,15 +17,15 @@ def run(settings: Settings) -> dict[str, Any]:
     """
     scores = settings.paths.metrics / "fid.json"
     if not scores.exists():
-        raise UserError(f"{scores} does not exist; run `dvc repro`, or `sfd fid` after `sfd sample`")
+        raise UserError(scores, "does not exist", "run `dvc repro`, or `sfd fid` after `sfd sample`")
     found = read_json(scores)
     return {
         "sample grid": str(settings.paths.reports / "samples.png"),
         "report": str(settings.paths.reports / "index.html"),
         "scores": str(scores),
-        "fid": found["fid"] if found.get("fid") is not None else f"none: {found.get('fid_reason')}",
+        "fid": found["fid"] if found.get("fid") is not None else f"none: {found.get('fid_reason', 'not computed')}",
         "fd_dinov2": {
-            "samples": found["fd_dinov2"],
+            "samples": found.get("fd_dinov2"),
             "untrained model (ceiling)": found.get("fd_dinov2_untrained"),
             "two halves of the data (floor)": found.get("fd_dinov2_halves"),
         },

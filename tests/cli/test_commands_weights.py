@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from command_line import done, empty_folder, files_below, refused, sfd
+from command_line import done, empty_folder, files_below, refusal_of, refused, sfd
 from model_loading import load_dit, load_texture_vae
+from refusals import require_refusal
 from test_foreign import KINDS, assert_same, diffusers_folder, published
 from test_reference_latents import assert_same_folders, write_source
 from tiny_project import tiny_settings
@@ -199,12 +200,12 @@ def test_shards_that_will_not_do_leave_no_store() -> None:
     assert "for which --heads and --texture-statistics can do nothing" in refused(
         "weights", "import", "shards", "latents", "--heads", 3, "--texture-statistics", "x.pt"
     )
-    assert "and below 2, the number of classes" in refused("weights", "import", "shards", "latents", "--num-classes", 2)
+    shard = min(Path("shards").glob("*.safetensors"))
+    require_refusal(refusal_of("weights", "import", "shards", "latents", "--num-classes", 2), shard, "below 2")
     torch.save({"mean": torch.ones(1, 3, 1, 1), "std": torch.ones(1, 3, 1, 1)}, "shards/latents_stats.pt")
-    assert "latents_stats.pt has 3 channels" in refused("weights", "import", "shards", "latents")
-    shard = next(Path("shards").glob("*.safetensors"))
+    require_refusal(refusal_of("weights", "import", "shards", "latents"), "shards/latents_stats.pt", "3 channels")
     shard.write_bytes(shard.read_bytes()[:-9])
-    assert f"{shard} is damaged or truncated" in refused("weights", "import", "shards", "latents")
+    require_refusal(refusal_of("weights", "import", "shards", "latents"), shard, "truncated")
 
 
 # What is known and here

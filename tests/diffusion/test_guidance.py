@@ -26,11 +26,11 @@ def _times(texture: float, semantic: float) -> tuple[Tensor, Tensor]:
 
 
 def _model(x: Tensor, t_texture: Tensor, t_semantic: Tensor, labels: Tensor) -> Tensor:
-    return x * (1 + labels[:, None, None, None]) + t_semantic[:, None, None, None]
+    return x * (1 + labels[:, None, None, None]) + (t_semantic - 2 * t_texture)[:, None, None, None]
 
 
 def _guide(x: Tensor, t_texture: Tensor, t_semantic: Tensor, labels: Tensor) -> Tensor:
-    return x.cos() - labels[:, None, None, None]
+    return x.cos() - (labels + t_texture * (1 - t_semantic))[:, None, None, None]
 
 
 def _null(x: Tensor, t_texture: Tensor, t_semantic: Tensor) -> Tensor:
@@ -113,6 +113,20 @@ def test_both_ends_of_the_interval_are_guided_and_an_end_at_one_has_none_beyond(
     assert past.texture.tolist() == [2, 2, 2]
 
 
+def test_a_start_at_zero_has_none_before_and_scales_are_of_the_times_own_dtype() -> None:
+    before = GuidanceScale(2.0, 3.0, (0.0, 0.5)).at(torch.tensor([-0.1, 0.5]).double(), torch.tensor([0.0, 0.6]))
+    assert before is not None
+    assert (before.texture.tolist(), before.semantic.tolist()) == ([2, 2], [3, 1])
+    assert (before.texture.dtype, before.semantic.dtype) == (torch.float64, torch.float32)
+
+
+def test_only_a_limited_interval_asks_the_device_whether_anything_is_guided() -> None:
+    times = torch.empty(3, device="meta"), torch.empty(3, device="meta")
+    assert GuidanceScale(2.0, 1.0).at(*times) is not None
+    with pytest.raises(RuntimeError):
+        GuidanceScale(2.0, 1.0, (0.0, 0.9)).at(*times)
+
+
 def test_images_of_one_batch_may_have_their_own_times() -> None:
     scale = GuidanceScale(2.0, 3.0, (0.5, 1.0)).at(torch.tensor([0.1, 0.6, 0.1]), torch.tensor([0.6, 0.6, 0.1]))
     assert scale is not None
@@ -137,3 +151,24 @@ def test_the_guide_is_not_asked_about_a_frozen_stream(texture: float, semantic: 
     guide.calls = 0
     assert torch.equal(latents(always), expected)
     assert guide.calls == pytest.approx(asked, abs=1 if grid == "one-span" else 0)
+
+
+@pytest.mark.parametrize(
+    ("texture", "semantic", "doubled"), [(2.0, 1.0, 8), (1.0, 2.0, 8), (2.0, 2.0, 12), (1.0, 1.0, 0)]
+)
+def test_the_null_class_is_not_asked_about_a_frozen_stream(texture: float, semantic: float, doubled: int) -> None:
+    """Of 12 steps with offset 0.5 four are on semantics alone and four on textures alone; nothing else changes."""
+    sizes: list[int] = []
+
+    def model(x: Tensor, t_texture: Tensor, t_semantic: Tensor, labels: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return _model(x, t_texture, t_semantic, labels)
+
+    def latents(velocity: VelocityField) -> Tensor:
+        return integrate(velocity, X, LABELS, AsynchronousSchedule(0.5), SPACE, solver="euler", steps=12)
+
+    always = ClassifierFreeGuidance(model, CONDITIONS, GuidanceScale(texture, semantic), SPACE)
+    expected = latents(lambda *arguments: always(*arguments))
+    sizes.clear()
+    assert torch.equal(latents(always), expected)
+    assert (len(sizes), sizes.count(2 * len(X))) == (12, doubled)

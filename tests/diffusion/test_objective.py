@@ -61,6 +61,24 @@ def test_the_semantic_weight_weighs_semantic_channels_only() -> None:
     assert mse(semantic, target, LatentSpace(6, 0, 4), 5.0).tolist() == pytest.approx([share] * 3)
 
 
+def test_the_cosine_is_over_channels_at_every_position_and_the_mean_over_positions() -> None:
+    prediction, target = (torch.randn((2, 3, 4, 5), generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    for image, found in enumerate(objective.velocity_cosine(prediction, target)):
+        lengths = prediction[image].norm(dim=0) * target[image].norm(dim=0)
+        cosines = (prediction[image] * target[image]).sum(dim=0) / lengths
+        torch.testing.assert_close(found, 1 - cosines.mean())
+
+
+def test_repa_is_the_cosine_of_tokens_their_squared_error_or_the_mean_of_both() -> None:
+    projection, features = (torch.randn((2, 5, 7), generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    lengths = projection.norm(dim=2) * features.norm(dim=2)
+    cosine = 1 - ((projection * features).sum(dim=2) / lengths).sum(dim=1) / 5
+    mse = ((projection - features) ** 2).sum(dim=(1, 2)) / 35
+    torch.testing.assert_close(objective.repa(projection, features, "cos"), cosine)
+    torch.testing.assert_close(objective.repa(projection, features, "mse"), mse)
+    torch.testing.assert_close(objective.repa(projection, features, "cos_mse"), (cosine + mse) / 2)
+
+
 def test_one_images_loss_does_not_depend_on_the_others() -> None:
     prediction, target = _latents(0), _latents(1)
     alone = objective.velocity_mse(prediction[:1], target[:1], SPACE, 2.0)
@@ -92,6 +110,7 @@ def test_equal_generators_draw_equal_progress() -> None:
     one, same, other = (objective.draw_progress(8, schedule, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+    assert objective.draw_progress(8, schedule, device="meta").device.type == "meta"
 
 
 @settings(deadline=None)

@@ -107,6 +107,22 @@ def test_both_streams_move_at_the_breakpoints() -> None:
     assert schedule.rates(1.001) == (1, 0)
 
 
+@pytest.mark.parametrize("delta_t", [0.0, 0.3, 1.0])
+def test_times_stay_between_noise_and_data_whatever_the_progress(delta_t: float) -> None:
+    schedule = AsynchronousSchedule(delta_t)
+    times = schedule.times(torch.tensor([-0.5, schedule.end + 0.5, schedule.end + 3]))
+    assert times.texture.tolist() == times.semantic.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(("delta_t", "last"), [(0.0, (1, 1)), (0.3, (1, 0)), (1.0, (1, 0))])
+def test_past_the_end_the_whole_schedule_keeps_the_rates_of_the_end(delta_t: float, last: tuple[int, int]) -> None:
+    whole = WholeSchedule(AsynchronousSchedule(delta_t))
+    assert (whole.start, whole.end) == (0, 1 + delta_t)
+    assert whole.rates(whole.end) == whole.rates(whole.end + 0.5) == last
+    assert whole.rates(-0.5) == whole.rates(0.0)
+    assert whole.times(-0.5) == whole.schedule.phases[0].times(-0.5)
+
+
 def test_past_the_end_a_phase_goes_on_by_its_own_law() -> None:
     synchronous = WholeSchedule(AsynchronousSchedule(0.0))
     assert synchronous.rates(1.2) == (1, 1)

@@ -222,6 +222,53 @@ def test_points_end_on_the_breakpoints_and_ascend(delta_t: float, steps: int, sh
         assert all(before <= after for before, after in pairwise(grid))
 
 
+def _visited(**options: Any) -> tuple[Tensor, list[float]]:
+    """The latent at the end, and the points on the way."""
+    points: list[float] = []
+    x = torch.tensor([[1.0, -2.0]], dtype=torch.float64)[:, :, None, None]
+    schedule, rows = AsynchronousSchedule(0.3), torch.zeros(1, dtype=torch.int64)
+    end = integrate(_decay, x, rows, schedule, PAIR, on_point=lambda progress, x: points.append(progress), **options)
+    return end, points
+
+
+@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
+def test_the_points_visited_are_those_of_the_grid_at_its_shift(shift: float) -> None:
+    by_phases = phase_points(AsynchronousSchedule(0.3), 9, shift)
+    inner = [point for grid in by_phases for point in grid[1:]]
+    assert _visited(solver="euler", steps=9, shift=shift)[1] == [0.0, *inner]
+    one_span = [1.3 * shift * i / 9 / (1 + (shift - 1) * i / 9) for i in range(10)]
+    assert _visited(solver="euler", steps=9, shift=shift, grid="one-span")[1] == pytest.approx(one_span, abs=1e-12)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_the_field_is_asked_at_times_of_the_latents_own_dtype_and_device(device: str) -> None:
+    x, rows = torch.zeros((3, 2, 1, 1), dtype=torch.float64, device=device), torch.zeros(3, device=device)
+    asked: list[Tensor] = []
+
+    def field(x: Tensor, t_texture: Tensor, t_semantic: Tensor, labels: Tensor) -> Tensor:
+        asked.extend((t_texture, t_semantic))
+        return x
+
+    integrate(field, x, rows, AsynchronousSchedule(0.3), PAIR, solver="euler", steps=3)
+    assert {(t.shape, t.dtype, t.device) for t in asked} == {((3,), torch.float64, x.device)}
+
+
+def test_what_is_left_out_is_as_documented() -> None:
+    for few, every in (
+        ({}, {"solver": "ab3", "steps": 24, "grid": "phases", "shift": 1.0}),
+        ({"solver": "dopri5"}, {"solver": "dopri5", "rtol": 1e-3, "atol": 1e-6}),
+    ):
+        (short, visited), (long, expected) = _visited(**few), _visited(**every)
+        assert torch.equal(short, long)
+        assert visited == expected
+    schedule = AsynchronousSchedule(0.3)
+    assert phase_points(schedule, 12) == phase_points(schedule, 12, 1.0)
+
+
+def test_the_adaptive_solver_crosses_the_jumps_in_one_span() -> None:
+    assert _error(0.3, solver="dopri5", grid="one-span", rtol=1e-8, atol=1e-10) < 1e-5
+
+
 def test_the_shift_belongs_to_the_whole_schedule() -> None:
     """Where a phase's share of steps is whole, points by phases are those of the one-span grid."""
     schedule = AsynchronousSchedule(1.0)

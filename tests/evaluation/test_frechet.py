@@ -1,4 +1,4 @@
-"""The Fréchet distance, the moments under it, and the metrics on features."""
+"""The Fréchet distance and the moments under it."""
 
 from __future__ import annotations
 
@@ -8,25 +8,14 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from hand_made_features import features, fitted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfd_cli.errors import UserError
-from sfd_cli.evaluation import frechet
-from sfd_cli.evaluation.frechet import Gaussian, Moments, frechet_distance
-from sfd_cli.evaluation.neighbours import kernel_distance, precision_recall
-
-
-def features(count: int, width: int, seed: int = 0, shift: float = 0.0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    mixing = torch.randn(width, width, generator=torch.Generator().manual_seed(99))
-    return torch.randn(count, width, generator=generator) @ mixing + shift
-
-
-def fitted(rows: torch.Tensor) -> Gaussian:
-    moments = Moments(rows.shape[1])
-    moments.update(rows)
-    return moments.gaussian()
+from sfd_cli.evaluation import gaussian
+from sfd_cli.evaluation.frechet import frechet_distance
+from sfd_cli.evaluation.gaussian import FeatureMoments, Gaussian
+from sfd_cli.evaluation.reasons import TooFewImages
 
 
 def by_scipy(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -77,13 +66,13 @@ def test_the_distance_holds_with_fewer_images_than_features() -> None:
 @given(cuts=st.lists(st.integers(0, 60), max_size=5), gathered=st.sampled_from([1, 7, 4096]))
 def test_moments_do_not_depend_on_how_the_features_arrive(cuts: list[int], gathered: int) -> None:
     rows = features(60, 5, 3, shift=100.0)
-    parts = (Moments(5), Moments(5))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frechet, "GATHERED", gathered)
+        patch.setattr(gaussian, "GATHERED", gathered)
+        parts = (FeatureMoments(5), FeatureMoments(5))
         edges = [0, *sorted(cuts), 60]
         for number, (start, stop) in enumerate(itertools.pairwise(edges)):
             parts[number % 2].update(rows[start:stop])
-        found = parts[0].merged(parts[1]).gaussian()
+        found = Gaussian.of(parts[0].moments().merge(parts[1].moments()))
     assert found.count == 60
     np.testing.assert_allclose(found.mean, rows.double().numpy().mean(0), rtol=1e-12)
     np.testing.assert_allclose(found.covariance, np.cov(rows.double().numpy(), rowvar=False), rtol=1e-9, atol=1e-9)
@@ -91,41 +80,12 @@ def test_moments_do_not_depend_on_how_the_features_arrive(cuts: list[int], gathe
 
 def test_statistics_of_another_width_or_with_nan_are_refused() -> None:
     good = fitted(features(10, 4))
-    with pytest.raises(UserError, match="width 4"):
+    with pytest.raises(ValueError, match=r"4.*5"):
         frechet_distance(good, fitted(features(10, 5)))
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(ValueError, match="finite"):
         frechet_distance(good, Gaussian(np.full(4, np.nan), np.eye(4), 3))
-    with pytest.raises(UserError, match="at least 2 images, found 1"):
+    with pytest.raises(TooFewImages) as caught:
         fitted(features(1, 4))
-
-
-def test_precision_is_about_samples_and_recall_about_the_reference() -> None:
-    reference = features(200, 4, 1)
-    collapsed = reference[:1] + 1e-3 * features(50, 4, 2)
-    precision, recall = precision_recall(collapsed, reference, neighbours=3)
-    assert precision > 0.9
-    assert recall < 0.1
-
-
-def test_precision_and_recall_agree_with_a_direct_count() -> None:
-    samples, reference, k = features(40, 3, 1), features(60, 3, 2, shift=0.7), 3
-
-    def covered(points: torch.Tensor, centres: torch.Tensor) -> float:
-        within = torch.cdist(centres, centres).sort(dim=1).values[:, k]
-        return (torch.cdist(points, centres) <= within).any(dim=1).double().mean().item()
-
-    found = precision_recall(samples, reference, k)
-    assert found == pytest.approx((covered(samples, reference), covered(reference, samples)))
-
-
-def test_precision_needs_a_kth_neighbour() -> None:
-    with pytest.raises(ValueError, match="more than 3 images"):
-        precision_recall(features(3, 4), features(50, 4), neighbours=3)
-
-
-def test_the_kernel_distance_is_near_zero_between_equals_and_repeats() -> None:
-    equal = kernel_distance(features(120, 6, 1), features(120, 6, 2))
-    apart = kernel_distance(features(120, 6, 1), features(100, 6, 2, shift=5.0))
-    assert abs(equal["mean"]) < 0.05 * apart["mean"]
-    assert apart["subset"] == 100
-    assert kernel_distance(features(120, 6, 1), features(100, 6, 2, shift=5.0)) == apart
+    assert (caught.value.needed, caught.value.found) == (2, 1)
+    two = torch.tensor([[1.0, 0.0], [3.0, 1.0]])
+    np.testing.assert_allclose(fitted(two).covariance, [[2, 1], [1, 0.5]])

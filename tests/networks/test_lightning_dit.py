@@ -6,6 +6,7 @@ from reference_files import part
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.errors import UserError
 from sfd_cli.formats.convert import dit_from_reference, dit_to_reference
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
@@ -120,6 +121,22 @@ def test_an_untrained_network_predicts_no_velocity_and_its_blocks_do_nothing(nam
     tokens, condition = torch.randn(2, config.tokens_per_side**2, config.width), torch.randn(2, config.width)
     rotary = (network.rotary_cos, network.rotary_sin) if config.rope else None
     assert torch.equal(network.blocks[0](tokens, condition, rotary), tokens)
+
+
+def test_conditions_are_rows_of_one_embedding_and_the_last_one_is_none() -> None:
+    network = random_network()
+    x, t_texture, t_semantic, rows = random_input()
+    conditions = network.config.conditions
+    assert network.class_embedding.num_embeddings == conditions.rows == SMALL.num_classes + 1
+    none = network(x, t_texture, t_semantic, conditions.unconditional(rows))
+    for row in range(len(conditions)):
+        assert not torch.allclose(none, network(x, t_texture, t_semantic, torch.full_like(rows, row)))
+    assert torch.equal(none, network(x, t_texture, t_semantic, torch.full_like(rows, SMALL.num_classes)))
+
+
+def test_the_space_has_the_layout_of_the_latent_and_no_statistics() -> None:
+    assert SMALL.space == LatentSpace(texture=4, semantic=2, grid=4)
+    assert not SMALL.space.is_scaled
 
 
 def test_each_stream_has_its_own_time() -> None:

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import refusal
 from tiny_project import CLASSES, SIDE, tiny_settings, write_models, write_training_images
 
 from sfd_cli.artifacts.sampled import Sampled
 from sfd_cli.config import Settings
 from sfd_cli.diffusion.schedule import AsynchronousSchedule
-from sfd_cli.errors import UserError
-from sfd_cli.evaluation.features import Extractor
+from sfd_cli.evaluation.extractors import EXTRACTORS, Extractor
 from sfd_cli.files import read_json, write_json
 from sfd_cli.pipeline.trajectory import follow_samples, nearest
 from sfd_cli.report.curves import read_curves, smooth
+from sfd_cli.report.parts import spread_over_classes, tell_phases
 from sfd_cli.report.pictures import Trajectory, draw_trajectory, pick_progress, principal_colours, shorten
 from sfd_cli.report.tables import facts, setting_tables
 from sfd_cli.stages import fid, report, sample
@@ -44,8 +45,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     weights = torch.randn(3 * SIDE * SIDE, 6, generator=torch.Generator().manual_seed(0)) / 30
     crude = Extractor("dinov2", 6, torch.device("cpu"), lambda images: images.float().flatten(1) @ weights)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fid, "class_token_extractor", lambda config, device: crude)
-        patch.setattr(fid, "encoder_fingerprint", lambda config: "crude")
+        patch.setitem(EXTRACTORS, "dinov2", lambda settings, device: (crude, {"encoder": "crude"}))
         fid.run(settings)
     report.run(settings)
     return settings
@@ -182,17 +182,17 @@ def test_a_broken_log_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "plots" / "metrics"
     folder.mkdir(parents=True)
     (folder / "loss.tsv").write_text("step\tloss\n1\tnot a number\n")
-    with pytest.raises(UserError, match=r"loss\.tsv is not a log of dvclive"):
+    with refusal(folder / "loss.tsv"):
         read_curves(tmp_path)
 
 
 def test_the_grid_takes_classes_evenly_and_sorted() -> None:
     labels = [index % 3 for index in range(30)]
-    chosen = report.spread_over_classes(labels, 7)
+    chosen = spread_over_classes(labels, 7)
     assert [labels[index] for index in chosen] == [0, 0, 0, 1, 1, 2, 2]
     assert len(set(chosen)) == 7
-    assert report.spread_over_classes(list(range(100)), 4) == [0, 25, 50, 75]
-    assert report.spread_over_classes([0, 1], 36) == [0, 1]
+    assert spread_over_classes(list(range(100)), 4) == [0, 25, 50, 75]
+    assert spread_over_classes([0, 1], 36) == [0, 1]
 
 
 def test_principal_colours_mean_the_same_at_every_point() -> None:
@@ -220,8 +220,8 @@ def test_the_phases_are_told_as_they_are() -> None:
         (0.0, f"{start}: up to T = 1 {both}."),
         (1.0, f"{start}: up to T = 1 {semantics}, up to T = 2 {textures}."),
     ):
-        assert report.tell_phases(AsynchronousSchedule(offset), semantics=True) == story
-    alone = report.tell_phases(AsynchronousSchedule(0.0), semantics=False)
+        assert tell_phases(AsynchronousSchedule(offset), semantics=True) == story
+    alone = tell_phases(AsynchronousSchedule(0.0), semantics=False)
     assert alone.startswith(start)
     assert "semantic" not in alone
 

@@ -326,8 +326,8 @@ def test_compressors_may_be_files_of_the_reference_code(finished: Path) -> None:
     weights = semantic_vae_to_reference(semantic_vae.config, semantic_vae.state_dict())
     torch.save({"model_state_dict": weights}, "semvae.pt")
     section = {"channels": 5, "width": 32, "depth": 1, "heads": 2}
-    foreign = settings_with(paths={"texture_vae": "texture.ckpt", "semvae": "semvae.pt"}, semvae=section)
-    encode_latents.run(foreign)
+    of_files = settings_with(paths={"texture_vae": "texture.ckpt", "semvae": "semvae.pt"}, semvae=section)
+    encode_latents.run(of_files)
     ours, theirs = Store(finished), Store(Path("data/latents"))
     for name in ours.fields:
         assert np.array_equal(ours.read(name, range(COUNT)), theirs.read(name, range(COUNT)))

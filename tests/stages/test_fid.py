@@ -5,25 +5,33 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hand_made_features import fitted
 from PIL import Image
+from refusals import refusal
 from tiny_project import CLASSES, SIDE, random_images, tiny_settings, write_models, write_training_images
 
-from sfd_cli.config import Settings
-from sfd_cli.errors import StageFailure, UserError
+from sfd_cli.config import Fid, Settings
+from sfd_cli.errors import UserError
+from sfd_cli.evaluation import extractors, inception
 from sfd_cli.evaluation import features as features_module
-from sfd_cli.evaluation import inception
-from sfd_cli.evaluation.features import Extractor, extract
-from sfd_cli.evaluation.frechet import Moments, frechet_distance
+from sfd_cli.evaluation.extractors import EXTRACTORS, Extractor
+from sfd_cli.evaluation.features import extract
+from sfd_cli.evaluation.frechet import frechet_distance
 from sfd_cli.evaluation.images import ImageFiles, image_files, open_npz
+from sfd_cli.evaluation.metric import Compared, Score
+from sfd_cli.evaluation.reasons import Scores
 from sfd_cli.files import write_json
+from sfd_cli.report.score_table import score_tables
 from sfd_cli.stages import fid
+from sfd_cli.tables import METRICS
 from sfd_cli.weights.registry import REGISTRY
 
 WIDTH = 12
@@ -42,8 +50,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     write_training_images(settings)
     write_models(settings)
     write_samples(settings)
-    monkeypatch.setattr(fid, "class_token_extractor", lambda config, device: crude())
-    monkeypatch.setattr(fid, "encoder_fingerprint", lambda config: "crude")
+    monkeypatch.setitem(EXTRACTORS, "dinov2", lambda settings, device: (crude(), {"encoder": "crude"}))
     return settings
 
 
@@ -66,11 +73,8 @@ def with_fid(settings: Settings, **section: Any) -> Settings:
 
 def test_the_distance_is_that_of_all_samples_to_all_training_images(settings: Settings) -> None:
     result = fid.run(settings)
-    moments = []
-    for folder in (settings.paths.samples, settings.paths.images):
-        moments.append(Moments(WIDTH))
-        moments[-1].update(crude_features(image_files(folder)))
-    expected = frechet_distance(moments[0].gaussian(), moments[1].gaussian())
+    folders = (settings.paths.samples, settings.paths.images)
+    expected = frechet_distance(*(fitted(crude_features(image_files(folder))) for folder in folders))
     assert result["fd_dinov2"] == pytest.approx(expected, rel=1e-6)
     assert result["counts"]["samples"] == 12
     assert result["counts"]["fd_dinov2_reference"] == 24
@@ -92,6 +96,47 @@ def test_matched_distances_compare_equally_many_images_with_one_half_of_the_data
     found = fid.run(settings)["fd_dinov2_matched"]
     assert (found["images"], found["reference_images"]) == (9, 12)
     assert {"real", "samples", "untrained"} <= set(found)
+
+
+def test_only_the_chosen_metrics_are_computed_with_the_numbers_they_have_beside_others(settings: Settings) -> None:
+    everything, some = fid.run(settings), fid.run(with_fid(settings, metrics=["precision_recall", "kid"]))
+    chosen = {"kid_dinov2", "kid_dinov2_std", "precision_dinov2", "recall_dinov2"}
+    scores = {key for key in some if not key.endswith("_reason")} - {"counts", "notes", "used"}
+    assert scores == chosen | {"kid", "precision", "recall"}
+    assert {key: some[key] for key in chosen} == {key: everything[key] for key in chosen}
+    assert "fid.inception: none" in some["kid_reason"]
+    with pytest.raises(ValueError, match="kernel_distance"):
+        Fid(metrics=["kernel_distance"])
+
+
+class MeanDistance:
+    """A metric of somebody else: the distance between the means of the features."""
+
+    scores = (Score("md", "Distance of means, {features}", "{features} distance of means"),)
+    baselines = ()
+
+    def compute(self, compared: Compared, options: Fid) -> Scores:
+        assert compared.reference.gaussian is not None
+        return {"md": float(np.linalg.norm(compared.samples.gaussian().mean - compared.reference.gaussian.mean))}
+
+    def counts(self, compared: Compared, options: Fid) -> dict[str, Any]:
+        return {"md": [compared.samples.count, 24]}
+
+
+def test_a_metric_from_outside_is_one_entry_and_reaches_scores_and_page(
+    settings: Settings,
+) -> None:
+    METRICS.add("mean_distance", MeanDistance())
+    try:
+        found = fid.run(with_fid(settings, **Fid(metrics=["mean_distance"]).model_dump(include={"metrics"})))
+        rows = score_tables(found)["rows"]
+    finally:
+        METRICS.remove("mean_distance")
+    means = [crude_features(image_files(path)).mean(0) for path in (settings.paths.samples, settings.paths.images)]
+    assert found["md_dinov2"] == pytest.approx((means[0] - means[1]).norm().item(), rel=1e-5)
+    assert [(row["name"], row["value"], row["source"]) for row in rows] == [
+        ("Distance of means, DINOv2", f"{found['md_dinov2']:.4g}", "12 samples against 24 images")
+    ]
 
 
 def test_scoring_twice_gives_the_same_bytes(settings: Settings) -> None:
@@ -141,8 +186,8 @@ def test_with_inception_the_same_images_give_fid_kid_precision_and_recall(
 ) -> None:
     weights = tmp_path / "inception.pth"
     weights.write_bytes(b"weights")
-    monkeypatch.setattr(fid, "inception_weights", lambda: weights)
-    monkeypatch.setattr(fid, "inception_extractor", lambda path, device: crude("inception", 10))
+    monkeypatch.setattr(extractors, "inception_weights", lambda: weights)
+    monkeypatch.setattr(extractors, "inception_extractor", lambda path, device: crude("inception", 10))
     result = fid.run(with_fid(settings, inception="auto"))
     assert all(isinstance(result[key], float) for key in ("fid", "kid", "precision", "recall", "fid_untrained"))
     assert result["counts"]["fid_reference"] == 24
@@ -165,14 +210,22 @@ def test_unfinished_or_incomplete_samples_are_not_scored(settings: Settings) -> 
     assert not (settings.paths.metrics / "fid.json").exists()
 
 
+def test_one_image_on_either_side_is_not_scored(settings: Settings, tmp_path: Path) -> None:
+    with refusal("samples", 2, 1):
+        fid.run(with_fid(settings, num_images=1))
+    np.savez(tmp_path / "one.npz", arr_0=np.zeros((1, SIDE, SIDE, 3), np.uint8))
+    with refusal("fid.reference", 2, 1):
+        fid.run(with_fid(settings, reference=tmp_path / "one.npz"))
+
+
 def test_a_damaged_or_odd_sample_is_named(settings: Settings) -> None:
     path = settings.paths.samples / "000007.png"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"000007\.png cannot be read"):
+    with refusal(path):
         fid.run(settings)
     Image.new("RGB", (SIDE + 1, SIDE)).save(path)
-    with pytest.raises(UserError, match=r"000007\.png is 17x16 pixels but .*000000\.png is 16x16 pixels"):
+    with refusal(path, "17x16", settings.paths.samples / "000000.png", "16x16"):
         fid.run(settings)
 
 
@@ -250,14 +303,22 @@ def test_a_reference_that_is_none_is_refused_in_one_sentence(settings: Settings,
     empty, broken = tmp_path / "empty.npz", tmp_path / "broken.npz"
     np.savez(empty, labels=np.arange(4))
     broken.write_bytes(b"PK\x03\x04 not an archive")
-    with pytest.raises(UserError, match=r"neither images .* nor statistics .* it has: labels \(4,\)"):
+    with refusal(empty, "uint8", "mu, sigma", "labels (4,)"):
         open_npz(empty)
-    with pytest.raises(UserError, match="not a readable npz"):
+    with refusal(broken):
         open_npz(broken)
-    with pytest.raises(UserError, match="does not exist"):
+    with refusal(tmp_path / "absent.npz", "fid.reference"):
         open_npz(tmp_path / "absent.npz")
-    with pytest.raises(UserError, match="neither a folder of images nor an npz"):
+    with refusal("fid.reference", tmp_path / "absent", "`sfd weights list`"):
         fid.run(with_fid(settings, reference=tmp_path / "absent"))
+
+
+def test_statistics_that_are_not_finite_or_do_not_fit_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "statistics.npz"
+    for mean, covariance in ((np.full(3, np.nan), np.eye(3)), (np.zeros(3), np.eye(4))):
+        np.savez(path, mu=mean, sigma=covariance)
+        with refusal(path, "mu", "sigma"):
+            open_npz(path)
 
 
 def test_an_npz_that_ends_early_gives_no_number(tmp_path: Path) -> None:
@@ -269,22 +330,29 @@ def test_an_npz_that_ends_early_gives_no_number(tmp_path: Path) -> None:
         archive.writestr("arr_0.npy", content[:-50])
     images = open_npz(path).images
     assert images is not None
-    with pytest.raises(UserError, match="ends after 4 of 6 images"):
+    with refusal(path, "arr_0.npy", 4, 6):
         list(images.batches(4))
 
 
-def test_another_number_of_images_than_expected_gives_no_number() -> None:
-    images = torch.zeros(5, 3, SIDE, SIDE, dtype=torch.uint8)
-    for count in (4, 6):
-        with pytest.raises(StageFailure, match="no score is reported"):
-            extract([images], count, [crude()], seed=0)
+@dataclass(frozen=True)
+class Given:
+    """Images in memory."""
+
+    images: torch.Tensor
+
+    @property
+    def count(self) -> int:
+        return len(self.images)
+
+    def batches(self, size: int) -> Iterator[torch.Tensor]:
+        return iter(self.images.split(size))
 
 
 def test_more_images_than_rows_are_kept_still_count_in_the_distance(monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.randint(0, 256, (40, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    everything = extract(images.split(7), 40, [crude()], seed=0)["dinov2"]
+    everything = extract(Given(images), "images", [crude()], 7, seed=0)["dinov2"]
     monkeypatch.setattr(features_module, "ROWS_KEPT", 10)
-    capped = extract(images.split(7), 40, [crude()], seed=0)["dinov2"]
+    capped = extract(Given(images), "images", [crude()], 7, seed=0)["dinov2"]
     assert (len(everything.rows), len(capped.rows), capped.count) == (40, 10, 40)
     np.testing.assert_allclose(capped.gaussian().covariance, everything.gaussian().covariance)
 
@@ -295,8 +363,9 @@ def test_inception_weights_that_hold_more_than_tensors_are_not_unpickled(tmp_pat
             return (Path.touch, (tmp_path / "executed",))
 
     torch.save({"weights": Payload()}, tmp_path / "inception.pth")
-    with pytest.raises(UserError, match="which is code and not data"):
-        features_module.inception_extractor(tmp_path / "inception.pth", torch.device("cpu"))
+    with pytest.raises(UserError) as caught:
+        extractors.inception_extractor(tmp_path / "inception.pth", torch.device("cpu"))
+    assert str(tmp_path / "inception.pth") in str(caught.value)
     assert not (tmp_path / "executed").exists()
 
 
@@ -306,7 +375,7 @@ def test_inception_gives_2048_features_of_images_of_any_size(tmp_path: Path, mon
     # The architecture is torch-fidelity's; only its weights are not to be had here, so random ones do.
     monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
     torch.save({}, tmp_path / "inception.pth")
-    extractor = features_module.inception_extractor(tmp_path / "inception.pth", torch.device("cpu"))
+    extractor = extractors.inception_extractor(tmp_path / "inception.pth", torch.device("cpu"))
     found = extractor(torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8))
     assert found.shape == (2, extractor.width) == (2, 2048)
     assert torch.isfinite(found).all()
@@ -314,7 +383,7 @@ def test_inception_gives_2048_features_of_images_of_any_size(tmp_path: Path, mon
 
 def test_the_real_encoder_gives_its_class_token() -> None:
     config = tiny_settings(Path()).fid.encoder
-    extractor = features_module.class_token_extractor(config, torch.device("cpu"))
+    extractor = extractors.class_token_extractor(config, torch.device("cpu"))
     images = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
     found = extractor(images)
     assert found.shape == (2, 384)

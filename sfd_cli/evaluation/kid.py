@@ -1,4 +1,4 @@
-"""Metrics on the features themselves, by torch-fidelity: kernel distance, precision and recall."""
+"""KID, the kernel distance between two sets of features, with torch-fidelity's kernel."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from sfd_cli.config import Fid
+from sfd_cli.evaluation.metric import RowMetric, Score
+from sfd_cli.evaluation.reasons import Scores, TooFewImages
+
 SUBSETS = 100
 LARGEST_SUBSET = 1000
-# Rows of features whose distances to all others are held at once; torch's kthvalue takes five times their memory.
-DISTANCES = 512
 
 
 def kernel_distance(samples: Tensor, reference: Tensor, seed: int = 0) -> dict[str, Any]:
@@ -24,10 +26,15 @@ def kernel_distance(samples: Tensor, reference: Tensor, seed: int = 0) -> dict[s
     Returns:
         `mean`, `std` over the subsets, and `subset`, the images of each set in one subset: 1000, or all
         of the smaller set.
+
+    Raises:
+        TooFewImages: a set holds fewer than two, of which there is no unbiased estimate.
     """
     from torch_fidelity.metric_kid import kernel_mmd
 
     subset = min(LARGEST_SUBSET, len(samples), len(reference))
+    if subset < 2:
+        raise TooFewImages(needed=2, found=subset)
     draws = np.random.RandomState(seed)
     found = []
     # torch-fidelity's own loop draws the same subsets, but takes all features in float64: twice their memory again.
@@ -40,25 +47,9 @@ def kernel_distance(samples: Tensor, reference: Tensor, seed: int = 0) -> dict[s
     return {"mean": float(np.mean(found)), "std": float(np.std(found)), "subset": subset}
 
 
-def precision_recall(samples: Tensor, reference: Tensor, neighbours: int) -> tuple[float, float]:
-    """Improved precision and recall (Kynkäänniemi et al. 2019).
+def _compute(samples: Tensor, reference: Tensor, options: Fid) -> Scores:
+    found = kernel_distance(samples, reference, options.seed)
+    return {"kid": found["mean"], "kid_std": found["std"]}
 
-    Precision is the share of samples (n, D) inside the union of balls around the reference images (m, D),
-    each ball reaching to its centre's k-th neighbour; recall is the same with the roles swapped.
 
-    Raises:
-        ValueError: a set has no k-th neighbour (n or m not above k).
-    """
-    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
-
-    if min(len(samples), len(reference)) <= neighbours:
-        raise ValueError(f"needs more than {neighbours} images on either side")
-    found = prc_features_to_metric(
-        samples.float(),
-        reference.float(),
-        prc_neighborhood=neighbours,
-        prc_batch_size=DISTANCES,
-        save_cpu_ram=True,
-        verbose=False,
-    )
-    return found[KEY_METRIC_PRECISION], found[KEY_METRIC_RECALL]
+KID = RowMetric((Score("kid", "Kernel distance (KID), {features}", "{features} KID", spread="kid_std"),), _compute)

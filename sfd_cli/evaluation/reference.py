@@ -1,0 +1,83 @@
+"""What samples are scored against: images, published statistics of their features, or both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sfd_cli.config import Settings
+from sfd_cli.data.images import ImageManifest
+from sfd_cli.errors import UserError
+from sfd_cli.evaluation.gaussian import Gaussian
+from sfd_cli.evaluation.images import ImageFiles, ImageSource, image_files, open_npz
+from sfd_cli.weights.models import locate
+
+
+@dataclass(frozen=True)
+class ReferenceSource:
+    """Where a reference comes from, before features are computed.
+
+    Attributes:
+        description: for `fid.json`.
+        images: its images, if there are any.
+        statistics: published statistics of features, if there are any.
+    """
+
+    description: str
+    images: ImageSource | None
+    statistics: Gaussian | None = None
+
+    def statistics_of_width(self, width: int) -> Gaussian | None:
+        """The statistics, if they are of features of this width: nothing else tells which extractor gave them."""
+        return self.statistics if self.statistics is not None and self.statistics.width == width else None
+
+
+def open_references(settings: Settings, widths: dict[str, int], side: int) -> dict[str, ReferenceSource]:
+    """What each extractor's features of the samples are compared with.
+
+    That is what `fid.reference` names; the training images where it is unset, and for an extractor of which it says
+    nothing: published statistics are of Inception's features, and the DINOv2 distance needs images.
+
+    Args:
+        settings: the sections `fid`, `paths` and `runtime` are read.
+        widths: features per image, by extractor.
+        side: of the samples, to which images in a folder are centre-cropped.
+
+    Raises:
+        UserError: it is missing, damaged or something else.
+    """
+    source = _named(settings, side)
+    if source.images is not None:
+        return dict.fromkeys(widths, source)
+    unscored = [name for name, width in widths.items() if source.statistics_of_width(width) is None]
+    instead = _training_images_if_there(settings, side) if unscored else source
+    return {name: instead if name in unscored else source for name in widths}
+
+
+def _named(settings: Settings, side: int) -> ReferenceSource:
+    if settings.fid.reference is None:
+        return _training_images(settings, side)
+    path = locate(settings.fid.reference, "metric")
+    if path.is_dir():
+        return ReferenceSource(str(path), ImageFiles(image_files(path), side, settings.runtime.workers))
+    if path.suffix == ".npz":
+        opened = open_npz(path)
+        return ReferenceSource(str(path), opened.images, opened.statistics)
+    raise UserError(
+        "fid.reference",
+        f"{path} is neither a folder of images nor an npz",
+        "give one of these, or a name from `sfd weights list`",
+    )
+
+
+def _training_images(settings: Settings, side: int) -> ReferenceSource:
+    manifest = ImageManifest.load(settings.paths.images)
+    files = [manifest.path(index) for index in range(len(manifest))]
+    description = f"training images {settings.paths.images} {manifest.fingerprint[:16]}"
+    return ReferenceSource(description, ImageFiles(files, side, settings.runtime.workers))
+
+
+def _training_images_if_there(settings: Settings, side: int) -> ReferenceSource:
+    try:
+        return _training_images(settings, side)
+    except UserError:
+        return ReferenceSource("none", None)

@@ -1,0 +1,131 @@
+"""The parts of the page: what each shows, or why it cannot be shown yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from sfd_cli.artifacts.sampled import Sampled
+from sfd_cli.config import Settings
+from sfd_cli.data.images import decode_image
+from sfd_cli.diffusion.schedule import Schedule
+from sfd_cli.errors import UserError
+from sfd_cli.files import read_json
+from sfd_cli.pipeline.trajectory import follow_samples
+from sfd_cli.report.curves import draw_curves, read_curves
+from sfd_cli.report.page import picture_uri
+from sfd_cli.report.pictures import draw_samples, draw_trajectory
+from sfd_cli.report.score_table import score_tables
+
+LOGS = {"semvae": "Semantic VAE", "texture_vae": "Texture VAE", "dit": "Diffusion transformer", "guide": "Guide"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the page, or the reason why there is none.
+
+    Attributes:
+        picture: data URI of the PNG.
+        caption: below it.
+        story: above it.
+        reason: why there is none.
+    """
+
+    picture: str = ""
+    caption: str = ""
+    story: str = ""
+    reason: str = ""
+
+
+def sample_grid(settings: Settings, path: Path) -> Picture:
+    """The first samples of each class; also written to `path`."""
+    try:
+        samples = Sampled.open(settings.paths.samples)
+    except UserError as error:
+        return Picture(reason=str(error))
+    chosen = spread_over_classes(samples.labels, settings.report.grid_images)
+    names = samples.class_names
+    captions = [names[samples.labels[index]] if names else samples.files[index].stem for index in chosen]
+    draw_samples(path, [np.asarray(decode_image(samples.files[index])) for index in chosen], captions)
+    caption = f"{len(chosen)} of {len(samples.files):,} samples: the first of each class, not picked by eye."
+    return Picture(picture_uri(path), caption)
+
+
+def trajectory(settings: Settings, path: Path) -> Picture:
+    """A few samples on their way from noise, sampled once more; also written to `path`."""
+    try:
+        samples = Sampled.open(settings.paths.samples)
+        chosen = spread_over_classes(samples.labels, settings.report.trajectory_images)
+        found, schedule = follow_samples(settings, samples, chosen)
+    except UserError as error:
+        return Picture(reason=str(error))
+    draw_trajectory(path, found, schedule)
+    semantics = bool(found.semantics.shape[2])
+    caption = "The same samples at several points of the schedule. Texture: the texture latent as it is at T, decoded."
+    if semantics:
+        caption += (
+            " Semantics: the semantic latent as it is at T, its first three principal components as red, green and"
+            " blue; components and ranges are those of the finished semantics."
+        )
+    return Picture(picture_uri(path), caption, tell_phases(schedule, semantics))
+
+
+def scores(settings: Settings) -> dict[str, Any]:
+    """Tables of the scores, with a warning where they are of other samples than those shown."""
+    path = settings.paths.metrics / "fid.json"
+    if not path.exists():
+        return {"rows": [], "reason": "There are no scores yet; run `sfd fid`."}
+    found = read_json(path)
+    tables = score_tables(found)
+    if found.get("used", {}).get("samples") != _description(settings):
+        tables["notes"].insert(0, "These scores are of other samples than those shown above; run `sfd fid` again.")
+    return tables
+
+
+def losses(metrics: Path) -> list[Markup]:
+    """A picture of the losses of every network whose training has been logged."""
+    curves = {name: read_curves(metrics / name) for name in LOGS}
+    return [Markup(draw_curves(LOGS[name], found, identity=name)) for name, found in curves.items() if found]
+
+
+def spread_over_classes(labels: list[int], count: int) -> list[int]:
+    """Indices of `count` samples, the classes as evenly as can be, sorted by class.
+
+    With more classes than that, evenly spaced classes with one sample each.
+    """
+    members: dict[int, list[int]] = {}
+    for index, label in enumerate(labels):
+        members.setdefault(label, []).append(index)
+    classes = sorted(members)
+    if len(classes) > count:
+        classes = [classes[position * len(classes) // count] for position in range(count)]
+    chosen: list[int] = []
+    depth = 0
+    while len(chosen) < min(count, sum(len(members[label]) for label in classes)):
+        chosen += [members[label][depth] for label in classes if depth < len(members[label])]
+        depth += 1
+    return sorted(chosen[:count], key=lambda index: (labels[index], index))
+
+
+def tell_phases(schedule: Schedule, semantics: bool) -> str:
+    """Which latent moves when, in words; without `semantics` there is only that of the textures."""
+    if not semantics:
+        return f"Sampling runs along one progress T, from noise at T = 0 to the image at T = {schedule.end:g}."
+    moving = {
+        (True, True): "both latents move",
+        (False, True): "only the semantic latent moves",
+        (True, False): "only the texture latent moves",
+    }
+    told = [f"up to T = {phase.end:g} {moving[phase.moves]}" for phase in schedule.phases]
+    return f"Sampling runs along one progress T: {', '.join(told)}."
+
+
+def _description(settings: Settings) -> str:
+    try:
+        return Sampled.open(settings.paths.samples).description
+    except UserError:
+        return ""

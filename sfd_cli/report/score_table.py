@@ -1,0 +1,76 @@
+"""What the page says of the scores in `fid.json`: a row for each number that a metric of the table gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sfd_cli.evaluation.extractors import LABELS
+from sfd_cli.evaluation.metric import Metric, Score
+from sfd_cli.evaluation.scores import name_of
+from sfd_cli.report.page import draw_ruler
+from sfd_cli.tables import METRICS
+
+# The number that is looked for first.
+HEADLINE = "fd"
+
+
+def score_tables(found: dict[str, Any]) -> dict[str, Any]:
+    """Rows, rulers and notes for the page from the contents of `fid.json`."""
+    rows, rulers, notes = [], [], list(found.get("notes", []))
+    for extractor, features in LABELS.items():
+        shown, missing = [], []
+        for name in METRICS:
+            metric: Metric = METRICS[name]
+            for score in (*metric.scores, *metric.baselines):
+                key = name_of(extractor, score.key)
+                if found.get(key) is not None:
+                    shown.append(_row(found, metric, score, extractor))
+                elif reason := found.get(f"{key}_reason"):
+                    missing.append((score.phrase.format(features=features), reason))
+            matched = found.get(name_of(extractor, f"{metric.scores[0].key}_matched"))
+            if matched and matched.get("untrained") is not None:
+                rulers.append(_ruler(matched, metric.scores[0].phrase.format(features=features)))
+        rows += shown
+        if shown:
+            notes += [f"No {phrase}: {reason}." for phrase, reason in missing]
+        else:
+            notes.append(f"No {features} scores: {missing[0][1] if missing else 'not computed'}.")
+    return {"rows": rows, "rulers": rulers, "notes": notes, "reason": ""}
+
+
+def headlines(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Of each extractor there is: name, value and note of the number that is looked for first."""
+    told = []
+    for extractor, features in LABELS.items():
+        value = found.get(name_of(extractor, HEADLINE))
+        if value is not None:
+            (score,) = METRICS[HEADLINE].scores
+            beside = [("untrained", "an untrained model"), ("halves", "two halves of the data")]
+            there = [(found.get(name_of(extractor, f"{HEADLINE}_{key}")), what) for key, what in beside]
+            stands = [f"{other:.4g} {what}" for other, what in there if other is not None]
+            told.append((score.label.format(features=features), f"{value:.4g}", "; ".join(stands)))
+    return told
+
+
+def _row(found: dict[str, Any], metric: Metric, score: Score, extractor: str) -> dict[str, Any]:
+    value = f"{found[name_of(extractor, score.key)]:.4g}"
+    if score.spread:
+        value += f" ± {found[name_of(extractor, score.spread)]:.2g}"
+    counts = found["counts"]
+    reference = counts.get(name_of(extractor, f"{metric.scores[0].key}_reference"))
+    images = score.counted.format(
+        samples=counts["samples"],
+        untrained=counts.get("untrained", 0),
+        compared=counts.get(name_of(extractor, score.key), (0, 0)),
+        reference=f"{reference:,} reference images" if reference else "published statistics",
+    )
+    label = score.label.format(features=LABELS[extractor])
+    return {"name": label, "value": value, "source": images, "main": score.key == HEADLINE}
+
+
+def _ruler(found: dict[str, Any], phrase: str) -> dict[str, Any]:
+    caption = (
+        f"{phrase}, like with like: {found['images']:,} images of each kind, against the same"
+        f" {found['reference_images']:,} real images. The real ones on the left are others than these."
+    )
+    return {"svg": draw_ruler(found["real"], found["samples"], found["untrained"]), "caption": caption}

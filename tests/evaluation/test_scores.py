@@ -1,0 +1,202 @@
+"""Scores and their baselines on features made by hand, where the right answer is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hand_made_features import fitted
+from torch import Tensor
+
+from sfd_cli.config import Fid
+from sfd_cli.evaluation.features import FeatureSet
+from sfd_cli.evaluation.frechet import FRECHET, frechet_distance
+from sfd_cli.evaluation.kid import kernel_distance
+from sfd_cli.evaluation.metric import Compared, Reference
+from sfd_cli.evaluation.reasons import Scores
+from sfd_cli.evaluation.scores import name_of, score
+
+SEED = 5
+
+
+def normal(count: int, width: int = 3, seed: int = 0, at: float = 0.0, spread: float = 1.0) -> Tensor:
+    return at + spread * torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+
+
+def feature_set(rows: Tensor, seed: int = SEED) -> FeatureSet:
+    """A feature set that was told of the rows in three batches."""
+    features = FeatureSet(rows.shape[1], len(rows), seed)
+    for batch in rows.tensor_split(3):
+        features.update(batch)
+    return features
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    return frechet_distance(fitted(a), fitted(b))
+
+
+def in_first_half(count: int, seed: int = SEED) -> Tensor:
+    """Which of `count` images a feature set puts into its first half."""
+    numbered = feature_set(torch.arange(count, dtype=torch.float32)[:, None], seed)
+    chosen = torch.zeros(count, dtype=torch.bool)
+    chosen[numbered.first_half_rows()[:, 0].long()] = True
+    return chosen
+
+
+def with_baselines(samples: Tensor, reference: Tensor, untrained: Tensor) -> Scores:
+    compared = Compared(feature_set(samples), Reference(feature_set(reference)), feature_set(untrained))
+    return FRECHET.compute_baselines(compared, seed=0)
+
+
+def scored(samples: FeatureSet, reference: Reference, neighbours: int, seed: int = 0) -> Scores:
+    return score(Compared(samples, reference), Fid(neighbours=neighbours, seed=seed, baselines=False))
+
+
+def test_collapsed_samples_are_precise_and_recall_nothing() -> None:
+    reference = normal(60)
+    collapsed = reference[7] + normal(20, seed=1, at=1e-3, spread=1e-4)
+    scores = scored(feature_set(collapsed), Reference(feature_set(reference)), neighbours=3)
+    assert (scores["precision"], scores["recall"]) == (1.0, 0.0)
+
+
+def test_scattered_samples_recall_everything_and_are_not_precise() -> None:
+    reference = normal(20, spread=1e-4)
+    scattered = torch.cat((reference[:5] + 1e-5, normal(60, seed=1, at=50.0)))
+    scores = scored(feature_set(scattered), Reference(feature_set(reference)), neighbours=5)
+    assert scores["precision"] == pytest.approx(5 / 65)
+    assert scores["recall"] == 1.0
+
+
+def test_the_halves_of_a_reference_sorted_by_class_are_random_and_near_each_other() -> None:
+    sorted_by_class = torch.cat([normal(50, seed=label, at=10.0 * label) for label in range(4)])
+    scores = with_baselines(normal(30), sorted_by_class, normal(30))
+    by_position = distance(sorted_by_class[:100], sorted_by_class[100:])
+    assert by_position > 1000
+    assert scores["fd_halves"] < 0.05 * by_position
+    first = in_first_half(200)
+    assert first.sum() == 100
+    assert scores["fd_halves"] == pytest.approx(distance(sorted_by_class[first], sorted_by_class[~first]), rel=1e-6)
+
+
+def test_the_halves_differ_from_seed_to_seed_and_the_first_of_an_odd_number_is_the_smaller() -> None:
+    one, other = in_first_half(41, seed=1), in_first_half(41, seed=2)
+    assert (one.sum(), other.sum()) == (20, 20)
+    assert not torch.equal(one, other)
+    assert torch.equal(one, in_first_half(41, seed=1))
+
+
+@pytest.mark.parametrize("count", [8, 20, 50])
+def test_the_real_baseline_is_never_drawn_from_the_half_it_is_compared_with(count: int) -> None:
+    first = in_first_half(40)
+    reference = torch.where(first[:, None], 0.0, 10.0) + normal(40, spread=0.1)
+    found = FRECHET.matched({"samples": feature_set(normal(count))}, feature_set(reference), seed=0)
+    assert (found["images"], found["reference_images"]) == (min(count, 20), 20)
+    # Three features that are 10 apart; one image of the other half among 20 would take off 29.
+    assert found["real"] == pytest.approx(300, abs=5)
+
+
+def test_matched_distances_are_of_equally_many_random_images_to_the_second_half() -> None:
+    reference, first = normal(40), in_first_half(40)
+    sets = {"samples": feature_set(normal(12, seed=1)), "untrained": feature_set(normal(30, seed=2, at=4.0))}
+    found = FRECHET.matched(sets, feature_set(reference), seed=3)
+    assert found["images"] == 12
+    assert found["samples"] == pytest.approx(distance(normal(12, seed=1), reference[~first]), rel=1e-6)
+    assert found["untrained"] > 10 * found["samples"]
+    assert found == FRECHET.matched(sets, feature_set(reference), seed=3)
+    redrawn = FRECHET.matched(sets, feature_set(reference), seed=4)
+    assert redrawn["samples"] == pytest.approx(found["samples"], rel=1e-9), "all samples are taken whatever the seed"
+    assert redrawn["untrained"] != found["untrained"]
+    assert redrawn["real"] != found["real"]
+
+
+def test_matched_images_are_drawn_from_everywhere_and_not_from_the_first_class_alone() -> None:
+    sorted_by_class = torch.cat([normal(100, seed=label, at=10.0 * label) for label in range(2)])
+    found = FRECHET.matched({"samples": feature_set(normal(40, at=5.0))}, feature_set(sorted_by_class), seed=0)
+    assert found["images"] == 40
+    assert found["real"] < 10, "images of one class alone would be 75 away"
+
+
+def test_an_untrained_model_is_far_away_and_the_samples_are_not() -> None:
+    samples, reference, untrained = normal(60, seed=1), normal(80), normal(60, seed=2, at=10.0)
+    scores = with_baselines(samples, reference, untrained)
+    near = scored(feature_set(samples), Reference(feature_set(reference)), neighbours=3)["fd"]
+    assert near == pytest.approx(distance(samples, reference), rel=1e-6)
+    assert scores["fd_untrained"] == pytest.approx(distance(untrained, reference), rel=1e-6)
+    assert scores["fd_untrained"] > 100 * near
+    assert scores["fd_matched"]["untrained"] > 100 * scores["fd_matched"]["samples"]
+
+
+def reasons(scores: Scores) -> dict[str, str]:
+    """The reasons in `scores`, each beside a score that is None."""
+    found = {name.removesuffix("_reason"): value for name, value in scores.items() if name.endswith("_reason")}
+    assert all(scores[name] is None for name in found)
+    return found
+
+
+def test_published_statistics_come_before_the_images_for_distances_and_the_images_serve_the_rest() -> None:
+    samples, images, published = normal(30, seed=1), normal(40), normal(500, at=7.0)
+    scores = scored(feature_set(samples), Reference(feature_set(images), fitted(published)), neighbours=3, seed=2)
+    kid = kernel_distance(samples, images, seed=2)
+    assert scores["fd"] == pytest.approx(distance(samples, published), rel=1e-6)
+    assert (scores["kid"], scores["kid_std"]) == (kid["mean"], kid["std"])
+    assert 0 < scores["precision"] < 1
+    assert set(scores) == {"fd", "kid", "kid_std", "precision", "recall"}
+
+
+def test_statistics_alone_give_the_distance_and_reasons_for_the_rest() -> None:
+    samples, untrained, published = normal(30, seed=1), normal(30, seed=2, at=4.0), normal(500)
+    reference = Reference(None, fitted(published))
+    scores = scored(feature_set(samples), reference, neighbours=3)
+    assert scores["fd"] == pytest.approx(distance(samples, published), rel=1e-6)
+    assert set(scores) == {"fd"} | {name + end for name in ("kid", "precision", "recall") for end in ("", "_reason")}
+    assert all("statistics only" in why for why in reasons(scores).values())
+    found = FRECHET.compute_baselines(Compared(feature_set(samples), reference, feature_set(untrained), ""), seed=0)
+    assert found["fd_untrained"] == pytest.approx(distance(untrained, published), rel=1e-6)
+    assert reasons(found).keys() == {"fd_halves", "fd_matched"}
+    assert all("no images to halve" in why for why in reasons(found).values())
+
+
+def test_without_a_reference_every_score_is_none_with_a_reason() -> None:
+    samples = feature_set(normal(30))
+    scores = scored(samples, Reference(None), neighbours=3)
+    assert reasons(scores).keys() == {"fd", "kid", "precision", "recall"}
+    assert all("neither images nor statistics" in why for why in reasons(scores).values())
+    found = FRECHET.compute_baselines(Compared(samples, Reference(None), samples, ""), seed=0)
+    assert reasons(found).keys() == {"fd_untrained", "fd_halves", "fd_matched"}
+    assert "no reference" in reasons(found)["fd_untrained"]
+
+
+def test_too_few_images_for_a_kth_neighbour_cost_precision_and_recall_only() -> None:
+    scores = scored(feature_set(normal(5, width=2)), Reference(feature_set(normal(20, width=2, seed=1))), neighbours=5)
+    assert reasons(scores).keys() == {"precision", "recall"}
+    assert all("more than 5 images" in why for why in reasons(scores).values())
+    assert all(isinstance(scores[name], float) for name in ("fd", "kid", "kid_std"))
+
+
+def test_without_an_untrained_model_its_reason_stands_there_and_the_rest_is_scored() -> None:
+    samples, reference = feature_set(normal(9)), feature_set(normal(20, seed=1))
+    found = FRECHET.compute_baselines(Compared(samples, Reference(reference), None, "no model"), seed=0)
+    assert reasons(found) == {"fd_untrained": "no model"}
+    assert found["fd_matched"].keys() == {"images", "reference_images", "real", "samples"}
+
+
+@pytest.mark.parametrize(("count", "enough"), [(3, False), (4, True)])
+def test_four_images_make_two_halves(count: int, enough: bool) -> None:
+    samples = feature_set(normal(9, width=1))
+    reference = Reference(feature_set(normal(count, width=1)))
+    found = FRECHET.compute_baselines(Compared(samples, reference, samples), seed=0)
+    assert reasons(found).keys() == (set() if enough else {"fd_halves", "fd_matched"})
+    assert found["fd_untrained"] > 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "inception", "other"),
+    [
+        ("fd", "fid", "fd_dinov2"),
+        ("fd_untrained", "fid_untrained", "fd_dinov2_untrained"),
+        ("kid", "kid", "kid_dinov2"),
+        ("kid_std", "kid_std", "kid_dinov2_std"),
+        ("fd_halves_reason", "fid_halves_reason", "fd_dinov2_halves_reason"),
+    ],
+)
+def test_a_metric_is_named_as_the_field_does_or_after_its_extractor(metric: str, inception: str, other: str) -> None:
+    assert (name_of("inception", metric), name_of("dinov2", metric)) == (inception, other)
