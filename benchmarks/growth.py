@@ -22,20 +22,17 @@ import harness
 import numpy as np
 import torch
 from PIL import Image
+from training_step import build, make_problem
 
 from sfd_cli.config import Settings
 from sfd_cli.data.images import ImageManifest
-from sfd_cli.diffusion.objective import draw_progress, interpolate, repa, velocity_cosine, velocity_mse, velocity_target
-from sfd_cli.diffusion.schedule import AsynchronousSchedule
 from sfd_cli.files import write_json
 from sfd_cli.formats.model_folder import save_model
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
-from sfd_cli.networks.precision import autocast, choose_precision
+from sfd_cli.networks.precision import choose_precision
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
 from sfd_cli.stages import encode_latents
-from sfd_cli.training.averages import EMA
-from sfd_cli.training.optimisation import Optimisation
 from sfd_cli.training.throughput import training_flops
 
 SIDE, TEXTURE, SEMANTIC, FEATURES = 64, 24, 8, 384
@@ -103,30 +100,10 @@ def network(grid: int, width: int, depth: int) -> LightningDiTConfig:
     return LightningDiTConfig(grid, TEXTURE + SEMANTIC, 9, SEMANTIC, width, depth, heads=width // 48, **projector)
 
 
-def step_of(config: LightningDiTConfig, batch: int, device: torch.device) -> Callable[[], object]:
-    """A training step as the loop takes it: draws, losses, backward pass, AdamW and the average."""
-    torch.manual_seed(0)
-    model = LightningDiT(config).to(device).train()
-    optimisation, average = Optimisation(model, 0.999, 0.0, None), EMA(model, 0.9999)
-    shape = (batch, config.in_channels, config.grid, config.grid)
-    data, labels = torch.randn(shape, device=device), torch.arange(batch, device=device) % config.num_classes
-    features = torch.randn(batch, config.grid**2, FEATURES, device=device)
-    schedule, precision = AsynchronousSchedule(0.3), choose_precision("auto", device)
-
-    def step() -> object:
-        noise = torch.randn_like(data)
-        times = schedule.times(draw_progress(batch, schedule, device=device))
-        x = interpolate(data, noise, times, config.space)
-        with autocast(precision, device):
-            velocity, projection = model(x, times.texture, times.semantic, labels, True)
-        target, velocity = velocity_target(data, noise), velocity.float()
-        loss = velocity_mse(velocity, target, config.space, 2.0) + velocity_cosine(velocity, target)
-        optimisation.backward((loss + repa(projection.float(), features, "cos")).mean(), 1.0)
-        norm, _ = optimisation.step(1e-4)
-        average.update(model)
-        return norm
-
-    return step
+def step_of(config: LightningDiTConfig, batch: int, device: torch.device) -> Callable[[], None]:
+    """A training step as `sfd train` takes it, not compiled, on random latents."""
+    problem = make_problem(config, batch, choose_precision("auto", device), device)
+    return build("eager", problem).step
 
 
 def flops_of(config: LightningDiTConfig, batch: int) -> int:

@@ -1,7 +1,7 @@
 """How long does a training step take? Ours, compiled and not, against the same network in plain eager PyTorch.
 
 All candidates start from the same weights and see the same batch, times, noise and dropped labels. Ours is the step
-of `sfd_cli/training/fit.py` itself: draws, the three losses, backward, fused AdamW with the gradient's norm and its
+of `sfd_cli/training/step.py` itself: draws, the three losses, backward, fused AdamW with the gradient's norm and its
 check for NaN, the average of the weights, the running means of the losses. The baseline is `plain_dit.py`.
 
     eager     `dit.compile: false`
@@ -49,7 +49,8 @@ from sfd_cli.data.store import Field, Store
 from sfd_cli.formats.convert import dit_to_reference
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.processes import Processes
-from sfd_cli.training.fit import LoopSettings, _Run, seed_of_step
+from sfd_cli.training.settings import LoopSettings
+from sfd_cli.training.step import TrainingStep, seed_of_step
 from sfd_cli.training.throughput import peak_flops, training_flops
 from sfd_cli.training.velocity_task import VelocityTask
 
@@ -127,7 +128,7 @@ class Problem:
 
 
 class Ours:
-    """The step of the training loop, on a network that `prepare` may have compiled."""
+    """The step that trains, on a network that `prepare` may have compiled."""
 
     def __init__(self, problem: Problem, prepare: Callable[[nn.Module], nn.Module]) -> None:
         settings = LoopSettings(
@@ -140,21 +141,18 @@ class Ours:
             ema_decay=EMA_DECAY,
             precision="bf16" if problem.precision == "bf16" else "fp32",
         )
-        sampler = EpochSampler(problem.batch_size, problem.batch_size, 0)
         model = copy.deepcopy(problem.model)
-        # The loop's own object, so that what is timed is what trains; it has no public step.
-        self.run = _Run(problem.task, model, sampler, settings, Processes(), problem.device, "benchmark")
-        self.network = prepare(model)
+        self.training = TrainingStep(problem.task, model, settings, Processes(), problem.device)
+        self.training.network = prepare(model)
         self.batch = problem.batch
 
     def step(self) -> None:
         """One step, as the loop takes it between two readings of the losses."""
-        self.run._take_step(self.network, self.batch)
-        self.run.step += 1
+        self.training(self.batch)
 
     def losses(self) -> dict[str, float]:
         """Of the last step, if it was read before that."""
-        return self.run.tally.read().means
+        return self.training.means.read().means
 
 
 class Plain:

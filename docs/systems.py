@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from sfd_cli.config import DiT, Settings, load_settings
+from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
-from sfd_cli.stages.train import network_config
 from sfd_cli.training.throughput import PEAKS, training_flops
+from sfd_cli.training.transformer import network_config
 
 PRESETS = Path(__file__).parents[1] / "sfd_cli" / "presets"
 CLASSES = 1000
@@ -48,9 +49,9 @@ class Row:
 def architecture(settings: Settings, section: DiT) -> LightningDiTConfig:
     """What `sfd train` builds for a section of a preset on ImageNet's classes."""
     semantic = settings.semvae.channels if section.semantics else 0
-    channels = settings.texture_vae.channels * settings.texture_vae.space_to_depth**2 + semantic
-    shape = (channels, settings.grid, settings.grid)
-    return network_config(section, shape, semantic, token_width(settings.encoder.name), CLASSES)
+    texture = settings.texture_vae.channels * settings.texture_vae.space_to_depth**2
+    space = LatentSpace(texture, semantic, settings.grid)
+    return network_config(section, space, token_width(settings.encoder.name), CLASSES)
 
 
 def token_width(encoder: str) -> int:

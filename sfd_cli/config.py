@@ -21,8 +21,9 @@ from pydantic import (
     model_validator,
 )
 
+from sfd_cli.architecture import require_heads, require_levels, require_patches, require_transformer
 from sfd_cli.errors import SettingError, UserError
-from sfd_cli.tables import IMAGE_SOURCES, METRICS, SCHEDULES, SOLVERS
+from sfd_cli.tables import COMPRESSORS, IMAGE_SOURCES, METRICS, SCHEDULES, SOLVERS
 
 DEFAULT_PARAMS = Path("params.yaml")
 
@@ -150,7 +151,7 @@ class VAETraining(Section):
 class SemVAE(VAETraining):
     """`train-semvae`: compress patch tokens to a few channels (paper, Semantic VAE; ReDi, principal components)."""
 
-    compressor: Literal["vae", "pca", "none"] = Field(
+    compressor: Annotated[str, AfterValidator(COMPRESSORS.require)] = Field(
         "vae", description="vae: Semantic VAE; pca: principal components of the tokens; none: no semantics at all"
     )
     weights: str | None = Field(
@@ -164,10 +165,7 @@ class SemVAE(VAETraining):
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
-        if self.width % self.heads:
-            raise SettingError(
-                "heads", f"{self.heads} heads do not divide semvae.width {self.width}", "change one of them"
-            )
+        require_heads(self.width, self.heads)
         if self.weights is not None and self.compressor != "vae":
             problem = f"{self.weights} is imported for compressor: vae, not {self.compressor}"
             raise SettingError("weights", problem, "unset it, or use semvae.compressor: vae")
@@ -201,15 +199,7 @@ class TextureVAE(VAETraining):
 
     @model_validator(mode="after")
     def _levels_fit(self) -> Self:
-        for channels in self.block_channels:
-            if channels % self.norm_groups:
-                problem = f"{self.norm_groups} does not divide {channels} of block_channels"
-                raise SettingError("norm_groups", problem, "change one of them")
-        for level in self.attention_levels:
-            if not 0 <= level < len(self.block_channels):
-                levels = len(self.block_channels)
-                problem = f"{level} is not one of the {levels} levels of block_channels"
-                raise SettingError("attention_levels", problem, f"give levels from 0 to {levels - 1}")
+        require_levels(self.block_channels, self.norm_groups, self.attention_levels)
         return self
 
     @property
@@ -281,18 +271,11 @@ class DiT(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        head = self.width // self.heads
-        if self.width % self.heads:
-            raise SettingError("heads", f"{self.heads} heads do not divide width {self.width}", "change one of them")
-        if self.rope and head % 4:
-            problem = f"2-D rotary positions need width / heads ({head}) divisible by 4"
-            raise SettingError("heads", problem, "use another number, or rope: false")
+        repa_depth = 0 if self.repa == "none" else self.repa_depth
+        require_transformer(width=self.width, depth=self.depth, heads=self.heads, rope=self.rope, repa_depth=repa_depth)
         if self.batch_size % self.accumulate:
             problem = f"{self.accumulate} does not divide batch_size {self.batch_size}"
             raise SettingError("accumulate", problem, "change one of them")
-        if self.repa != "none" and self.repa_depth > self.depth:
-            problem = f"{self.repa_depth} is past the last of {self.depth} blocks (depth)"
-            raise SettingError("repa_depth", problem, "choose a block of the network, counted from 1")
         if self.repa != "none" and self.patch_size != 1:
             problem = f"needs one token per latent pixel, but patch_size is {self.patch_size}"
             raise SettingError("repa", problem, "use repa: none, or patch_size: 1")
@@ -455,9 +438,8 @@ class Settings(Section):
         for key, section in (("dit", self.dit), ("guide", self.guide)):
             if section is None:
                 continue
-            if self.grid % section.patch_size:
-                problem = f"{section.patch_size} does not divide the {self.grid}x{self.grid} grid"
-                raise SettingError(f"{key}.patch_size", problem, "use 1, or another image size")
+            with _within(key):
+                require_patches(self.grid, section.patch_size)
             if section.repa == "stored" and not self.latents.store_features:
                 problem = "'stored' needs latents.store_features: true"
                 raise SettingError(f"{key}.repa", problem, "store them, or use repa: 'decoded'")

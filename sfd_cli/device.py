@@ -18,7 +18,9 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"runtime.device: {name!r} is not a device; use auto, cpu, cuda or cuda:N") from None
+        raise UserError("runtime.device", f"{name!r} is not a device", "use auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"runtime.device: {name!r} is not here (CUDA devices: {torch.cuda.device_count()})")
+        raise UserError(
+            "runtime.device", f"{name!r} is not here (CUDA devices: {torch.cuda.device_count()})", "use auto or cpu"
+        )
     return device

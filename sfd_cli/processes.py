@@ -35,7 +35,7 @@ class Processes:
 
     @classmethod
     def join(cls) -> Processes:
-        """Meet the processes that torchrun's environment variables speak of: NCCL between GPUs, gloo between CPUs."""
+        """Join torchrun's process group, NCCL between GPUs and gloo between CPUs; without it this is the only one."""
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if count == 1:
             return cls()
@@ -64,7 +64,7 @@ class Processes:
         return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def without_sync(self, network: nn.Module) -> AbstractContextManager[Any]:
-        """A block whose backward passes keep their gradients to themselves, for all micro-batches but the last."""
+        """A block whose backward passes do not average gradients, for all micro-batches but the last."""
         return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
     def mean(self, values: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class Processes:
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so. Goes over the CPU, so that no GPU is waited for."""
+        """Whether `flag` is set in any process. Goes over the CPU, so that no GPU is waited for."""
         if self.count == 1:
             return flag
         votes = torch.tensor(int(flag))
@@ -83,7 +83,7 @@ class Processes:
         return bool(votes.item())
 
     def broadcast(self, value: T) -> T:
-        """What the first process says; the others' values do not count."""
+        """Rank 0's value, in every process; it must be picklable."""
         if self.count == 1:
             return value
         box = [value]
@@ -91,5 +91,5 @@ class Processes:
         return box[0]
 
     def barrier(self) -> None:
-        """Until every process is here."""
+        """Wait until every process is here."""
         self.any(False)

@@ -91,6 +91,16 @@ SCHEDULES = Table(
     },
 )
 
+COMPRESSORS = Table(
+    "semantic compressor",
+    "compressors",
+    {
+        "vae": "sfd_cli.training.compressors:VAE",
+        "pca": "sfd_cli.training.compressors:PCA",
+        "none": "sfd_cli.training.compressors:NONE",
+    },
+)
+
 SOLVERS = Table(
     "solver",
     "solvers",

@@ -20,8 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sfd_cli.architecture import require_patches, require_transformer
 from sfd_cli.diffusion.conditions import Conditions
 from sfd_cli.diffusion.latents import LatentSpace
+from sfd_cli.errors import SettingError
 
 TIME_FREQUENCIES = 256
 
@@ -54,16 +56,12 @@ class LightningDiTConfig:
     feature_width: int = 0
 
     def __post_init__(self) -> None:
-        if self.width % self.heads or self.width % 4:
-            raise ValueError(f"width {self.width} must be divisible by heads ({self.heads}) and by 4")
-        if self.rope and (self.width // self.heads) % 4:
-            raise ValueError(f"2-D rotary positions need a head width divisible by 4, not {self.width // self.heads}")
-        if self.grid % self.patch_size:
-            raise ValueError(f"patch_size {self.patch_size} does not divide the {self.grid}x{self.grid} grid")
-        if not 0 <= self.repa_depth <= self.depth:
-            raise ValueError(f"repa_depth {self.repa_depth} is not among the {self.depth} blocks")
+        require_transformer(
+            width=self.width, depth=self.depth, heads=self.heads, rope=self.rope, repa_depth=self.repa_depth
+        )
+        require_patches(self.grid, self.patch_size)
         if self.repa_depth and not self.feature_width:
-            raise ValueError("a REPA projector needs feature_width, the width of the encoder's patch tokens")
+            raise SettingError("feature_width", "a REPA projector needs the width of the patch tokens", "give it")
 
     @property
     def space(self) -> LatentSpace:

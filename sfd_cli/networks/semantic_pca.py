@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from sfd_cli.architecture import require_components
 from sfd_cli.networks.gaussian import LOGVAR_RANGE
 
 
@@ -19,8 +20,7 @@ class SemanticPCAConfig:
     channels: int
 
     def __post_init__(self) -> None:
-        if self.channels > self.feature_width:
-            raise ValueError(f"{self.feature_width} wide tokens have no {self.channels} principal components")
+        require_components(self.feature_width, self.channels)
 
 
 class SemanticPCA(nn.Module):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfd_cli.architecture import require_heads
 from sfd_cli.networks.gaussian import LOGVAR_RANGE, draw
 from sfd_cli.networks.tiles import join_tiles, split_tiles
 
@@ -32,8 +33,7 @@ class SemanticVAEConfig:
     tiles: int = 1
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide width {self.width}")
+        require_heads(self.width, self.heads)
 
 
 class SemanticVAE(nn.Module):

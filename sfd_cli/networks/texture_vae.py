@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfd_cli.architecture import require_levels
 from sfd_cli.networks.gaussian import LOGVAR_RANGE, draw
 
 
@@ -32,12 +33,7 @@ class TextureVAEConfig:
         # JSON has no tuples; a configuration read back must equal the one that was written.
         object.__setattr__(self, "block_channels", tuple(self.block_channels))
         object.__setattr__(self, "attention_levels", tuple(self.attention_levels))
-        odd = [width for width in self.block_channels if width % self.norm_groups]
-        if odd:
-            raise ValueError(f"block_channels {odd} are not divisible by norm_groups {self.norm_groups}")
-        outside = [level for level in self.attention_levels if not 0 <= level < len(self.block_channels)]
-        if outside:
-            raise ValueError(f"attention_levels {outside} are not among the {len(self.block_channels)} levels")
+        require_levels(self.block_channels, self.norm_groups, self.attention_levels)
 
 
 class TextureVAE(nn.Module):

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from sfd_cli.errors import StageFailure
 from sfd_cli.files import fsync_folder
+from sfd_cli.messages import say
 
 KEPT = 2
 MODEL, EMA, OPTIMIZER = (f"{name}.safetensors" for name in ("model", "ema", "optimizer"))
@@ -82,7 +82,7 @@ class Checkpoints:
         Raises:
             StageFailure: a weight is not finite; nothing is written.
         """
-        _require_finite([*state.model.values(), *(state.ema or {}).values()], state.step)
+        self._require_finite(state)
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(".step-*.tmp"):
             shutil.rmtree(leftover)
@@ -109,6 +109,15 @@ class Checkpoints:
         for step in self.steps()[:-count]:
             shutil.rmtree(self.path(step))
 
+    def _require_finite(self, state: TrainingState) -> None:
+        weights = [*state.model.values(), *(state.ema or {}).values()]
+        if not bool(torch.stack([tensor.isfinite().all() for tensor in weights]).all()):
+            raise StageFailure(
+                self.path(state.step),
+                f"is not written, for the weights after step {state.step} are not finite",
+                "a lower learning rate, clipping or fp32 may help",
+            )
+
     def load(self, step: int) -> TrainingState:
         """The checkpoint of `step`, on the CPU.
 
@@ -130,15 +139,9 @@ class Checkpoints:
             try:
                 return self.load(step)
             except ValueError as error:
-                print(f"sfd: passing over a damaged checkpoint ({error})", file=sys.stderr, flush=True)
+                say(f"passing over a damaged checkpoint ({error})")
         return None
 
 
 def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
-
-
-def _require_finite(weights: list[Tensor], step: int) -> None:
-    checks = [tensor.isfinite().all() for tensor in weights]
-    if not bool(torch.stack(checks).all()):
-        raise StageFailure(f"the weights after step {step} are not finite, so no checkpoint of them is written")

@@ -12,7 +12,7 @@ from sfd_cli.diffusion.conditions import Conditions
 from sfd_cli.diffusion.latents import LatentSpace, Streams
 from sfd_cli.diffusion.objective import draw_progress, interpolate, repa, velocity_cosine, velocity_mse, velocity_target
 from sfd_cli.diffusion.schedule import schedule_of
-from sfd_cli.errors import UserError
+from sfd_cli.errors import SettingError
 from sfd_cli.weights.models import SemanticCompressor
 
 
@@ -30,13 +30,13 @@ class VelocityTask:
         conditions: the store's classes.
 
     Raises:
-        UserError: the store lacks what the settings need.
+        SettingError: the store lacks what the settings need.
     """
 
     def __init__(self, store: Store, section: DiT, decoder: SemanticCompressor | None, device: torch.device) -> None:
         self._store, self._section, self._decoder, self._device = store, section, decoder, device
         if section.repa == "stored" and "features" not in store.fields:
-            raise UserError(
+            raise SettingError(
                 "repa",
                 f"{store.folder} holds no features to compare with",
                 "encode again with latents.store_features: true, or use repa: 'decoded' or 'none'",

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from sfd_cli.diffusion.latents import LatentSpace
-from sfd_cli.errors import UserError
+from sfd_cli.errors import SettingError, UserError
 from sfd_cli.formats.convert import dit_from_reference, dit_to_reference
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 
@@ -246,15 +247,18 @@ def test_asking_for_a_projection_that_does_not_exist_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "field"),
     [
         ({"heads": 5}, "heads"),
-        ({"heads": 16}, "divisible by 4"),
-        ({"patch_size": 3}, "patch_size 3"),
-        ({"repa_depth": 3}, "repa_depth 3"),
+        ({"heads": 16}, "heads"),
+        ({"width": 34, "rope": False}, "width"),
+        ({"patch_size": 3}, "patch_size"),
+        ({"repa_depth": 3}, "repa_depth"),
+        ({"repa_depth": -1}, "repa_depth"),
         ({"feature_width": 0}, "feature_width"),
     ],
 )
-def test_an_impossible_architecture_is_refused(change: dict[str, int], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        replace(SMALL, **change)  # type: ignore[arg-type]
+def test_an_impossible_architecture_is_refused(change: dict[str, Any], field: str) -> None:
+    with pytest.raises(SettingError) as refused:
+        replace(SMALL, **change)
+    assert refused.value.key == field

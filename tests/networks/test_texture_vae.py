@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from reference_files import part
 
-from sfd_cli.errors import UserError
+from sfd_cli.errors import SettingError, UserError
 from sfd_cli.formats.convert import texture_vae_from_diffusers, texture_vae_from_ldm
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
 
@@ -92,7 +92,8 @@ def test_another_kind_of_diffusers_autoencoder_or_half_a_description_is_refused(
 
 
 def test_impossible_architectures_are_refused() -> None:
-    with pytest.raises(ValueError, match="norm_groups 32"):
+    with pytest.raises(SettingError) as groups:
         TextureVAEConfig(channels=4, block_channels=(32, 48))
-    with pytest.raises(ValueError, match="attention_levels"):
+    with pytest.raises(SettingError) as levels:
         TextureVAEConfig(channels=4, block_channels=(32, 32), attention_levels=(2,))
+    assert (groups.value.key, levels.value.key) == ("norm_groups", "attention_levels")

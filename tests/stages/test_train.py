@@ -15,19 +15,21 @@ import torch
 import yaml
 from diffusion_reference import load
 from model_loading import load_dit
+from refusals import refusal
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from sfd_cli.config import DiT, Settings, load_settings
 from sfd_cli.data.shards import StoreWriter
 from sfd_cli.data.store import Field, Store
-from sfd_cli.errors import UserError
+from sfd_cli.errors import SettingError
 from sfd_cli.files import read_json, write_json
 from sfd_cli.formats.convert import dit_to_reference
 from sfd_cli.formats.model_folder import save_model
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
-from sfd_cli.stages import train
+from sfd_cli.stages import train, train_guide
+from sfd_cli.training.settings import LoopSettings
 from sfd_cli.training.velocity_task import VelocityTask
 
 COUNT, GRID, TEXTURE, SEMANTIC, WIDTH = 20, 2, 3, 2, 6
@@ -204,7 +206,7 @@ def test_other_settings_start_afresh(root: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_the_guide_has_its_own_section_and_folders(root: Path) -> None:
-    train.run(settings_with(), "guide")
+    train_guide.run(settings_with())
     model, _ = load_dit(Path("models/guide"))
     assert model.config.width == 8
     assert "repa" not in logged("guide")
@@ -246,13 +248,13 @@ def test_activation_checkpointing_changes_no_weight(root: Path) -> None:
 
 def test_stored_repa_without_stored_features_is_refused(root: Path) -> None:
     write_latents(Path("data/latents"), features=False)
-    with pytest.raises(UserError, match="holds no features to compare with"):
+    with refusal("dit.repa", "data/latents", "latents.store_features"):
         train.run(settings_with())
 
 
 def test_missing_latents_are_named_with_the_command_that_makes_them(root: Path) -> None:
     Path("data/latents/settings.json").unlink()
-    with pytest.raises(UserError, match="run that first"):
+    with refusal("data/latents", "sfd encode-latents"):
         train.run(settings_with())
 
 
@@ -369,7 +371,7 @@ def test_no_step_between_two_readings_waits_for_the_gpu(root: Path, monkeypatch:
 
 def test_without_a_guide_only_the_record_is_written(root: Path) -> None:
     (root / "params.yaml").write_text(yaml.safe_dump(PARAMS | {"guide": None}))
-    train.run(settings_with(), which="guide")
+    train_guide.run(settings_with())
     assert [path.name for path in Path("models/guide").iterdir()] == ["settings.json"]
     assert Path("metrics/guide").is_dir()
 
@@ -402,29 +404,29 @@ def test_training_can_start_from_given_weights(root: Path, form: str) -> None:
     train.run(settings_with(init=moved, steps=1, learning_rate=1e-9, ema_decay=0.0))
     assert contents(Path("models/dit")) == before
     source = moved
-    with pytest.raises(UserError, match=r"dit\.init: moved-given.* another architecture .* depth 2 instead of 1"):
+    with refusal("dit.init", moved, "depth 2", "1"):
         train.run(settings_with(init=source, depth=1, repa_depth=1))
-    with pytest.raises(UserError, match=r"dit\.init: nowhere is no file"):
+    with refusal("dit.init", "nowhere"):
         train.run(settings_with(init="nowhere"))
 
 
 def test_without_a_guide_there_is_its_record_alone_and_no_curves_of_one_before(root: Path) -> None:
     settings = settings_with(steps=2)
-    train.run(settings, "guide")
+    train_guide.run(settings)
     without = settings.model_copy(update={"guide": None})
     for _ in range(2):
-        assert "none" in train.run(without, "guide")["guide"]
+        assert "none" in train_guide.run(without)["guide"]
         assert [path.name for path in (root / "models" / "guide").iterdir()] == ["settings.json"]
         assert [path.name for path in (root / "metrics" / "guide").iterdir()] == ["metrics.json"]
 
 
 def test_without_a_section_a_guide_from_elsewhere_is_left_as_it_is(root: Path) -> None:
     settings = settings_with(steps=2)
-    train.run(settings, "guide")
+    train_guide.run(settings)
     elsewhere = settings.paths.guide.rename(root / "models" / "my-guide")
     before = sorted(path.name for path in elsewhere.iterdir())
     paths = settings.paths.model_copy(update={"guide": elsewhere})
-    train.run(settings.model_copy(update={"guide": None, "paths": paths}), "guide")
+    train_guide.run(settings.model_copy(update={"guide": None, "paths": paths}))
     assert sorted(path.name for path in elsewhere.iterdir()) == before
 
 
@@ -432,10 +434,34 @@ def test_a_mistake_leaves_the_finished_model_where_it_is(root: Path) -> None:
     train.run(settings_with())
     before = contents(Path("models"))
     write_latents(Path("data/latents"), features=False)
-    for mistake, words in (
-        ({"repa": "stored"}, "holds no features"),
-        ({"init": "models/semvae"}, "holds a SemanticVAE"),
+    for mistake, subject, named in (
+        ({"repa": "stored"}, "dit.repa", "data/latents"),
+        ({"init": "models/semvae"}, "dit.init", "SemanticVAE"),
     ):
-        with pytest.raises(UserError, match=words):
+        with refusal(subject, named):
             train.run(settings_with(**{"repa": "none", "seed": 1, **mistake}))
     assert contents(Path("models")) == before
+
+
+def test_a_batch_that_does_not_split_is_refused_before_anything_is_moved(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train.run(settings_with())
+    before = contents(Path("models"))
+
+    def uneven(settings: LoopSettings, processes: int) -> int:
+        raise SettingError("batch_size", "8", "9")
+
+    monkeypatch.setattr(LoopSettings, "micro_batch", uneven)
+    with refusal("dit.batch_size", 8, 9):
+        train.run(settings_with(seed=1))
+    with refusal("guide.batch_size", 8, 9):
+        train_guide.run(settings_with())
+    assert contents(Path("models")) == before
+
+
+def test_latents_of_another_semantic_vae_are_not_decoded_by_this_one(root: Path) -> None:
+    record = read_json(Path("data/latents/settings.json"))
+    write_json(Path("data/latents/settings.json"), record | {"inputs": record["inputs"] | {"semvae": "another"}})
+    with refusal("data/latents", "models/semvae", "sfd encode-latents"):
+        train.run(settings_with(repa="decoded"))

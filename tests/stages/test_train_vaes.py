@@ -11,23 +11,28 @@ import pytest
 import torch
 from model_loading import load_semantic, load_semantic_vae, load_texture_vae
 from PIL import Image
+from pydantic import ValidationError
+from refusals import refusal
 from safetensors.torch import load_file
 from tiny_project import tiny_settings, write_training_images
 
-from sfd_cli.config import Settings
+from sfd_cli.config import SemVAE, Settings
 from sfd_cli.data.shards import StoreWriter
 from sfd_cli.data.store import Field
 from sfd_cli.data.validation_split import validation_split
-from sfd_cli.errors import UserError
+from sfd_cli.errors import SettingError
 from sfd_cli.files import write_json
 from sfd_cli.formats.convert import semantic_vae_to_reference
 from sfd_cli.networks.gaussian import draw, kl_divergence
-from sfd_cli.networks.semantic_pca import SemanticPCA
+from sfd_cli.networks.semantic_pca import SemanticPCA, SemanticPCAConfig
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE
+from sfd_cli.processes import Processes
 from sfd_cli.report.curves import read_curves
 from sfd_cli.stages import train_semvae, train_texture_vae
+from sfd_cli.tables import COMPRESSORS
 from sfd_cli.training import fit as loop
+from sfd_cli.training.compressors import Compressor, Fitting
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "texture_vae_f16.safetensors"
 
@@ -169,7 +174,7 @@ def test_published_weights_are_imported_and_scored(tmp_path: Path) -> None:
     wrong = settings.model_copy(
         update={"texture_vae": settings.texture_vae.model_copy(update={"channels": 4}), "paths": settings.paths}
     )
-    with pytest.raises(UserError, match=r"has channels 6, block_channels .* section texture_vae"):
+    with refusal("texture_vae.weights", checkpoint, "channels 6", "[32, 32, 32, 32, 64]"):
         train_texture_vae.run(wrong)
     assert load_texture_vae(settings.paths.texture_vae)[0].config == model.config
 
@@ -186,8 +191,40 @@ def test_principal_components_keep_what_varies_and_are_saved_like_a_semantic_vae
     assert isinstance(model, SemanticPCA)
     assert extra["held_out"]["mse"] == scores["mse"]
     assert train_semvae.run(settings) == scores
-    with pytest.raises(UserError, match=r"semvae\.channels: 12 wide tokens have no 13"):
+    before = {path.name: path.read_bytes() for path in settings.paths.semvae.iterdir()}
+    with refusal("semvae.channels", 12, 13):
         train_semvae.run(settings.model_copy(update={"semvae": components.model_copy(update={"channels": 13})}))
+    assert {path.name: path.read_bytes() for path in settings.paths.semvae.iterdir()} == before
+
+
+def test_another_compressor_is_one_entry(tmp_path: Path) -> None:
+    def check(fitting: Fitting, processes: Processes) -> None:
+        if fitting.section.channels > 3:
+            raise SettingError("channels", f"{fitting.section.channels} are too many", "use 3")
+
+    def first_features(fitting: Fitting) -> SemanticPCA:
+        return SemanticPCA(SemanticPCAConfig(fitting.width, fitting.section.channels))
+
+    entry = Compressor(SemanticPCA, SemanticPCAConfig, check, first_features, is_trained=False)
+    COMPRESSORS.add("first", entry)
+    try:
+        settings = settings_for(tmp_path)
+        values = settings.semvae.model_dump() | {"compressor": "first"}
+        settings = settings.model_copy(update={"semvae": SemVAE.model_validate(values)})
+        write_features(settings)
+        scores = train_semvae.run(settings)
+        model, _ = load_semantic(settings.paths.semvae)
+        assert torch.equal(model.state_dict()["components"], torch.eye(3, 12))
+        assert scores["mse"] > 0
+        assert [path.name for path in (settings.paths.metrics / "semvae").iterdir()] == ["metrics.json"]
+        with refusal("semvae.channels", 4, 3):
+            more = settings.semvae.model_copy(update={"channels": 4})
+            train_semvae.run(settings.model_copy(update={"semvae": more}))
+    finally:
+        COMPRESSORS.remove("first")
+    with pytest.raises(ValidationError) as unknown:
+        SemVAE.model_validate(values)
+    assert [problem["loc"] for problem in unknown.value.errors()] == [("compressor",)]
 
 
 def test_without_semantics_only_the_record_is_written(tmp_path: Path) -> None:
@@ -228,7 +265,7 @@ def test_a_reference_semantic_vae_is_imported_and_scored(tmp_path: Path) -> None
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in weights.items())
     wider = imported.model_copy(update={"width": 32})
     before = {path.name: path.read_bytes() for path in settings.paths.semvae.iterdir()}
-    with pytest.raises(UserError, match="Semantic VAE with channels 3, width 16, depth 1 and 2 heads"):
+    with refusal("semvae.weights", checkpoint, "width 16", 32):
         train_semvae.run(settings.model_copy(update={"semvae": wider}))
     assert {path.name: path.read_bytes() for path in settings.paths.semvae.iterdir()} == before
 
@@ -237,7 +274,7 @@ def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     write_images(settings)
     absent = settings.texture_vae.model_copy(update={"weights": str(tmp_path / "absent.ckpt")})
-    with pytest.raises(UserError, match=r"absent\.ckpt is no file"):
+    with refusal(tmp_path / "absent.ckpt"):
         train_texture_vae.run(settings.model_copy(update={"texture_vae": absent}))
 
 

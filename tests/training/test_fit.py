@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -15,12 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from refusals import refusal
 from torch import Tensor, nn
 
 from sfd_cli.data.order import EpochSampler
-from sfd_cli.errors import StageFailure, UserError
+from sfd_cli.errors import SettingError, StageFailure
 from sfd_cli.training.checkpoints import Checkpoints
-from sfd_cli.training.fit import LoopResult, LoopSettings, learning_rate, train
+from sfd_cli.training.fit import LoopResult
+from sfd_cli.training.fit import fit as fit_model
+from sfd_cli.training.settings import LoopSettings, learning_rate
 from sfd_cli.training.throughput import Throughput, training_flops
 
 COUNT, BATCH = 37, 8
@@ -69,7 +73,7 @@ def network() -> nn.Sequential:
 
 def fit(folder: Path, settings: LoopSettings = SETTINGS, task: Regression | None = None, **extra: Any) -> LoopResult:
     sampler = EpochSampler(COUNT, settings.batch_size, settings.seed)
-    return train(
+    return fit_model(
         task or Regression(),
         network(),
         sampler,
@@ -92,6 +96,62 @@ def assert_same(a: nn.Module | None, b: nn.Module | None, tolerance: float = 0.0
 def curve(folder: Path, name: str) -> list[tuple[int, float]]:
     lines = (folder / "log" / "plots" / "metrics" / f"{name}.tsv").read_text().splitlines()[1:]
     return [(int(line.split("\t")[0]), float(line.split("\t")[1])) for line in lines]
+
+
+class Recorded(Regression):
+    """The same, keeping what was drawn for every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[Tensor] = []
+
+    def draw(self, generator: torch.Generator, count: int) -> dict[str, Tensor]:
+        draws = super().draw(generator, count)
+        self.drawn.append(draws["noise"].clone())
+        return draws
+
+
+def test_six_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
+    settings = replace(
+        SETTINGS,
+        steps=6,
+        log_every=1,
+        beta2=0.9,
+        weight_decay=0.3,
+        warmup_steps=2,
+        decay="cosine",
+        clip_norm=1.1,
+        ema_decay=0.8,
+    )
+    task, model, sampler = Recorded(), network(), EpochSampler(COUNT, BATCH, settings.seed)
+    result = fit(tmp_path, settings, task)
+
+    average = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.9), weight_decay=0.3, foreach=False)
+    falling = [(1 + math.cos(math.pi * part)) / 2 for part in (0.25, 0.5, 0.75)]
+    rates = [1e-2 * factor for factor in (0.5, 1.0, 1.0, *falling)]
+    losses, norms = [], []
+    for step, rate in enumerate(rates):
+        indices, flips = (torch.from_numpy(part) for part in sampler.batch(step))
+        points = task.points[indices] * torch.where(flips == 1, -1, 1)[:, None]
+        loss = nn.functional.mse_loss(model(points + task.drawn[step]), points) + 0.1
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(nn.utils.clip_grad_norm_(model.parameters(), 1.1).item())
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        losses.append(loss.item())
+        average = [0.8 * old + 0.2 * new.detach() for old, new in zip(average, model.parameters(), strict=True)]
+
+    assert min(norms) < 1.1 < max(norms), "clipping must act in some steps and rest in others"
+    assert len({tuple(noise.flatten().tolist()) for noise in task.drawn}) == 6
+    assert_same(model, result.model, 1e-6)
+    assert result.ema is not None
+    for expected, found in zip(average, result.ema.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    for name, values in {"learning_rate": rates, "loss": losses, "gradient_norm": norms}.items():
+        expected_curve = [(step, pytest.approx(value, rel=1e-5)) for step, value in enumerate(values, start=1)]
+        assert curve(tmp_path, name) == expected_curve
 
 
 @pytest.mark.parametrize("cut", [1, 5, 11])
@@ -125,7 +185,7 @@ def test_a_finished_run_is_loaded_and_not_trained_on(tmp_path: Path) -> None:
 
 def test_fewer_steps_than_are_done_is_refused(tmp_path: Path) -> None:
     fit(tmp_path)
-    with pytest.raises(UserError, match="at step 12 already, past the 6"):
+    with refusal(tmp_path / "checkpoints", 12, 6):
         fit(tmp_path, replace(SETTINGS, steps=6))
 
 
@@ -139,8 +199,9 @@ def test_accumulated_micro_batches_equal_one_batch(tmp_path: Path, accumulate: i
 
 
 def test_a_batch_that_does_not_split_evenly_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="make it a multiple of 3"):
+    with pytest.raises(SettingError) as refused:
         fit(tmp_path, replace(SETTINGS, accumulate=3))
+    assert refused.value.key == "batch_size"
 
 
 def test_a_step_with_a_loss_that_is_not_finite_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +223,7 @@ def test_skipped_steps_do_not_enter_the_logged_means(tmp_path: Path) -> None:
 
 def test_ten_bad_steps_in_a_row_stop_the_run_and_leave_the_last_good_checkpoint(tmp_path: Path) -> None:
     settings = replace(SETTINGS, steps=100)
-    with pytest.raises(StageFailure, match=r"10 steps in a row before step 17; the last good .*step-0000015"):
+    with refusal("test", 10, 17, tmp_path / "checkpoints" / "step-0000015", kind=StageFailure):
         fit(tmp_path, replace(settings, log_every=17), Regression(spoil=range(7, 100)))
     state = Checkpoints(tmp_path / "checkpoints").load(15)
     assert all(tensor.isfinite().all() for tensor in state.model.values())
@@ -254,7 +315,9 @@ def start(folder: Path, steps: int, pause: float) -> subprocess.Popen[str]:
     script = folder.parent / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
     root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parent), str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(script), str(folder), str(steps), str(pause)]
     return subprocess.Popen(
         command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from sfd_cli.config import DiT, Sample, Settings
-from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
+from sfd_cli.diffusion.conditions import Conditions
+from sfd_cli.diffusion.latents import LatentSpace
+from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.pipeline.inputs import balanced_labels, initial_noise
 from sfd_cli.pipeline.sampler import decode_textures, sample_latents
 from sfd_cli.report.pictures import draw_samples
-from sfd_cli.training.velocity_task import VelocityTask
 from sfd_cli.weights.models import open_texture_vae
 
 GRID_IMAGES, GRID_STEPS = 36, 20
@@ -22,12 +23,11 @@ class SampleGrids:
     """Draws the same noise and classes as PNGs every `sample_every` steps, without guidance.
 
     Args:
-        settings: the texture VAE's path is read.
+        settings: where the texture VAE is.
         section: the offset to sample with and how often.
-        task: whose statistics normalise the latents.
-        config: of the network.
-        classes: names of the classes.
-        device: of the network.
+        space: the latents that the transformer is trained on.
+        conditions: the classes that it knows.
+        device: of the transformer.
         folder: where the pictures go.
     """
 
@@ -35,21 +35,18 @@ class SampleGrids:
         self,
         settings: Settings,
         section: DiT,
-        task: VelocityTask,
-        config: LightningDiTConfig,
-        classes: list[str],
+        space: LatentSpace,
+        conditions: Conditions,
         device: torch.device,
         folder: Path,
     ) -> None:
-        self._section, self._folder = section, folder
+        self._section, self._space, self._folder = section, space, folder
         self._sample = Sample(schedule=section.schedule, delta_t=section.delta_t, steps=GRID_STEPS, guidance="none")
-        self._texture_vae = open_texture_vae(settings, config.in_channels - config.semantic_channels).load().to(device)
-        mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (task.space.mean, task.space.std))
-        self._statistics = (mean, std)
+        self._texture_vae = open_texture_vae(settings, space.texture).load().to(device)
         indices = range(GRID_IMAGES)
-        self._noise = initial_noise(section.seed, indices, (config.in_channels, config.grid, config.grid)).to(device)
-        self._labels = balanced_labels(indices, range(config.num_classes)).to(device)
-        self._captions = [classes[label] for label in self._labels.tolist()]
+        self._noise = initial_noise(section.seed, indices, space.shape).to(device)
+        self._labels = balanced_labels(indices, range(len(conditions))).to(device)
+        self._captions = [conditions.names[label] for label in self._labels.tolist()]
 
     def forget_after(self, step: int) -> None:
         """Remove the pictures of steps that are about to be done again; all where `step` is 0."""
@@ -63,5 +60,8 @@ class SampleGrids:
             return
         assert isinstance(model, LightningDiT)
         latents = sample_latents(model, None, self._sample, self._noise, self._labels)
-        images = decode_textures(self._texture_vae, latents, self._statistics).permute(0, 2, 3, 1).cpu().numpy()
+        mean, std = (
+            torch.tensor(values, device=latents.device)[:, None, None] for values in (self._space.mean, self._space.std)
+        )
+        images = decode_textures(self._texture_vae, latents, (mean, std)).permute(0, 2, 3, 1).cpu().numpy()
         draw_samples(self._folder / f"step-{step:07d}.png", list(images), self._captions)

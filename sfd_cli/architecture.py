@@ -1,0 +1,57 @@
+"""Rules that the numbers of an architecture keep, in one place and without PyTorch.
+
+Settings are checked by them when they are read, configurations when a network is built or a model folder is opened.
+All raise SettingError with the name of the field; whoever knows the section or file it came from completes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sfd_cli.errors import SettingError
+
+
+def require_heads(width: int, heads: int) -> None:
+    """Attention heads share the width evenly."""
+    if width % heads:
+        raise SettingError("heads", f"{heads} heads do not divide width {width}", "change one of them")
+
+
+def require_transformer(*, width: int, depth: int, heads: int, rope: bool, repa_depth: int) -> None:
+    """A LightningDiT of these numbers can be built; `repa_depth` 0 is no REPA projector."""
+    require_heads(width, heads)
+    if rope and (width // heads) % 4:
+        problem = f"2-D rotary positions need width / heads ({width // heads}) divisible by 4"
+        raise SettingError("heads", problem, "use another number, or rope: false")
+    if width % 4:
+        raise SettingError("width", f"2-D sin-cos positions need a multiple of 4, not {width}", "use another width")
+    if not 0 <= repa_depth <= depth:
+        problem = f"{repa_depth} is past the last of {depth} blocks (depth)"
+        raise SettingError("repa_depth", problem, "choose a block of the network, counted from 1")
+
+
+def require_patches(grid: int, patch_size: int) -> None:
+    """Patches cover the latent grid."""
+    if grid % patch_size:
+        raise SettingError(
+            "patch_size", f"{patch_size} does not divide the {grid}x{grid} grid", "use 1, or another image size"
+        )
+
+
+def require_levels(block_channels: Sequence[int], norm_groups: int, attention_levels: Sequence[int]) -> None:
+    """The levels of a convolutional autoencoder fit its norms, and attention is at levels that there are."""
+    for channels in block_channels:
+        if channels % norm_groups:
+            problem = f"{norm_groups} does not divide {channels} of block_channels"
+            raise SettingError("norm_groups", problem, "change one of them")
+    for level in attention_levels:
+        if not 0 <= level < len(block_channels):
+            problem = f"{level} is not one of the {len(block_channels)} levels of block_channels"
+            raise SettingError("attention_levels", problem, f"give levels from 0 to {len(block_channels) - 1}")
+
+
+def require_components(feature_width: int, channels: int) -> None:
+    """Tokens have as many principal components as they are wide."""
+    if channels > feature_width:
+        problem = f"{feature_width} wide tokens have no {channels} principal components"
+        raise SettingError("channels", problem, f"use {feature_width} at most")

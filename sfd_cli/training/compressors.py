@@ -1,0 +1,118 @@
+"""How semantic compressors come to be, by the names that `semvae.compressor` knows: see the table COMPRESSORS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from sfd_cli.architecture import require_components
+from sfd_cli.config import SemVAE
+from sfd_cli.data.moments import Moments
+from sfd_cli.data.order import EpochSampler
+from sfd_cli.data.store import Store
+from sfd_cli.networks.semantic_pca import SemanticPCA, SemanticPCAConfig
+from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
+from sfd_cli.processes import Processes
+from sfd_cli.training.fit import fit
+from sfd_cli.training.semantic_vae_task import SemanticVAETask
+from sfd_cli.training.settings import vae_loop
+from sfd_cli.weights.models import SemanticCompressor
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What a compressor is fitted to, and where.
+
+    Attributes:
+        section: the settings.
+        tiles: `encoder.tiles`.
+        store: the feature store; its field `tokens` is (2, N, D) float16, axis 0 being (as is, flipped).
+        rows: of the training images.
+        checkpoints: folder for checkpoints.
+        log: folder for curves.
+        device: this process's own.
+    """
+
+    section: SemVAE
+    tiles: int
+    store: Store
+    rows: np.ndarray
+    checkpoints: Path
+    log: Path
+    device: torch.device
+
+    @property
+    def width(self) -> int:
+        """Width D of the patch tokens."""
+        return self.store.fields["tokens"].shape[-1]
+
+
+@dataclass(frozen=True)
+class Compressor:
+    """One kind of semantic compressor.
+
+    Attributes:
+        network: its class, which encodes and decodes as SemanticVAE does.
+        config: the dataclass of its architecture.
+        check: raises SettingError where the settings do not go with the tokens; called before anything is moved.
+        fit: makes one.
+        is_trained: whether `fit` is called in every process and logs curves, rather than in rank 0 and without.
+    """
+
+    network: type[nn.Module]
+    config: type[Any]
+    check: Callable[[Fitting, Processes], None]
+    fit: Callable[[Fitting], SemanticCompressor]
+    is_trained: bool
+
+
+def _check_batch(fitting: Fitting, processes: Processes) -> None:
+    vae_loop(fitting.section).micro_batch(processes.count)
+
+
+def train_vae(fitting: Fitting) -> SemanticVAE:
+    """Train a Semantic VAE on patch tokens, from the last checkpoint."""
+    section = fitting.section
+    config = SemanticVAEConfig(
+        fitting.width, section.channels, section.width, section.depth, section.heads, fitting.tiles
+    )
+    torch.manual_seed(section.seed)
+    result = fit(
+        SemanticVAETask(fitting.store, section.channels, section.kl_weight),
+        SemanticVAE(config),
+        EpochSampler(len(fitting.store), section.batch_size, section.seed, fitting.rows),
+        vae_loop(section),
+        fitting.checkpoints,
+        fitting.log,
+        fitting.device,
+        "Semantic VAE",
+    )
+    return result.model
+
+
+def _check_components(fitting: Fitting, processes: Processes) -> None:
+    require_components(fitting.width, fitting.section.channels)
+
+
+def fit_components(fitting: Fitting) -> SemanticPCA:
+    """Principal components of the training images' tokens, both flips."""
+    section, gathered = fitting.section, Moments.none(fitting.width, scatter=True)
+    starts = range(0, len(fitting.rows), section.batch_size)
+    for start in tqdm(starts, "principal components", unit="batch", disable=None):
+        tokens = fitting.store.read("tokens", fitting.rows[start : start + section.batch_size])
+        gathered = gathered.merge(Moments.of(tokens, scatter=True))
+    mean, covariance = torch.from_numpy(gathered.mean), torch.from_numpy(gathered.covariance())
+    return SemanticPCA.of_tokens(mean, covariance, section.channels)
+
+
+VAE = Compressor(SemanticVAE, SemanticVAEConfig, _check_batch, train_vae, is_trained=True)
+PCA = Compressor(SemanticPCA, SemanticPCAConfig, _check_components, fit_components, is_trained=False)
+NONE = None
+"""No semantics at all."""

@@ -1,0 +1,84 @@
+"""What the two VAEs make of images that they were not trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from sfd_cli.data.images import ImageReader
+from sfd_cli.data.store import Store
+from sfd_cli.files import atomic_path
+from sfd_cli.networks.gaussian import kl_divergence
+from sfd_cli.networks.semantic_vae import SemanticVAE
+from sfd_cli.networks.texture_vae import TextureVAE, to_pixels, to_signed
+from sfd_cli.training.semantic_vae_task import reconstruction_errors
+from sfd_cli.weights.models import SemanticCompressor
+
+
+@torch.no_grad()
+def semantic_scores(
+    model: SemanticCompressor, store: Store, rows: np.ndarray, batch_size: int, device: torch.device
+) -> dict[str, Any]:
+    """Reconstruction of the posterior means and latent statistics of held-out images, unflipped.
+
+    Returns:
+        mse, cosine (similarity, 1 is perfect), of a VAE kl (nats per image), images, and per-channel latent mean and
+        std.
+    """
+    model.eval()
+    totals = dict.fromkeys(("mse", "cosine", *(("kl",) if isinstance(model, SemanticVAE) else ())), 0.0)
+    latents = []
+    for start in tqdm(range(0, len(rows), batch_size), "held-out features", unit="batch", disable=None):
+        batch = rows[start : start + batch_size]
+        tokens = torch.from_numpy(store.read("tokens", batch, np.zeros(len(batch), np.int64))).float().to(device)
+        mean, logvar = model.encode(tokens)
+        mse, distance = reconstruction_errors(model.decode(mean), tokens)
+        totals["mse"] += mse.item() * len(batch)
+        totals["cosine"] += (1 - distance.item()) * len(batch)
+        if "kl" in totals:
+            totals["kl"] += kl_divergence(mean, logvar).sum().item()
+        latents.append(mean.flatten(0, 1).double().cpu())
+    stacked = torch.cat(latents)
+    return {
+        "images": len(rows),
+        **{name: total / len(rows) for name, total in totals.items()},
+        "latent_mean": stacked.mean(0).tolist(),
+        "latent_std": stacked.std(0).tolist(),
+    }
+
+
+@torch.no_grad()
+def texture_scores(
+    model: TextureVAE, reader: ImageReader, rows: np.ndarray, batch_size: int, device: torch.device
+) -> dict[str, Any]:
+    """Mean PSNR (dB, of 8-bit images) of decoded posterior means and KL (nats per image) of the images at `rows`."""
+    psnr, kl = [], []
+    batches = [rows[start : start + batch_size].tolist() for start in range(0, len(rows), batch_size)]
+    for pixels in tqdm(reader.iterate(batches), "held-out images", len(batches), unit="batch", disable=None):
+        mean, logvar = model.encode(to_signed(pixels).to(device))
+        decoded = to_pixels(model.decode(mean)).cpu()
+        error = (decoded.double() - pixels.double()).square().mean((1, 2, 3))
+        psnr.append(10 * torch.log10(255.0**2 / error.clamp_min(1e-4)))
+        kl.append(kl_divergence(mean, logvar).cpu())
+    return {"images": len(rows), "psnr": torch.cat(psnr).mean().item(), "kl": torch.cat(kl).mean().item()}
+
+
+@torch.no_grad()
+def save_reconstructions(
+    model: TextureVAE, reader: ImageReader, rows: np.ndarray, device: torch.device, path: Path
+) -> None:
+    """A PNG with the images at `rows` above their reconstructions, enlarged to be looked at."""
+    pixels = reader.read(rows.tolist())
+    mean, _ = model.encode(to_signed(pixels).to(device))
+    both = torch.stack([pixels, to_pixels(model.decode(mean)).cpu()])  # (2, n, 3, H, W)
+    sheet = both.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy()  # (2 H, n W, 3)
+    zoom = max(128 // reader.size, 1)
+    picture = Image.fromarray(sheet)
+    picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+    with atomic_path(path) as temporary:
+        picture.save(temporary, "PNG")

@@ -1,0 +1,127 @@
+"""One training step, from the draws to the averaged weights, in one function.
+
+Everything random follows from the seed and the step, and belongs to the global batch: a resumed run, and a run with
+another number of processes or micro-batches, sees the same images and the same noise.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sfd_cli.networks.precision import autocast
+from sfd_cli.processes import Processes
+from sfd_cli.training.averages import EMA
+from sfd_cli.training.running_means import RunningMeans
+from sfd_cli.training.settings import LoopSettings, learning_rate
+
+
+class Task(Protocol):
+    """What is trained. A function of its inputs: `losses` draws nothing itself, and a resume is exact."""
+
+    def fetch(self, indices: np.ndarray, flips: np.ndarray) -> dict[str, Tensor]:
+        """CPU tensors of the images at `indices`, batch first. Runs in a thread, ahead of its use."""
+
+    def draw(self, generator: torch.Generator, count: int) -> dict[str, Tensor]:
+        """All randomness of one global batch of `count` images, batch first, on the generator's device."""
+
+    def losses(self, model: nn.Module, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Scalar means over the images given; "loss" is minimised, all are logged."""
+
+
+class TrainingStep:
+    """What changes in training, and the step that changes it: `step(batch)` is the next one.
+
+    The optimiser is fused AdamW with betas 0.9 and `beta2` and decoupled weight decay of all parameters.
+
+    Args:
+        task: what to train for.
+        model: on any device; trained in place.
+        settings: how to optimise.
+        processes: that share every batch; all step alike.
+        device: this process's own.
+
+    Attributes:
+        number: steps done; the next one draws and takes its learning rate by it.
+        model: the trained module.
+        network: the module that is called: the model, through DDP where there are several processes.
+        ema: its average, None where none is kept.
+        optimizer: AdamW.
+        share: rows of every global batch that are this process's.
+        means: of the losses and the gradient's norm since they were last read.
+
+    Raises:
+        SettingError: the batch cannot be split evenly.
+    """
+
+    def __init__(
+        self, task: Task, model: nn.Module, settings: LoopSettings, processes: Processes, device: torch.device
+    ) -> None:
+        self.task, self.settings, self.processes, self.device = task, settings, processes, device
+        self.micro = settings.micro_batch(processes.count)
+        rows = self.micro * settings.accumulate
+        self.share = slice(processes.rank * rows, (processes.rank + 1) * rows)
+        self.number = 0
+        self.model = model.to(device).train()
+        self.ema = None if settings.ema_decay is None else EMA(self.model, settings.ema_decay)
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, betas=(0.9, settings.beta2), weight_decay=settings.weight_decay, fused=True
+        )
+        self.generator = torch.Generator(device)
+        self.means = RunningMeans(device, processes)
+        if settings.compile:
+            self.model.compile()  # LightningDiT compiles its blocks one by one
+        self.network = processes.wrap(self.model)
+
+    def __call__(self, batch: dict[str, Tensor]) -> None:
+        """Take a step on this process's rows of the next global batch, as `Task.fetch` gives them.
+
+        Where the loss or the gradient is not finite, weights and optimiser stay as they are and the means count a
+        skipped step. Nothing here waits for the device.
+        """
+        settings, totals = self.settings, dict[str, Tensor]()
+        self.generator.manual_seed(seed_of_step(settings.seed, self.number))
+        draws = self.task.draw(self.generator, settings.batch_size)
+        for micro in range(settings.accumulate):
+            rows = slice(micro * self.micro, (micro + 1) * self.micro)
+            here = {name: tensor[rows].to(self.device, non_blocking=True) for name, tensor in batch.items()}
+            drawn = {name: tensor[self.share][rows] for name, tensor in draws.items()}
+            is_last = micro == settings.accumulate - 1
+            with nullcontext() if is_last else self.processes.without_sync(self.network):
+                with autocast(settings.precision, self.device):
+                    losses = self.task.losses(self.network, here, drawn)
+                # A loss that is not finite makes the whole gradient NaN, so that the gradient's norm tells of either
+                # and, summed by DDP, tells every process.
+                seed = torch.where(losses["loss"].detach().isfinite(), 1 / settings.accumulate, torch.nan)
+                losses["loss"].backward(seed.to(losses["loss"].dtype))
+            for name, value in losses.items():
+                totals[name] = totals.get(name, 0) + value.detach() / settings.accumulate
+        norm = nn.utils.get_total_norm([weight.grad for weight in self.parameters if weight.grad is not None])
+        if settings.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, settings.clip_norm, norm)
+        skipped = ~norm.isfinite()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(settings, self.number)
+        # The fused kernel leaves everything as it is where this flag is set: it is how GradScaler skips a step.
+        self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(self.model)
+        self.means.add(totals | {"gradient_norm": norm}, skipped)
+        self.number += 1
+
+    @property
+    def average(self) -> nn.Module | None:
+        """The averaged module, where one is kept."""
+        return self.ema.model if self.ema else None
+
+
+def seed_of_step(seed: int, step: int) -> int:
+    """A 64-bit seed for the draws of one step, unlike that of any other step or seed."""
+    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0])

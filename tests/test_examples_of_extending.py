@@ -1,0 +1,125 @@
+"""docs/extending.md is true: what it shows is run as it stands there, added to the tables from outside, and used."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from command_line import done, sfd
+from pydantic import ValidationError
+
+from sfd_cli import AsynchronousSchedule, LatentSpace, integrate, presets
+from sfd_cli.config import Sample, Settings, first_problem, load_settings
+from sfd_cli.data.images import ImageManifest, ImageReader
+from sfd_cli.diffusion.schedule import schedule_of
+from sfd_cli.tables import IMAGE_SOURCES, SCHEDULES, SOLVERS, STAGES, Table
+
+PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
+EXAMPLES = dict(re.findall(r"^## (.*?)$.*?```\w+\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE))
+SPACE = LatentSpace(texture=1, semantic=1, grid=1)
+
+
+def example(heading: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The code below a heading as a module that can be imported by its name."""
+    module = ModuleType("of_another_package")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(EXAMPLES[heading], heading, "exec"), module.__dict__)
+    return module
+
+
+@contextmanager
+def added(table: Table, name: str, place: str) -> Iterator[None]:
+    table.add(name, place)
+    try:
+        yield
+    finally:
+        table.remove(name)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("heading", EXAMPLES)
+def test_an_example_is_short(heading: str) -> None:
+    lines = [line for line in EXAMPLES[heading].splitlines() if line and not re.match(r"from|import|#", line)]
+    assert 0 < len(lines) <= 15
+
+
+def test_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    example("A schedule law", monkeypatch)
+    with added(SCHEDULES, "sequential", "of_another_package:Sequential"):
+        schedule = schedule_of(Sample(schedule="sequential", delta_t=0.3))
+        assert schedule.end == 2
+        assert [stream.tolist() for stream in schedule.times(torch.tensor([0.5, 1.5]))] == [[0.0, 0.5], [0.5, 1.0]]
+        assert [phase.moves for phase in schedule.phases] == [(False, True), (True, False)]
+    with pytest.raises(ValidationError):
+        Sample(schedule="sequential")
+
+
+def test_a_solver(monkeypatch: pytest.MonkeyPatch) -> None:
+    example("A solver", monkeypatch)
+
+    def velocity(x: torch.Tensor, t_texture: torch.Tensor, t_semantic: torch.Tensor, rows: torch.Tensor) -> Any:
+        """dx/dT = x: after one unit of its own time each stream is e times what it was."""
+        return x
+
+    noise, rows = torch.ones(1, 2, 1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    with added(SOLVERS, "midpoint", "of_another_package:MIDPOINT"):
+        assert Sample(solver="midpoint").solver == "midpoint"
+        ends = [
+            integrate(velocity, noise, rows, AsynchronousSchedule(0.0), SPACE, solver="midpoint", steps=steps)
+            for steps in (10, 20)
+        ]
+    coarse, fine = ((end - torch.e).abs().max().item() for end in ends)
+    assert fine < 2e-3
+    assert coarse / fine == pytest.approx(4, rel=0.1), "of order two"
+
+
+def test_an_image_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    example("An image source", monkeypatch)
+    with added(IMAGE_SOURCES, "greys", "of_another_package:greys"):
+        said = done("prepare-data", "--source", "greys", "--size", 64).out
+        assert "images" in said
+        images = ImageReader(ImageManifest.load(Path("data/images")), 64).read([0, 1])
+        assert images.float().mean(dim=(1, 2, 3)).tolist() == [128, 255]
+
+
+def test_a_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presets, "FOLDER", tmp_path / "presets")
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "presets" / "first-look.yaml").write_text(EXAMPLES["A preset"])
+    assert done("preset", "list").out == "first-look  SFD-S for a first look: two epochs\n"
+    done("preset", "use", "first-look")
+    assert (load_settings().dit.steps, load_settings().grid) == (10_000, 16)
+
+
+def test_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    example("A stage", monkeypatch)
+    Path("some").mkdir()
+    Path("some/000000.png").touch()
+    with added(STAGES, "count-samples", "of_another_package:COUNT"):
+        assert "count-samples" in done("--help").out
+        assert done("count-samples", "--samples", "some").out == "samples  1\n"
+    assert sfd("count-samples").code == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "nearest"),
+    [("sample.solver", "ab4", "ab3"), ("dit.schedule", "ofset", "offset"), ("images.source", "foldr", "folder")],
+)
+def test_a_name_that_is_in_no_table_is_refused_with_the_nearest(key: str, wrong: str, nearest: str) -> None:
+    section, name = key.split(".")
+    with pytest.raises(ValidationError) as caught:
+        Settings.model_validate({section: {name: wrong}})
+    found = first_problem(caught.value)
+    assert (found.key, nearest in found.remedy) == (key, True)

@@ -1,0 +1,95 @@
+"""Every number of params.yaml arrives where it belongs: the architecture, the optimiser or the objective."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from typing import Any
+
+import pytest
+import torch
+
+from sfd_cli.config import DiT, SemVAE
+from sfd_cli.diffusion.latents import LatentSpace
+from sfd_cli.errors import SettingError
+from sfd_cli.networks.lightning_dit import LightningDiTConfig
+from sfd_cli.training.settings import LoopSettings, transformer_loop, vae_loop
+from sfd_cli.training.transformer import network_config
+
+CPU = torch.device("cpu")
+# None of it is the default.
+UNUSUAL: dict[str, Any] = {
+    "width": 96,
+    "depth": 5,
+    "heads": 6,
+    "patch_size": 2,
+    "mlp_ratio": 3.0,
+    "qk_norm": False,
+    "swiglu": False,
+    "rope": False,
+    "rms_norm": False,
+    "time_embedding": "single",
+    "delta_t": 0.0,
+    "repa": "none",
+    "repa_width": 24,
+    "steps": 7,
+    "batch_size": 12,
+    "accumulate": 3,
+    "learning_rate": 0.5,
+    "beta2": 0.75,
+    "weight_decay": 0.25,
+    "warmup_steps": 2,
+    "clip_norm": 0.125,
+    "ema_decay": 0.0625,
+    "precision": "bf16",
+    "compile": True,
+    "checkpoint_every": 11,
+    "log_every": 13,
+    "seed": 17,
+}
+SPACE = LatentSpace(texture=3, semantic=2, grid=4)
+
+
+def test_the_network_is_the_one_that_the_settings_and_the_latents_ask_for() -> None:
+    found = asdict(network_config(DiT(**UNUSUAL), SPACE, feature_width=9, num_classes=8))
+    own = {"grid": 4, "in_channels": 5, "semantic_channels": 2, "num_classes": 8, "repa_depth": 0, "feature_width": 0}
+    assert found == own | {name: UNUSUAL[name] for name in found if name not in own}
+
+
+def test_a_network_with_repa_has_its_projector() -> None:
+    found = network_config(DiT(width=32, heads=2, depth=5, repa_depth=3, repa_width=7), SPACE, 9, 8)
+    assert (found.repa_depth, found.repa_width, found.feature_width) == (3, 7, 9)
+
+
+def test_the_transformer_is_optimised_as_its_section_says() -> None:
+    found = asdict(transformer_loop(DiT(**UNUSUAL), CPU))
+    assert found == {"decay": "constant"} | {name: UNUSUAL[name] for name in found if name != "decay"}
+
+
+def test_every_setting_of_a_transformer_has_one_use() -> None:
+    """A key that is added to the section must be added to a mapping or to this list."""
+    network, loop = ({field.name for field in fields(kind)} for kind in (LightningDiTConfig, LoopSettings))
+    objective = {"schedule", "semantics", "delta_t", "semantic_weight", "cosine_weight", "label_dropout"}
+    objective |= {"repa", "repa_mode", "repa_weight"}
+    run = {"init", "checkpoint_activations", "sample_every"}
+    assert set(DiT.model_fields) == (network | loop | objective | run) & set(DiT.model_fields)
+    assert not (network & loop) | (objective & (network | loop))
+
+
+def test_a_vae_decays_to_zero_with_clipped_gradients() -> None:
+    numbers = {name: UNUSUAL[name] for name in ("steps", "batch_size", "learning_rate", "warmup_steps", "seed")}
+    often: dict[str, Any] = {"checkpoint_every": 11, "log_every": 13}
+    found = vae_loop(SemVAE(**numbers, **often))
+    assert found == LoopSettings(**numbers, **often, decay="cosine", clip_norm=1.0)
+
+
+@pytest.mark.parametrize(("processes", "accumulate", "size"), [(1, 1, 12), (2, 3, 2), (4, 1, 3)])
+def test_a_batch_is_shared_evenly(processes: int, accumulate: int, size: int) -> None:
+    section = DiT(batch_size=12, accumulate=accumulate)
+    assert transformer_loop(section, CPU).micro_batch(processes) == size
+
+
+def test_a_batch_that_does_not_split_evenly_is_refused_with_what_would() -> None:
+    with pytest.raises(SettingError) as refused:
+        transformer_loop(DiT(batch_size=12, accumulate=2), CPU).micro_batch(4)
+    assert refused.value.key == "batch_size"
+    assert "8" in refused.value.remedy
