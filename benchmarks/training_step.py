@@ -46,7 +46,7 @@ from sfd_cli.config import DiT
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.shards import StoreWriter
 from sfd_cli.data.store import Field, Store
-from sfd_cli.formats.convert import dit_to_reference
+from sfd_cli.formats.reference_dit import dit_to_reference
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.processes import Processes
 from sfd_cli.training.settings import LoopSettings

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from sfd_cli.cli import app
 from sfd_cli.errors import UserError
-from sfd_cli.formats.convert import texture_vae_to_ldm
+from sfd_cli.formats.ldm import texture_vae_to_ldm
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
 
 

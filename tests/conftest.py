@@ -1,4 +1,4 @@
-"""What every test shares: no hub, no DVC around it."""
+"""What every test shares: no hub, no DVC around it, and a cache that the test run throws away."""
 
 from __future__ import annotations
 
@@ -7,11 +7,27 @@ import os
 # Sums of floats depend on how many threads share them, and tests compare bits between processes.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from pathlib import Path
+
 import pytest
+
+from sfd_cli.weights.fetch import cache_folder
+
+
+@pytest.fixture(scope="session")
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of its own with links to the weights that the user has fetched, so that nothing is written there."""
+    folder = tmp_path_factory.mktemp("cache")
+    fetched = cache_folder().iterdir() if cache_folder().exists() else ()
+    for file in fetched:
+        if file.is_file() and not file.name.startswith("."):
+            (folder / file.name).symlink_to(file.resolve())
+    return folder
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def _alone(monkeypatch: pytest.MonkeyPatch, _cache: Path) -> None:
     """A test that reaches for a hub fails at once, and stages do not take the test run for a DVC run."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("SFD_CACHE", str(_cache))
     monkeypatch.delenv("DVC_STAGE", raising=False)

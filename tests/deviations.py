@@ -22,7 +22,8 @@ from torch import Tensor
 
 from sfd_cli.data.images import center_crop
 from sfd_cli.diffusion import objective
-from sfd_cli.formats.convert import semantic_vae_from_reference, texture_vae_from_ldm
+from sfd_cli.formats.ldm import texture_vae_from_ldm
+from sfd_cli.formats.reference_semantic_vae import semantic_vae_from_reference
 from sfd_cli.networks.gaussian import kl_divergence
 from sfd_cli.networks.semantic_vae import SemanticVAE
 from sfd_cli.networks.texture_vae import TextureVAE

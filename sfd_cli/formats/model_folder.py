@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +13,8 @@ from torch import Tensor, nn
 
 from sfd_cli.errors import UserError
 from sfd_cli.files import atomic_path, read_json, write_json
+from sfd_cli.formats.format import FormatError, ModelParts, about
+from sfd_cli.formats.state_dicts import require_fit
 from sfd_cli.formats.torch_files import read_safetensors
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.networks.semantic_pca import SemanticPCA, SemanticPCAConfig
@@ -80,13 +81,15 @@ def load_config(folder: Path) -> dict[str, Any]:
     path = Path(folder) / CONFIG
     if not Path(folder).exists():
         raise UserError(
-            f"{folder} does not exist, and is no name in `sfd weights list`; check it, or run the stage that makes it"
+            folder,
+            "does not exist, and is no name in `sfd weights list`",
+            "check it, or run the stage that makes it",
         )
     if not path.exists():
-        raise UserError(f"{folder} holds no whole model (no {CONFIG}); run the stage that makes it")
+        raise UserError(folder, f"holds no whole model (no {CONFIG})", "run the stage that makes it")
     description = read_json(path)
     if not isinstance(description, dict) or not isinstance(description.get("config"), dict):
-        raise UserError(f"{path} does not describe a model (no 'config' in it); run the stage that makes it again")
+        raise UserError(path, "does not describe a model (no 'config' in it)", "run the stage that makes it again")
     return description
 
 
@@ -117,50 +120,28 @@ def load_model(folder: Path, weights: str = "model") -> nn.Module:
     if description.get("type") not in MODULES:
         raise UserError(source, f"describes a {description.get('type')}, which is no network", "check the path")
     module, config_type = MODULES[description["type"]]
-    network = built(module, configured(config_type, description["config"], str(source)), str(source))
+    with about(source):
+        network = built(module, configured(config_type, description["config"]))
     path = folder / f"{weights}.safetensors"
     if not path.exists():
         present = ", ".join(sorted(file.stem for file in folder.glob("*.safetensors"))) or "none"
         raise UserError(path, f"does not exist (weights present: {present})", "run the stage that makes it again")
     tensors = read_safetensors(path)
-    require_fit(network, tensors, str(path))
+    with about(path):
+        require_fit(network, tensors)
     network.load_state_dict(tensors)
     tables = folder / f"{weights}{TABLES}.safetensors"
     if tables.exists():
-        fill_buffers(network, read_safetensors(tables), str(tables))
+        with about(tables):
+            fill_buffers(network, read_safetensors(tables))
     return network.eval().requires_grad_(False)
 
 
-def unwrap_checkpoint(checkpoint: Mapping[str, Any], wrappers: tuple[str, ...]) -> dict[str, Tensor]:
-    """The state dict inside a training checkpoint, without the prefixes that DDP and torch.compile leave.
-
-    Args:
-        checkpoint: a state dict, or a dict that holds one.
-        wrappers: keys to look for it under, the first one present being taken.
-
-    Raises:
-        UserError: what is there is not tensors by name.
-    """
-    inner = next((checkpoint[key] for key in wrappers if isinstance(checkpoint.get(key), Mapping)), checkpoint)
-    strangers = [key for key, value in inner.items() if not isinstance(value, Tensor)]
-    if strangers:
-        raise UserError(
-            f"the checkpoint holds {strangers[0]!r}, which is no tensor, and none of {', '.join(wrappers)};"
-            " take the state dict out of it"
-        )
-    return without_prefixes(inner)
-
-
-def without_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict without the prefixes that DDP and torch.compile put before every name."""
-    return {re.sub(r"^(module\.|_orig_mod\.)+", "", key): tensor for key, tensor in state_dict.items()}
-
-
-def configured(config_type: type[C], values: Mapping[str, Any], source: str) -> C:
+def configured(config_type: type[C], values: Mapping[str, Any]) -> C:
     """The configuration dataclass that a `config.json` describes.
 
     Raises:
-        UserError: something in `values` is missing, unknown or impossible; names `source`.
+        FormatError: something in `values` is missing, unknown or impossible.
     """
     known = {field.name: field for field in fields(config_type)}  # type: ignore[arg-type]
     needed = [key for key, field in known.items() if field.default is MISSING and field.default_factory is MISSING]
@@ -173,57 +154,74 @@ def configured(config_type: type[C], values: Mapping[str, Any], source: str) -> 
             problems = [str(error)]
         except TypeError:
             problems = ["one of its values is of the wrong type"]
-    kind = config_type.__name__.removesuffix("Config")
-    raise UserError(f"{source} does not describe a {kind}: {'; '.join(problems)}")
+    raise FormatError(f"does not describe a {config_type.__name__.removesuffix('Config')}: {'; '.join(problems)}")
 
 
-def built(module: type[M], config: Any, source: str) -> M:
+def built(module: type[M], config: Any) -> M:
     """The module of a configuration whose numbers nobody has looked at yet.
 
     Raises:
-        UserError: there is no such module; names `source`.
+        FormatError: there is no such module.
     """
     try:
         return module(config)
     except (TypeError, ValueError):
-        raise UserError(f"{source} does not describe a {module.__name__}: one of its values will not do") from None
+        raise FormatError(f"does not describe a {module.__name__}: one of its values will not do") from None
 
 
-def require_fit(
-    module: nn.Module, state_dict: Mapping[str, Tensor], source: str, name_of: Callable[[str], str] = str
-) -> None:
-    """Check that `state_dict` has just the module's names and shapes.
-
-    Args:
-        module: what the weights are for.
-        state_dict: the weights, under the module's names.
-        source: where they come from, for the message.
-        name_of: what a key, of the module or of `state_dict`, is called there.
-
-    Raises:
-        UserError: names `source` and the first few keys that do not fit.
-    """
-    expected = module.state_dict()
-    problems = [f"{name_of(key)} is missing" for key in expected if key not in state_dict]
-    problems += [f"{name_of(key)} is unknown" for key in state_dict if key not in expected]
-    problems += [
-        f"{name_of(key)} is {tuple(state_dict[key].shape)} instead of {tuple(tensor.shape)}"
-        for key, tensor in expected.items()
-        if key in state_dict and state_dict[key].shape != tensor.shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(f"{source} does not fit a {type(module).__name__}: {'; '.join(problems[:3])}{more}")
-
-
-def fill_buffers(module: nn.Module, tables: Mapping[str, Tensor], source: str) -> None:
+def fill_buffers(module: nn.Module, tables: Mapping[str, Tensor]) -> None:
     """Put tables of positions into the module's buffers of the same names.
 
     Raises:
-        UserError: one has no place; names `source`.
+        FormatError: one has no place.
     """
     buffers = dict(module.named_buffers())
     for name, table in tables.items():
         if name not in buffers or buffers[name].shape != table.shape:
-            raise UserError(f"{source} does not fit its weights: {name} {tuple(table.shape)}; import them again")
+            raise FormatError(f"does not fit its weights: {name} {tuple(table.shape)}", "import them again")
         buffers[name].copy_(table)
+
+
+def read_parts(folder: Path, config_type: type) -> ModelParts:
+    """What a model folder holds, the weights in the dtype they were saved in, checked against the architecture.
+
+    Args:
+        folder: the model folder.
+        config_type: configuration dataclass of its type.
+
+    Raises:
+        UserError: something is missing, damaged or does not fit.
+    """
+    folder = Path(folder)
+    description = load_config(folder)
+    kind = description.pop("type")
+    with about(folder / CONFIG):
+        config: Any = configured(config_type, description.pop("config"))
+        with torch.device("meta"):
+            network = built(MODULES[kind][0], config) if kind in MODULES else None
+    weights = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        weights[path.stem] = read_safetensors(path)
+        if network is not None and not path.stem.endswith(TABLES):
+            with about(path):
+                require_fit(network, weights[path.stem])
+    return ModelParts(kind, config, weights, description)
+
+
+def save_parts(parts: ModelParts, folder: Path) -> None:
+    """Write a model of another format as a model folder, which must not be there yet."""
+    weights = {stem: _separate(tensors) for stem, tensors in parts.weights.items()}
+    save_model(folder, parts.kind, parts.config, weights, parts.facts)
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors none of which is a piece of another's memory, or of a larger one's, which safetensors refuses."""
+    seen: set[int] = set()
+    separate = {}
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage()
+        if memory.nbytes() != tensor.nbytes or memory.data_ptr() in seen:
+            tensor = tensor.clone()
+        seen.add(memory.data_ptr())
+        separate[name] = tensor
+    return separate

@@ -1,4 +1,4 @@
-"""LightningDiT checkpoints of the public reference code, to our names and back.
+"""LightningDiT checkpoints of the public reference code: `{"ema", "model"}`, either of them, or a bare state dict.
 
 The architecture is read off the tensors wherever they tell it.
 """
@@ -6,13 +6,15 @@ The architecture is read off the tensors wherever they tell it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sfd_cli.errors import UserError
-from sfd_cli.formats.model_folder import POSITIONS, require_fit
-from sfd_cli.formats.state_dicts import count_numbers, renamed, shape_of
+from sfd_cli.formats.format import Content, Format, FormatError, Hints, ModelParts
+from sfd_cli.formats.model_folder import POSITIONS, TABLES, configured
+from sfd_cli.formats.reference_statistics import LatentStatistics, statistics_to_reference
+from sfd_cli.formats.state_dicts import count_numbers, renamed, require_fit, shape_of
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig, rotary_tables, sincos_positions
 
 DIT_MODULES = {
@@ -46,6 +48,12 @@ MLP_MODULES = {"mlp.fc1": "mlp.up", "mlp.fc2": "mlp.down"}
 DIT_TABLES = dict(zip(("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin"), POSITIONS, strict=True))
 KIND = "a LightningDiT"
 
+PUBLISHED_DELTA_T = 0.3
+"""The offset of the published models with two times (arXiv 2512.04926)."""
+
+STATISTICS_SUFFIXES = ("_latents_stats", "_latents_sv_stats")
+"""What the reference calls the statistics of textures and of semantics, behind the name of the transformer's file."""
+
 
 def dit_from_reference(
     weights: Mapping[str, Tensor],
@@ -64,7 +72,7 @@ def dit_from_reference(
         repa_depth: the block the projector reads, which no tensor tells; used only if there is a projector.
 
     Raises:
-        UserError: something is missing, unknown or of another shape, by the reference's names, or must be asked for.
+        FormatError: something is missing, unknown or of another shape, by the reference's names, or must be asked for.
     """
     config = _dit_config(weights, heads, semantic_channels, repa_depth)
     tables = _dit_tables(config)
@@ -75,7 +83,7 @@ def dit_from_reference(
     converted, name_of = renamed(trained, lambda key: _renamed(key, ours), lambda key: _renamed(key, names))
     converted["patch_embedding.weight"] = converted["patch_embedding.weight"].flatten(1)
     with torch.device("meta"):
-        require_fit(LightningDiT(config), converted, "the reference checkpoint", name_of)
+        require_fit(LightningDiT(config), converted, name_of)
     return config, converted
 
 
@@ -124,7 +132,7 @@ def _dit_config(
     kernel = shape_of(weights, "x_embedder.proj.weight", 4, KIND)
     width, in_channels, patch_size = kernel[:3]
     if kernel[3] != patch_size:
-        raise UserError(f"x_embedder.proj.weight of the checkpoint is {kernel}, but patches are square")
+        raise FormatError(f"x_embedder.proj.weight is {kernel}, but patches are square")
     qk_norm = "blocks.0.attn.q_norm.weight" in weights
     dual = "t_embedder_sem.mlp.0.weight" in weights
     swiglu = "blocks.0.mlp.w12.weight" in weights
@@ -133,21 +141,22 @@ def _dit_config(
     if qk_norm:
         heads = width // shape_of(weights, "blocks.0.attn.q_norm.weight", 1, KIND)[0]
     if heads is None:
-        raise UserError(
-            "the checkpoint has no q/k norms that would tell the number of attention heads; give `heads`"
-            " (--foreign-heads, --heads of `sfd weights import`, or the section `foreign`)"
+        raise FormatError(
+            "has no q/k norms that would tell the number of attention heads",
+            "give `heads` (--foreign-heads, --heads of `sfd weights import`, or foreign.heads)",
         )
     if heads < 1:
-        raise UserError(f"a LightningDiT of width {width} cannot have {heads} attention heads; give another number")
+        raise FormatError(f"of width {width} cannot have heads {heads}", "give another number")
     if dual and semantic_channels is None:
-        raise UserError(
-            "the checkpoint does not tell how many of its channels are semantic; give `semantic_channels`"
-            " (--foreign-semantic-channels, --semantic-channels of `sfd weights import`, or the section `foreign`)"
+        raise FormatError(
+            "does not tell how many of its channels are semantic",
+            "give `semantic_channels` (--foreign-semantic-channels, --semantic-channels of `sfd weights import`, or"
+            " foreign.semantic_channels)",
         )
     if not 0 <= (semantic_channels or 0) <= in_channels:
-        raise UserError(f"{semantic_channels} of the checkpoint's {in_channels} channels cannot be semantic")
+        raise FormatError(f"has {in_channels} channels, of which semantic_channels {semantic_channels} cannot be")
     if "pos_embed" not in weights:
-        raise UserError("the checkpoint has no pos_embed, which tells the size of its grid; export it whole")
+        raise FormatError("has no pos_embed, which tells the size of its grid", "export it whole")
     try:
         return LightningDiTConfig(
             grid=round(shape_of(weights, "pos_embed", 3, KIND)[1] ** 0.5) * patch_size,
@@ -171,7 +180,7 @@ def _dit_config(
             feature_width=shape_of(weights, "repa_projector.4.weight", 2, KIND)[0] if projector else 0,
         )
     except ValueError as error:
-        raise UserError(f"the checkpoint is not a LightningDiT that can be built here: {error}") from None
+        raise FormatError(f"is not a LightningDiT that can be built here: {error}") from None
 
 
 def _mlp_ratio(width: int, hidden: int, swiglu: bool) -> float:
@@ -181,7 +190,7 @@ def _mlp_ratio(width: int, hidden: int, swiglu: bool) -> float:
         for ratio in (round(exact * denominator) / denominator, (int(exact * denominator) + 1) / denominator):
             if hidden == (int(2 / 3 * width * ratio) if swiglu else int(width * ratio)):
                 return ratio
-    raise UserError(f"no mlp_ratio gives the checkpoint's hidden width {hidden} at width {width}")
+    raise FormatError(f"has a hidden width {hidden}, which no mlp_ratio gives at width {width}")
 
 
 def _dit_names(config: LightningDiTConfig) -> dict[str, str]:
@@ -194,7 +203,7 @@ def _dit_names(config: LightningDiTConfig) -> dict[str, str]:
 
 
 def _renamed(key: str, modules: Mapping[str, str]) -> str:
-    """`key` with its module path replaced; a stranger's comes back as it is."""
+    """`key` with its module path replaced; an unknown one comes back as it is."""
     module, _, leaf = key.rpartition(".")
     return f"{modules[module]}.{leaf}" if module in modules else key
 
@@ -237,4 +246,75 @@ def _check_tables(weights: Mapping[str, Tensor], tables: Mapping[str, Tensor]) -
     for key, table in tables.items():
         found = weights.get(key)
         if found is None or found.shape != table.shape or not torch.allclose(found.float(), table, atol=1e-2):
-            raise UserError(f"{key} of the checkpoint is not the fixed table of its architecture; it cannot be used")
+            raise FormatError(f"{key} is not the fixed table of its architecture", "it cannot be used")
+
+
+def _read(content: Content, hints: Hints) -> ModelParts:
+    """The weights, averaged (`ema`) and last (`model`); optimiser state and settings objects are not carried over."""
+    semantic = hints.semantic_channels
+    if semantic is None and hints.semantic_statistics is not None:
+        semantic = len(hints.semantic_statistics.mean)
+    configs: dict[str, LightningDiTConfig] = {}
+    weights: dict[str, dict[str, Tensor]] = {}
+    for wrapper, tensors in content.state_dicts.items():
+        # Samplers take the averaged weights, so a state dict that does not say what it is stands for these.
+        stem = "model" if wrapper == "model" else "ema"
+        if stem in weights:
+            continue
+        configs[stem], weights[stem] = dit_from_reference(tensors, hints.heads, semantic, hints.repa_depth or 2)
+        tables = dit_tables_from_reference(configs[stem], tensors)
+        if tables:
+            weights[f"{stem}{TABLES}"] = tables
+    config = next(iter(configs.values()))
+    if any(other != config for other in configs.values()):
+        raise FormatError(
+            "holds an ema and a model that are LightningDiTs of different architectures", "take out the one you want"
+        )
+    delta_t = hints.delta_t
+    if delta_t is None:
+        delta_t = PUBLISHED_DELTA_T if config.time_embedding == "dual" else 0.0
+    if not 0 <= delta_t <= 1:
+        raise FormatError(f"cannot have delta_t {delta_t:g}", "give an offset from 0 to 1")
+    return ModelParts("LightningDiT", config, weights, {"delta_t": delta_t} | _joined_statistics(hints))
+
+
+def _joined_statistics(hints: Hints) -> dict[str, Any]:
+    """`statistics` of a transformer's `config.json`, textures first; nothing where there are none."""
+    parts = [part for part in (hints.texture_statistics, hints.semantic_statistics) if part is not None]
+    joined = {key: [value for part in parts for value in getattr(part, key)] for key in ("mean", "std")}
+    return {"statistics": joined} if parts else {}
+
+
+def _write(model: ModelParts) -> dict[str, dict[str, Any]]:
+    """`{"model", "ema"}` as far as there are both; latent statistics beside it, split by stream, in float32."""
+    config, weights = model.config, model.weights
+    exported: dict[str, Any] = {
+        stem: dit_to_reference(config, weights[stem], weights.get(f"{stem}{TABLES}"))
+        for stem in ("model", "ema")
+        if stem in weights
+    }
+    if not exported:
+        raise FormatError("holds neither ema.safetensors nor model.safetensors", "run what makes it again")
+    files = {"": exported}
+    if model.facts.get("statistics") is not None:
+        both = configured(LatentStatistics, model.facts["statistics"])
+        if len(both.mean) != config.in_channels:
+            raise FormatError(
+                f"has statistics of {len(both.mean)} channels, but the transformer has {config.in_channels}",
+                "run what makes it again",
+            )
+        textures = config.in_channels - config.semantic_channels
+        for suffix, part in zip(STATISTICS_SUFFIXES, (slice(0, textures), slice(textures, None)), strict=True):
+            if both.mean[part]:
+                files[suffix] = statistics_to_reference(LatentStatistics(both.mean[part], both.std[part]))
+    return files
+
+
+FORMAT = Format(
+    "LightningDiT",
+    LightningDiTConfig,
+    matches=lambda content: content.has("x_embedder.", "y_embedder.", "t_embedder", "final_layer."),
+    read=_read,
+    write=_write,
+    hints=("heads", "semantic_channels", "repa_depth", "delta_t", "texture_statistics", "semantic_statistics"),
+)

@@ -23,8 +23,13 @@ from sfd_cli.data.shards import StoreWriter, stream_statistics, write_shards
 from sfd_cli.data.store import Field, Store
 from sfd_cli.errors import UserError
 from sfd_cli.files import atomic_path, fingerprint, sha256_file
-from sfd_cli.formats.convert import LatentStatistics, statistics_from_reference, statistics_to_reference
+from sfd_cli.formats.format import about
 from sfd_cli.formats.model_folder import configured
+from sfd_cli.formats.reference_statistics import (
+    LatentStatistics,
+    statistics_from_reference,
+    statistics_to_reference,
+)
 from sfd_cli.formats.torch_files import read_weights_file
 
 SHARDS = "latents_rank*_shard*.safetensors"
@@ -312,11 +317,8 @@ def _published_statistics(source: Path, fields: Mapping[str, Field]) -> dict[str
         )
     parts = []
     for field, path in paths.items():
-        content = read_weights_file(path)
-        try:
-            parts.append(statistics_from_reference(content))
-        except UserError as error:
-            raise UserError(path, f"holds no statistics of latents ({error})", "check the file") from None
+        with about(path):
+            parts.append(statistics_from_reference(read_weights_file(path)))
         found, channels = len(parts[-1].mean), fields[field].shape[1]
         if found != channels:
             raise UserError(path, f"has {found} channels, but the latents beside it {channels}", "check the files")
@@ -419,6 +421,7 @@ def _export_statistics(store: Store, target: Path) -> None:
     channels = store.fields["texture"].shape[1]
     for field, part in (("texture", slice(0, channels)), ("semantic", slice(channels, None))):
         values = {name: store.statistics[name][part].tolist() for name in ("mean", "std")}
-        statistics = configured(LatentStatistics, values, f"the statistics in {store.folder}")
+        with about(f"the statistics in {store.folder}"):
+            statistics = configured(LatentStatistics, values)
         with atomic_path(target / STATISTICS[field]) as temporary, open(temporary, "wb") as file:
             torch.save(statistics_to_reference(statistics), file)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sfd_cli.errors import UserError
-from sfd_cli.formats.model_folder import CONFIG, configured, load_config
+from sfd_cli.formats.format import Content, Format, FormatError, Hints, ModelParts
 
 
 @dataclass(frozen=True)
@@ -35,33 +33,23 @@ class LatentStatistics:
             raise ValueError("std is not above zero in every channel")
 
 
-def load_statistics(folder: Path) -> LatentStatistics:
-    """The statistics that `sfd weights import` left in a folder.
-
-    Raises:
-        UserError: there are none, or they are damaged.
-    """
-    path, description = Path(folder) / CONFIG, load_config(folder)
-    if description.get("type") != LatentStatistics.__name__:
-        raise UserError(f"{folder} holds a {description.get('type')}, but latent statistics are wanted; check the path")
-    return configured(LatentStatistics, description["config"], str(path))
-
-
 def statistics_from_reference(checkpoint: Mapping[str, Any]) -> LatentStatistics:
     """The reference's `latents_stats.pt`: `mean` and `std`, each float32 (1, C, 1, 1).
 
     Raises:
-        UserError: something is missing, unknown, of another shape or dtype, or cannot normalise anything.
+        FormatError: something is missing, unknown, of another shape or dtype, or cannot normalise anything.
     """
     problems = [f"{key} is missing" for key in ("mean", "std") if key not in checkpoint]
     problems += [f"{key} is unknown" for key in checkpoint if key not in ("mean", "std")]
     if problems:
-        raise UserError(f"the file does not hold latent statistics: {'; '.join(map(str, problems[:3]))}")
+        raise FormatError(f"does not hold latent statistics: {'; '.join(problems[:3])}")
     parts = {key: _channels(key, checkpoint[key]) for key in ("mean", "std")}
     try:
         return LatentStatistics(**parts)
     except ValueError as error:
-        raise UserError(f"the latent statistics cannot normalise anything: {error}; make them again") from None
+        raise FormatError(
+            f"holds latent statistics that cannot normalise anything: {error}", "make them again"
+        ) from None
 
 
 def statistics_to_reference(statistics: LatentStatistics) -> dict[str, Tensor]:
@@ -76,11 +64,24 @@ def _channels(key: str, values: Any) -> tuple[float, ...]:
     """Float64 holds float32 exactly, so that nothing is lost on the way through Python's numbers and JSON."""
     if not isinstance(values, Tensor) or values.dtype != torch.float32:
         found = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise UserError(f"{key} of the latent statistics is {found} instead of a float32 tensor")
+        raise FormatError(f"{key} is {found} instead of a float32 tensor")
     if values.ndim != 4 or values.numel() == 0 or values.numel() != values.shape[1]:
-        raise UserError(f"{key} of the latent statistics has shape {tuple(values.shape)} instead of (1, C, 1, 1)")
+        raise FormatError(f"{key} has shape {tuple(values.shape)} instead of (1, C, 1, 1)")
     return tuple(values.flatten().tolist())
 
 
 def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _read(content: Content, _: Hints) -> ModelParts:
+    return ModelParts("LatentStatistics", statistics_from_reference(content.checkpoint), {})
+
+
+FORMAT = Format(
+    "LatentStatistics",
+    LatentStatistics,
+    matches=lambda content: "mean" in content.checkpoint and "std" in content.checkpoint,
+    read=_read,
+    write=lambda model: {"": statistics_to_reference(model.config)},
+)

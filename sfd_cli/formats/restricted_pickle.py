@@ -6,6 +6,9 @@ configuration that many training scripts save along. Here the names that a file 
 those on `INERT` and `MAPPINGS` that same reader is given stand-ins, which take anything and do nothing. Every other
 name stays refused. So a file gets at no more code than before, and what that reader closes off (TorchScript, the old
 tar format, pickled modules, state set on anything but tensors, extension codes) stays closed.
+
+`torch.serialization.get_unsafe_globals_in_checkpoint` would list the names too, but not of files in torch's older
+format, not those of STACK_GLOBAL and INST, and in no order, so that a refusal could not always name what it is about.
 """
 
 from __future__ import annotations
@@ -99,7 +102,15 @@ class PlainMapping:
 
 
 class RefusedError(Exception):
-    """A file asks for something that is no data; the message is its dotted name."""
+    """A file asks for something that is no data.
+
+    Attributes:
+        name: its dotted name, printable.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name if name.isprintable() else ascii(name)
 
 
 def load_with_stand_ins(path: Path, mmap: bool) -> Any:
@@ -121,7 +132,7 @@ def load_with_stand_ins(path: Path, mmap: bool) -> Any:
         except pickle.UnpicklingError:
             for name in names:
                 if not _matches(name, INERT + MAPPINGS + TENSORS):
-                    raise RefusedError(name if name.isprintable() else ascii(name)) from None
+                    raise RefusedError(name) from None
             raise
     if isinstance(loaded, dict):
         return {key: value for key, value in loaded.items() if not (_is_stand_in(key) or _is_stand_in(value))}

@@ -1,13 +1,13 @@
-"""Looking at the tensors of a foreign state dict before it is known to fit anything."""
+"""Looking at the tensors of a state dict before it is known to fit anything, and checking that it fits."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from sfd_cli.errors import UserError
+from sfd_cli.formats.format import FormatError
 
 
 def shape_of(weights: Mapping[str, Tensor], key: str, dimensions: int, kind: str) -> tuple[int, ...]:
@@ -20,13 +20,13 @@ def shape_of(weights: Mapping[str, Tensor], key: str, dimensions: int, kind: str
         kind: what the checkpoint is taken for, with its article, e.g. "a LightningDiT".
 
     Raises:
-        UserError: it is missing, empty or has another number of axes.
+        FormatError: it is missing, empty or has another number of axes.
     """
     if key not in weights:
-        raise UserError(f"the checkpoint is not {kind}: {key} is missing")
+        raise FormatError(f"is not {kind}: {key} is missing")
     shape = tuple(weights[key].shape)
     if len(shape) != dimensions or 0 in shape:
-        raise UserError(f"the checkpoint is not {kind}: {key} has shape {shape}, but {dimensions} axes are expected")
+        raise FormatError(f"is not {kind}: {key} has shape {shape}, but {dimensions} axes are expected")
     return shape
 
 
@@ -42,16 +42,40 @@ def renamed(
 
     Args:
         weights: the state dict.
-        rename: our name of one of its keys; a stranger's comes back as it is.
+        rename: our name of one of its keys; an unknown one comes back as it is.
         name_of: the file's name of a key of ours, where the file does not have it.
 
     Raises:
-        UserError: two keys are names of the same weight.
+        FormatError: two keys are names of the same weight.
     """
     theirs: dict[str, str] = {}
     for key in weights:
         ours = rename(key)
         if ours in theirs:
-            raise UserError(f"{theirs[ours]} and {key} of the checkpoint are the same weight; take one of them out")
+            raise FormatError(f"{theirs[ours]} and {key} are the same weight", "take one of them out")
         theirs[ours] = key
     return {ours: weights[key] for ours, key in theirs.items()}, lambda key: theirs.get(key) or name_of(key)
+
+
+def require_fit(module: nn.Module, state_dict: Mapping[str, Tensor], name_of: Callable[[str], str] = str) -> None:
+    """Check that `state_dict` has just the module's names and shapes.
+
+    Args:
+        module: what the weights are for.
+        state_dict: the weights, under the module's names.
+        name_of: what a key, of the module or of `state_dict`, is called in the file.
+
+    Raises:
+        FormatError: names the first few keys that do not fit.
+    """
+    expected = module.state_dict()
+    problems = [f"{name_of(key)} is missing" for key in expected if key not in state_dict]
+    problems += [f"{name_of(key)} is unknown" for key in state_dict if key not in expected]
+    problems += [
+        f"{name_of(key)} is {tuple(state_dict[key].shape)} instead of {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in state_dict and state_dict[key].shape != tensor.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise FormatError(f"does not fit a {type(module).__name__}: {'; '.join(problems[:3])}{more}")

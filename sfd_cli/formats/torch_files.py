@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import tarfile
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +32,15 @@ def read_weights_file(path: Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such weights file")
+        raise UserError(path, "is no file", "check the path")
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     if path.suffix not in TORCH_SUFFIXES:
-        raise UserError(f"{path}: expected .safetensors or one of {', '.join(TORCH_SUFFIXES)}")
+        raise UserError(path, "is no weights file", f"give a .safetensors, {', '.join(TORCH_SUFFIXES)}")
     loaded = _read_torch(path)
     if not isinstance(loaded, dict):
         kind = "settings object" if isinstance(loaded, StandIn) else type(loaded).__name__
-        raise UserError(f"{path} holds a {kind}, not weights by name; save its state_dict()")
+        raise UserError(path, f"holds a {kind}, not weights by name", "save its state_dict()")
     return loaded
 
 
@@ -51,7 +53,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or truncated ({_first_line(error)}); make or fetch it again") from None
+        raise UserError(path, f"is damaged or truncated ({_first_line(error)})", "make or fetch it again") from None
 
 
 def _read_torch(path: Path) -> Any:
@@ -66,18 +68,32 @@ def _read_torch(path: Path) -> Any:
             return load_with_stand_ins(path, mmap)
     except RefusedError as refused:
         raise UserError(
-            f"{path} asks for {refused}, which is code and not data, so it is not read; if you trust the file, save"
-            " its tensors alone where it was made: torch.save(model.state_dict(), 'weights.pt')"
+            path,
+            f"asks for {refused.name}, which is code and not data, so it is not read",
+            "if you trust the file, save its tensors alone where it was made:"
+            " torch.save(model.state_dict(), 'weights.pt')",
         ) from None
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} is no torch weights file, or not pickled as torch.save does it ({_reason(error)});"
-            " fetch or copy it again, or save its state_dict() with torch.save"
+            path,
+            f"is no torch weights file, or not pickled as torch.save does it ({_reason(error)})",
+            "fetch or copy it again, or save its state_dict() with torch.save",
         ) from None
     except Exception as error:  # bytes at random make torch's reader fail in any way
-        if "TorchScript" in str(error) or "legacy .tar" in str(error):
-            raise UserError(f"{path} is a program or too old a format for its weights; save its state_dict()") from None
-        raise UserError(f"{path} is damaged or truncated ({_first_line(error)}); fetch or copy it again") from None
+        if _is_program_or_tar(path):
+            raise UserError(path, "is a program, or of a format too old to be read", "save its state_dict()") from None
+        raise UserError(path, f"is damaged or truncated ({_first_line(error)})", "fetch or copy it again") from None
+
+
+def _is_program_or_tar(path: Path) -> bool:
+    """Whether it is a TorchScript archive, or the tar that torch wrote before 2017."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return tarfile.is_tarfile(path)
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except Exception:  # damaged in any way
+        return False
 
 
 def _reason(error: Exception) -> str:

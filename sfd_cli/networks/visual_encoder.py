@@ -53,8 +53,9 @@ class VisualEncoder(nn.Module):
         if image_size % self.patch_size:
             below = max(image_size // self.patch_size, 1) * self.patch_size
             raise UserError(
-                f"encoder.image_size: {image_size} is not a multiple of the {self.patch_size} px patches of {name};"
-                f" try {below} or {below + self.patch_size}"
+                "encoder.image_size",
+                f"{image_size} is not a multiple of the {self.patch_size} px patches of {name}",
+                f"try {below} or {below + self.patch_size}",
             )
         self.grid = tiles * image_size // self.patch_size
         self.feature_width = int(self.network.embed_dim)
@@ -110,7 +111,7 @@ class VisualEncoder(nn.Module):
         as timm does.
 
         Raises:
-            UserError: weights missing, left over or of the wrong shape; names the first.
+            ValueError: weights missing, left over or of the wrong shape; names the first.
         """
         weights = dict(state_dict)
         if self._is_plain_dinov2:
@@ -123,12 +124,12 @@ class VisualEncoder(nn.Module):
             weights = convert(weights, self.network)
             missing, unexpected = self.network.load_state_dict(weights, strict=False)
         except (RuntimeError, KeyError) as error:
-            raise UserError(f"these weights do not fit {self.name}: {' '.join(str(error).split())}") from None
+            raise ValueError(f"do not fit {self.name}: {' '.join(str(error).split())}") from None
         unexpected = [key for key in unexpected if not _UNUSED_WEIGHTS.match(key)]
         for what, keys in (("lack", missing), ("hold what it has no place for:", unexpected)):
             if keys:
                 more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-                raise UserError(f"these weights do not fit {self.name}: they {what} {keys[0]}{more}")
+                raise ValueError(f"do not fit {self.name}: they {what} {keys[0]}{more}")
 
     @property
     def _is_plain_dinov2(self) -> bool:
@@ -143,11 +144,11 @@ def resample_dinov2_positions(positions: Tensor, grid: int) -> Tensor:
     published encoder's.
 
     Raises:
-        UserError: the positions are not those of a class token and a square grid.
+        ValueError: the positions are not those of a class token and a square grid.
     """
     side = round((positions.shape[1] - 1) ** 0.5)
     if positions.ndim != 3 or side * side + 1 != positions.shape[1]:
-        raise UserError(f"pos_embed of shape {tuple(positions.shape)} is not a class token and a square grid")
+        raise ValueError(f"pos_embed of shape {tuple(positions.shape)} is not a class token and a square grid")
     if side == grid:
         return positions
     factor = (grid + 0.1) / side
@@ -172,26 +173,28 @@ def timm_name(name: str) -> str:
             timm.get_pretrained_cfg(name)
         except RuntimeError as error:
             tags = ", ".join(timm.list_models(f"{name.split('.')[0]}.*", pretrained=True))
-            raise UserError(f"encoder.name: {name!r}: {error} Known: {tags}") from None
+            raise UserError("encoder.name", f"{name!r} is no model of timm ({error})", f"known: {tags}") from None
         return name
     close = difflib.get_close_matches(name, [*timm.list_models("vit_*"), *_DINOV2_NAMES], n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise UserError(f"encoder.name: {name!r} is neither dinov2_vit{{s,b,l,g}}14[_reg] nor a timm model{hint}")
+    hint = f"did you mean {close[0]!r}?" if close else "see timm.list_models()"
+    raise UserError("encoder.name", f"{name!r} is neither dinov2_vit{{s,b,l,g}}14[_reg] nor a timm model", hint)
 
 
 def _create(name: str, image_size: int, architecture: dict[str, Any]) -> Any:
     import timm
 
-    refusal = f"encoder.name: {name!r} is not a plain vision transformer with patch tokens"
+    refusal = f"{name!r} is not a plain vision transformer with patch tokens"
     try:
         # Without a pooling head the final norm is applied to the tokens themselves.
         network = timm.create_model(
             timm_name(name), pretrained=False, num_classes=0, global_pool="", img_size=image_size, **architecture
         )
     except (TypeError, KeyError, ValueError) as error:
-        raise UserError(f"{refusal} ({error})") from None
+        raise UserError("encoder.name", f"{refusal} ({error})", "choose another") from None
     except AssertionError as error:
-        raise UserError(f"encoder.image_size: {name!r} does not take {image_size} px images ({error})") from None
+        raise UserError(
+            "encoder.image_size", f"{name!r} does not take {image_size} px images ({error})", "choose another size"
+        ) from None
     if not hasattr(network, "num_prefix_tokens") or not hasattr(network, "patch_embed"):
-        raise UserError(refusal)
+        raise UserError("encoder.name", refusal, "choose another")
     return network

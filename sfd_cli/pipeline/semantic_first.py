@@ -21,7 +21,7 @@ from sfd_cli.data.images import as_rgb, center_crop
 from sfd_cli.device import choose_device
 from sfd_cli.errors import UserError
 from sfd_cli.files import read_json, write_json
-from sfd_cli.formats.convert import VisualEncoderConfig
+from sfd_cli.formats.dinov2 import VisualEncoderConfig
 from sfd_cli.formats.model_folder import dit_weights, save_model
 from sfd_cli.networks.gaussian import draw
 from sfd_cli.networks.lightning_dit import LightningDiT

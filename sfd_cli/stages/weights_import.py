@@ -1,34 +1,31 @@
-"""`sfd weights import` and `export`: files of the reference code to our artifacts, and back."""
+"""`sfd weights import`: files of other code as our artifacts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from sfd_cli.artifacts.output import StageOutput
-from sfd_cli.data.store import INDEX, Store
+from sfd_cli.artifacts.produce import produce
+from sfd_cli.artifacts.recipe import Facts, Recipe
+from sfd_cli.data.store import Store
 from sfd_cli.errors import UserError
-from sfd_cli.files import sha256_file
-from sfd_cli.formats.foreign import Foreign, Hints, export_model, read_foreign, save_foreign
-from sfd_cli.formats.reference_latents import (
-    ATTRIBUTE,
-    check_latents,
-    export_latents,
-    import_latents,
-    is_shards,
-    latents_fingerprint,
-)
+from sfd_cli.formats.files import hints_of, read_file
+from sfd_cli.formats.format import Hints, ModelParts
+from sfd_cli.formats.model_folder import save_parts
+from sfd_cli.formats.reference_latents import ATTRIBUTE, check_latents, import_latents, is_shards, latents_fingerprint
 from sfd_cli.messages import say
+from sfd_cli.networks.lightning_dit import LightningDiTConfig
+from sfd_cli.processes import Processes
+from sfd_cli.weights.fetch import digest
 from sfd_cli.weights.models import locate, read_latent_statistics, with_registered
 from sfd_cli.weights.registry import Kind
 
 STAGE = "weights import"
 MODELS: tuple[Kind, ...] = ("dit", "vae", "semvae", "encoder", "statistics")
-# Options that are of use for latent shards only, and those hints that are of use for a model.
+# Options that are of use for latent shards only.
 OF_SHARDS = ("encoder", "image_size", "num_classes")
-HINTS_OF = {"LightningDiT": ("heads", "semantic_channels", "repa_depth", "delta_t"), "SemanticVAE": ("heads",)}
 
 
 def import_anything(source: str, target: Path, options: dict[str, Any]) -> dict[str, Any]:
@@ -43,18 +40,18 @@ def import_anything(source: str, target: Path, options: dict[str, Any]) -> dict[
         The summary to print.
 
     Raises:
-        UserError: as `import_model` and `import_shards`, or an option has no use for what `source` is.
+        UserError: as `import_model` and `import_shards`, or an option is of no use for what `source` is.
     """
-    told = {key: value for key, value in options.items() if value is not None}
+    given = {key: value for key, value in options.items() if value is not None}
     is_store = is_shards(Path(source))
-    useless = [key for key in told if (key in OF_SHARDS) != is_store]
+    useless = [key for key in given if (key in OF_SHARDS) != is_store]
     if useless:
         what = "a folder of latent shards" if is_store else "no folder of latent shards"
-        raise UserError(f"{source} is {what}, for which {_flags(useless)} can do nothing; leave it out")
+        raise UserError(_flags(useless), f"of no use for {source}, which is {what}", "leave it out")
     if is_store:
-        return import_shards(Path(source), target, **told)
-    statistics = {key: told.pop(key, None) for key in ("texture_statistics", "semantic_statistics")}
-    return import_model(source, target, told, **statistics)
+        return import_shards(Path(source), target, **given)
+    statistics = {key: given.pop(key, None) for key in ("texture_statistics", "semantic_statistics")}
+    return import_model(source, target, given, **statistics)
 
 
 def import_model(
@@ -80,26 +77,22 @@ def import_model(
         UserError: it is of no known kind or does not fit, naming the keys; nothing is written then.
     """
     if target.exists():
-        raise UserError(f"{target} exists already; remove it or give another name")
+        raise UserError(target, "exists already", "remove it or give another name")
     path = locate(source, *MODELS)
     if not path.exists():
-        raise UserError(f"{source} is no file, no folder and no name in `sfd weights list`")
-    told = {key: value for key, value in hints.items() if value is not None}
+        raise UserError(source, "is no file, no folder and no name in `sfd weights list`", "check it")
+    given = {key: value for key, value in hints.items() if value is not None}
     places = {"texture_statistics": texture_statistics, "semantic_statistics": semantic_statistics}
-    given: dict[str, Any] = {key: read_latent_statistics(place) for key, place in places.items() if place is not None}
-    known = with_registered(Hints(**(told | given)), source)
-    semantic = known.semantic_statistics
-    shown = {} if semantic is None else {"semantic_channels": len(semantic.mean)}
-    foreign = read_foreign(path, known)
-    _check_hints(source, foreign, told, shown)
-    if foreign.module_type == "LightningDiT":
-        _check_statistics(foreign)
-    elif known.texture_statistics or semantic:
-        raise UserError(f"{source} holds a {foreign.module_type}; only a transformer takes latent statistics with it")
+    statistics: dict[str, Any] = {
+        key: read_latent_statistics(place) for key, place in places.items() if place is not None
+    }
+    known = with_registered(Hints(**given, **statistics), source)
+    model = read_file(path, known)
+    _check_hints(source, model, given, known)
     if path.is_file():
-        foreign = replace(foreign, extra=foreign.extra | {"imported": {"file": path.name, "sha256": sha256_file(path)}})
-    save_foreign(foreign, target)
-    return _summary(foreign, target)
+        model = replace(model, facts=model.facts | {"imported": {"file": path.name, "sha256": digest(path)}})
+    save_parts(model, target)
+    return _summary(model, target)
 
 
 def import_shards(
@@ -121,45 +114,26 @@ def import_shards(
     Raises:
         UserError: a shard is damaged or unlike the others, naming it; or `target` holds something else.
     """
-    chosen = {"encoder": encoder, "image_size": image_size, "num_classes": num_classes}
-    output = StageOutput(target, STAGE, chosen, {"shards": latents_fingerprint(source)}, None)
-    if not output.recorded():
-        if target.exists() and not _is_empty(target):
-            raise UserError(f"{target} exists already, from other shards or settings; remove it or give another name")
+    settings = {"encoder": encoder, "image_size": image_size, "num_classes": num_classes}
+    recipe = Recipe(STAGE, target, settings, {"shards": latents_fingerprint(source)})
+
+    def load(_: Processes) -> None:
+        if target.exists() and not _is_empty(target) and not recipe.matches_disk():
+            raise UserError(target, "exists already, from other shards or settings", "remove it or give another name")
         check_latents(source, num_classes)
-    with output:
-        if output.complete:
-            say(f"{target} is up to date")
-        else:
-            images = import_latents(
-                source,
-                target,
-                output.fingerprint,
-                encoder=encoder,
-                image_size=image_size,
-                num_classes=num_classes,
-            )
-            output.finish(images=images)
+
+    def make(_: Processes, __: None) -> Facts:
+        images = import_latents(
+            source, target, recipe.fingerprint, encoder=encoder, image_size=image_size, num_classes=num_classes
+        )
+        return {"images": images}
+
+    produce(recipe, load, make)
     store = Store(target)
     shapes = {name: " x ".join(map(str, field.shape[1:])) for name, field in store.fields.items()}
     statistics = "published" if store.attributes[ATTRIBUTE]["statistics"] else "computed"
     both = f"{len(store)}, as they are and flipped"
     return {"images": both, **shapes, "statistics": statistics, "folder": str(target)}
-
-
-def export(source: Path, target: Path) -> dict[str, Any]:
-    """One of our model folders as the reference's file, or a latent store as the reference's shards.
-
-    Raises:
-        UserError: it is neither, or `target` exists.
-    """
-    if source.is_file():
-        raise UserError(f"{source} is a file; give the model folder or latent store to export")
-    if (source / INDEX).exists():
-        return {"shards": export_latents(source, target), "folder": str(target)}
-    kind, (file, *beside) = export_model(source, target)
-    statistics = {"statistics": " and ".join(map(str, beside))} if beside else {}
-    return {"kind": kind, "file": str(file), **statistics}
 
 
 def _is_empty(folder: Path) -> bool:
@@ -171,49 +145,52 @@ def _flags(keys: Iterable[str]) -> str:
     return " and ".join(f"--{key.replace('_', '-')}" for key in keys)
 
 
-def _check_hints(source: str, foreign: Foreign, told: dict[str, Any], shown: dict[str, Any]) -> None:
-    """Raise UserError for hints that were given and are of no use for the file, or that it or statistics contradict.
+def _check_hints(source: str, model: ModelParts, given: dict[str, Any], known: Hints) -> None:
+    """Raise UserError for hints that are of no use for the file, or that it or statistics contradict.
 
     Args:
         source: named in the message.
-        foreign: what was read.
-        told: hints of `import_model`.
-        shown: those that statistics tell.
+        model: what was read.
+        given: hints of `import_model`.
+        known: these and the statistics.
     """
-    kind, config = foreign.module_type, foreign.config
-    useless = [key for key in told if key not in HINTS_OF.get(kind, ())]
+    statistics = [part for part in (known.texture_statistics, known.semantic_statistics) if part is not None]
+    useless = [key for key in given if key not in hints_of(model.kind)]
     if useless:
-        raise UserError(f"{source} holds a {kind}, for which {_flags(useless)} can do nothing; leave it out")
-    if kind != "LightningDiT":
+        raise UserError(_flags(useless), f"of no use for {source}, which holds a {model.kind}", "leave it out")
+    if model.kind != "LightningDiT":
+        if statistics:
+            problem = f"holds a {model.kind}, and only a transformer takes latent statistics with it"
+            raise UserError(source, problem, "leave them out")
         return
-    problems = []
-    if told.get("heads", config.heads) != config.heads:
-        problems.append(f"--heads {told['heads']}, but its q/k norms are of {config.heads} heads")
-    for key, value in shown.items():
-        if told.get(key, value) != value:
-            problems.append(f"{_flags([key])} {told[key]}, but the statistics are of {value}")
-    if "repa_depth" in told and not config.repa_depth:
-        problems.append(f"--repa-depth {told['repa_depth']}, but it has no REPA projector")
-    if told.get("delta_t") and config.time_embedding == "single":
-        problems.append(f"--delta-t {told['delta_t']:g}, but it has one time for both streams")
-    if problems:
-        raise UserError(f"{source}: {' and '.join(problems)}; leave it out")
-
-
-def _check_statistics(foreign: Foreign) -> None:
-    """Raise UserError if there are not as many statistics as channels; say so if there are none."""
-    statistics, channels = foreign.extra.get("statistics"), foreign.config.in_channels
-    if statistics is None:
+    for flag, problem in _contradictions(model.config, given, known):
+        raise UserError(f"{flag}", f"{problem} in {source}", "leave it out")
+    channels = sum(len(part.mean) for part in statistics)
+    if not statistics:
         say("no latent statistics were given: without those of its training set nothing it samples can be decoded")
-    elif len(statistics["mean"]) != channels:
+    elif channels != model.config.in_channels:
         raise UserError(
-            f"the latent statistics are of {len(statistics['mean'])} channels, but the transformer has {channels};"
-            " give those of the textures and of the semantics it was trained on"
+            source,
+            f"has {model.config.in_channels} channels, but the latent statistics are of {channels}",
+            "give those of the textures and of the semantics it was trained on",
         )
 
 
-def _summary(foreign: Foreign, target: Path) -> dict[str, Any]:
-    weights = {stem: sum(tensor.numel() for tensor in tensors.values()) for stem, tensors in foreign.weights.items()}
-    config = {key: value for key, value in asdict(foreign.config).items() if foreign.module_type != "LatentStatistics"}
+def _contradictions(config: LightningDiTConfig, given: dict[str, Any], known: Hints) -> Iterator[tuple[str, str]]:
+    """Flags with values that a transformer or its statistics contradict, and what they are instead."""
+    if given.get("heads", config.heads) != config.heads:
+        yield "--heads", f"is {given['heads']}, but the q/k norms are of {config.heads} heads"
+    semantic = known.semantic_statistics
+    if semantic is not None and given.get("semantic_channels", len(semantic.mean)) != len(semantic.mean):
+        yield "--semantic-channels", f"is {given['semantic_channels']}, but the statistics are of {len(semantic.mean)}"
+    if "repa_depth" in given and not config.repa_depth:
+        yield "--repa-depth", f"is {given['repa_depth']}, but there is no REPA projector"
+    if given.get("delta_t") and config.time_embedding == "single":
+        yield "--delta-t", f"is {given['delta_t']:g}, but there is one time for both streams"
+
+
+def _summary(model: ModelParts, target: Path) -> dict[str, Any]:
+    weights = {stem: sum(tensor.numel() for tensor in tensors.values()) for stem, tensors in model.weights.items()}
+    config = {key: value for key, value in asdict(model.config).items() if model.kind != "LatentStatistics"}
     parameters = {stem: f"{count:,} values" for stem, count in weights.items()}
-    return {"kind": foreign.module_type, **config, **parameters, "folder": str(target)}
+    return {"kind": model.kind, **config, **parameters, "folder": str(target)}

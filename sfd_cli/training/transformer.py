@@ -19,7 +19,7 @@ from sfd_cli.device import choose_device
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.errors import SettingError, UserError
 from sfd_cli.files import read_json
-from sfd_cli.formats.foreign import Hints
+from sfd_cli.formats.format import Hints
 from sfd_cli.formats.model_folder import save_model
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.processes import Processes

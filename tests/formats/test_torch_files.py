@@ -28,6 +28,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
+from refusals import refusal
 from safetensors.torch import save_file
 
 from sfd_cli.errors import UserError
@@ -185,11 +186,8 @@ def test_code_in_a_checkpoint_is_refused_by_name_and_never_run(
     canary = tmp_path / "canary"
     trap = HOSTILE[name](str(canary))
     path = save({"ema": TENSORS, "config": trap} if place == "top" else inside_configuration(trap))
-    with pytest.raises(UserError) as caught:
+    with refusal(path, f" {name},", "model.state_dict()"):
         read_weights_file(path)
-    assert name in str(caught.value)
-    assert "code and not data" in str(caught.value)
-    assert str(path) in str(caught.value)
     assert not canary.exists()
 
 
@@ -197,7 +195,7 @@ def test_a_bare_pickle_is_not_run_either(tmp_path: Path) -> None:
     path, canary = tmp_path / "checkpoint.pt", tmp_path / "canary"
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         path.write_bytes(pickle.dumps({"ema": Call(os.system, f"touch {canary}")}, protocol=protocol))
-        with pytest.raises(UserError, match=r"asks for posix\.system"):
+        with refusal(path, " posix.system,"):
             read_weights_file(path)
     assert not canary.exists()
 
@@ -224,58 +222,58 @@ def short(value: str) -> bytes:
     return b"\x8c" + bytes([len(value)]) + value.encode()
 
 
-# `{command}` is replaced by a text that would make the canary if it were run. Words: what the refusal says.
+# `{command}` is replaced by a text that would make the canary if it were run. Beside it: what the refusal names.
 PROGRAMS = {
     "a dotted STACK_GLOBAL": (
         b"\x80\x04" + short("pathlib") + short("os.system") + b"\x93" + b"{command}" + b"\x85R.",
-        "no torch weights file",
+        "torch.save",
     ),
     "a dotted STACK_GLOBAL of a stranger": (
         b"\x80\x04" + short("shutil") + short("os.system") + b"\x93" + b"{command}" + b"\x85R.",
-        r"asks for shutil\.os\.system",
+        " shutil.os.system,",
     ),
     "a STACK_GLOBAL of names from the memo": (
         b"\x80\x04" + short("os") + b"\x94" + short("system") + b"\x94" + b"00h\x00h\x01\x93{command}\x85R.",
-        r"asks for os\.system",
+        " os.system,",
     ),
     "a dotted name below a package that is let in": (
         b"\x80\x02cpathlib\nos.system\n{command}\x85R.",
-        "holds a settings object",
+        "settings object",
     ),
     "attributes of a class that is let in": (
         b"\x80\x02}" + text("a") + b"comegaconf\nOmegaConf.__init__.__globals__\n{command}\x85Rs.",
         None,
     ),
-    "INST of protocol 0": (b"({command}ios\nsystem\n.", r"asks for os\.system"),
-    "OBJ": (b"\x80\x02(cos\nsystem\n{command}o.", r"asks for os\.system"),
+    "INST of protocol 0": (b"({command}ios\nsystem\n.", " os.system,"),
+    "OBJ": (b"\x80\x02(cos\nsystem\n{command}o.", " os.system,"),
     "state set on a function": (
         b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}" + text("__defaults__") + b")s\x86b.",
-        "no torch weights file",
+        "torch.save",
     ),
     "state set on a class": (
         b"\x80\x02ctorch.nn.parameter\nParameter\nN}" + text("__new__") + b"comegaconf\nX\ns\x86b.",
-        "no torch weights file",
+        "torch.save",
     ),
     "state set on a stand-in's class": (
         b"\x80\x02comegaconf\nX\nN}" + text("__new__") + b"cbuiltins\nset\ns\x86b.",
-        "no torch weights file",
+        "torch.save",
     ),
-    "an extension code": (b"\x80\x02\x82\x01.", "no torch weights file"),
-    "a persistent id in text": (b"Psystem\n.", "no torch weights file"),
+    "an extension code": (b"\x80\x02\x82\x01.", "torch.save"),
+    "a persistent id in text": (b"Psystem\n.", "torch.save"),
     "a pickled module": (
         b"\x80\x02(" + text("module") + b"comegaconf\nX\n" + text("a.py") + text("source") + b"tQ.",
-        "no torch weights file",
+        "torch.save",
     ),
     "a storage of no type": (
         b"\x80\x02(" + text("storage") + b"comegaconf\nX\n" + text("0") + text("cpu") + b"K\x01NtQ.",
         "damaged",
     ),
-    "items of a thing that is no dictionary": (b"\x80\x02comegaconf\nX\n)R" + text("a") + b"K\x01s.", "no torch"),
+    "items of a thing that is no dictionary": (b"\x80\x02comegaconf\nX\n)R" + text("a") + b"K\x01s.", "torch.save"),
     "a stand-in as what builds a tensor": (
         b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\n(comegaconf\nX\ncomegaconf\nY\n)}tR.",
-        "holds a settings object",
+        "settings object",
     ),
-    "a name with Storage in it": (b"\x80\x02cos\nStorage_system\n{command}\x85R.", r"asks for os\.Storage_system"),
+    "a name with Storage in it": (b"\x80\x02cos\nStorage_system\n{command}\x85R.", " os.Storage_system,"),
 }
 
 
@@ -283,14 +281,14 @@ PROGRAMS = {
 @pytest.mark.parametrize("trick", PROGRAMS)
 def test_tricks_with_pickle_instructions_run_nothing(trick: str, form: str, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
-    program, words = PROGRAMS[trick]
+    program, named = PROGRAMS[trick]
     path = with_pickle(tmp_path / "trick.pt", program.replace(b"{command}", text(f"touch {canary}")), form)
     allowed = torch.serialization.get_safe_globals()
     defaults, new = torch._utils._rebuild_tensor_v2.__defaults__, torch.nn.Parameter.__new__
-    if words is None:
+    if named is None:
         assert read_weights_file(path) == {}
     else:
-        with pytest.raises(UserError, match=words):
+        with refusal(path, named):
             read_weights_file(path)
     assert not canary.exists()
     assert torch._utils._rebuild_tensor_v2.__defaults__ is defaults
@@ -343,7 +341,7 @@ def test_the_old_tar_format_and_programs_are_refused(tmp_path: Path) -> None:
             archive.addfile(member, io.BytesIO(hostile))
     torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "program.pt")
     for name in ("old.pt", "program.pt"):
-        with pytest.raises(UserError, match="is a program or too old a format"):
+        with refusal(tmp_path / name, "state_dict()"):
             read_weights_file(tmp_path / name)
     assert not canary.exists()
 
@@ -371,7 +369,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path, name: str, part: float) 
     data = written(tmp_path, name)
     cut = tmp_path / f"cut{Path(name).suffix}"
     cut.write_bytes(data[: int(part * len(data))])
-    with pytest.raises(UserError, match=f"cut\\{cut.suffix}"):
+    with refusal(cut):
         read_weights_file(cut)
 
 
@@ -392,14 +390,14 @@ def test_a_file_with_bytes_changed_anywhere_is_read_or_refused(
 
 
 def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such weights file"):
+    with refusal(tmp_path / "missing.pt"):
         read_weights_file(tmp_path / "missing.pt")
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(UserError, match=r"expected \.safetensors"):
+    with refusal(tmp_path / "notes.txt", ".safetensors", ".pt"):
         read_weights_file(tmp_path / "notes.txt")
     (tmp_path / "page.pt").write_text("<!DOCTYPE html><p>Not found</p>")
-    with pytest.raises(UserError, match=r"page\.pt"):
+    with refusal(tmp_path / "page.pt"):
         read_weights_file(tmp_path / "page.pt")
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
-    with pytest.raises(UserError, match="holds a list"):
+    with refusal(tmp_path / "list.pt", "list"):
         read_weights_file(tmp_path / "list.pt")

@@ -8,8 +8,9 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from sfd_cli.diffusion.latents import LatentSpace
-from sfd_cli.errors import SettingError, UserError
-from sfd_cli.formats.convert import dit_from_reference, dit_to_reference
+from sfd_cli.errors import SettingError
+from sfd_cli.formats.format import FormatError
+from sfd_cli.formats.reference_dit import dit_from_reference, dit_to_reference
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 
 NETWORKS = ["dit_sfd", "dit_sync", "dit_plain"]
@@ -94,21 +95,21 @@ def test_a_layernorm_network_with_normalised_queries_converts() -> None:
 
 
 def test_what_the_tensors_do_not_tell_is_asked_for() -> None:
-    with pytest.raises(UserError, match="number of attention heads"):
+    with pytest.raises(FormatError, match="--heads"):
         dit_from_reference(part("dit_plain", "model."))
-    with pytest.raises(UserError, match="semantic"):
+    with pytest.raises(FormatError, match="--semantic-channels"):
         dit_from_reference(part("dit_sfd", "model."))
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_by_the_name_of_the_key() -> None:
     weights = part("dit_sync", "model.")
-    with pytest.raises(UserError, match=r"extra\.weight is unknown"):
+    with pytest.raises(FormatError, match=r"extra\.weight is unknown"):
         dit_from_reference(weights | {"extra.weight": torch.zeros(1)})
-    with pytest.raises(UserError, match=r"blocks\.1\.attn\.proj\.bias is missing"):
+    with pytest.raises(FormatError, match=r"blocks\.1\.attn\.proj\.bias is missing"):
         dit_from_reference({key: tensor for key, tensor in weights.items() if key != "blocks.1.attn.proj.bias"})
-    with pytest.raises(UserError, match=r"x_embedder\.proj\.weight is missing"):
+    with pytest.raises(FormatError, match=r"x_embedder\.proj\.weight is missing"):
         dit_from_reference({"some.weight": torch.zeros(1)})
-    with pytest.raises(UserError, match="pos_embed"):
+    with pytest.raises(FormatError, match="pos_embed"):
         dit_from_reference(weights | {"pos_embed": weights["pos_embed"] + 0.1})
 
 

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference_files import contents, part
 
-from sfd_cli.errors import UserError
-from sfd_cli.formats.convert import semantic_vae_from_reference
+from sfd_cli.formats.format import FormatError
+from sfd_cli.formats.reference_semantic_vae import semantic_vae_from_reference
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.tiles import join_tiles, split_tiles
 
@@ -33,13 +33,13 @@ def test_every_weight_of_the_reference_finds_its_place() -> None:
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_by_the_name_of_the_key() -> None:
-    with pytest.raises(UserError, match=r"encoder\.3\.bias is missing"):
+    with pytest.raises(FormatError, match=r"encoder\.3\.bias is missing"):
         semantic_vae_from_reference({key: tensor for key, tensor in WEIGHTS.items() if key != "encoder.3.bias"}, 4)
-    with pytest.raises(UserError, match=r"quantiser\.weight is unknown"):
+    with pytest.raises(FormatError, match=r"quantiser\.weight is unknown"):
         semantic_vae_from_reference(WEIGHTS | {"quantiser.weight": torch.zeros(1)}, 4)
-    with pytest.raises(UserError, match="5 heads"):
+    with pytest.raises(FormatError, match="heads 5"):
         semantic_vae_from_reference(WEIGHTS, 5)
-    with pytest.raises(UserError, match="not a Semantic VAE"):
+    with pytest.raises(FormatError, match=r"encoder\.0\.weight"):
         semantic_vae_from_reference({"weight": torch.zeros(1)}, 4)
 
 

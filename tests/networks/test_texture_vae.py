@@ -3,8 +3,10 @@ import torch
 import torch.nn.functional as F
 from reference_files import part
 
-from sfd_cli.errors import SettingError, UserError
-from sfd_cli.formats.convert import texture_vae_from_diffusers, texture_vae_from_ldm
+from sfd_cli.errors import SettingError
+from sfd_cli.formats.diffusers import texture_vae_from_diffusers
+from sfd_cli.formats.format import FormatError
+from sfd_cli.formats.ldm import texture_vae_from_ldm
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
 
 WEIGHTS = part("texture_vae_f16", "state_dict.")
@@ -27,11 +29,11 @@ def test_the_architecture_of_a_published_file_is_read_and_its_training_parts_are
 
 def test_a_checkpoint_that_does_not_fit_is_refused_by_the_name_of_the_key() -> None:
     without = {key: tensor for key, tensor in WEIGHTS.items() if key != "post_quant_conv.bias"}
-    with pytest.raises(UserError, match=r"post_quant_conv\.bias is missing"):
+    with pytest.raises(FormatError, match=r"post_quant_conv\.bias is missing"):
         texture_vae_from_ldm(without)
-    with pytest.raises(UserError, match=r"quantize\.embedding\.weight is unknown"):
+    with pytest.raises(FormatError, match=r"quantize\.embedding\.weight is unknown"):
         texture_vae_from_ldm(WEIGHTS | {"quantize.embedding.weight": torch.zeros(1)})
-    with pytest.raises(UserError, match="not an LDM-style autoencoder"):
+    with pytest.raises(FormatError, match=r"encoder\.down\.0\.block\.0\.conv1\.weight"):
         texture_vae_from_ldm({"weight": torch.zeros(1)})
 
 
@@ -85,9 +87,9 @@ def test_a_diffusers_autoencoder_is_imported_under_its_old_and_new_names(old_nam
 
 
 def test_another_kind_of_diffusers_autoencoder_or_half_a_description_is_refused() -> None:
-    with pytest.raises(UserError, match="AutoencoderTiny"):
+    with pytest.raises(FormatError, match="AutoencoderTiny"):
         texture_vae_from_diffusers({"_class_name": "AutoencoderTiny"}, {})
-    with pytest.raises(UserError, match="no 'down_block_types'"):
+    with pytest.raises(FormatError, match="down_block_types"):
         texture_vae_from_diffusers({"_class_name": "AutoencoderKL"}, {})
 
 

@@ -18,8 +18,9 @@ from tiny_project import CLASSES, SEMANTIC, SIDE, TEXTURE, tiny_settings, write_
 
 from sfd_cli.config import Settings
 from sfd_cli.errors import UserError
-from sfd_cli.formats.convert import semantic_vae_to_reference, texture_vae_to_ldm
+from sfd_cli.formats.ldm import texture_vae_to_ldm
 from sfd_cli.formats.model_folder import save_model
+from sfd_cli.formats.reference_semantic_vae import semantic_vae_to_reference
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig

@@ -24,8 +24,9 @@ from sfd_cli.data.images import ImageManifest, ImageReader
 from sfd_cli.data.store import Store
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.files import read_json
-from sfd_cli.formats.convert import semantic_vae_to_reference, texture_vae_to_ldm
+from sfd_cli.formats.ldm import texture_vae_to_ldm
 from sfd_cli.formats.model_folder import save_model
+from sfd_cli.formats.reference_semantic_vae import semantic_vae_to_reference
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
 from sfd_cli.pipeline import encoding

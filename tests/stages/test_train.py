@@ -24,8 +24,8 @@ from sfd_cli.data.shards import StoreWriter
 from sfd_cli.data.store import Field, Store
 from sfd_cli.errors import SettingError
 from sfd_cli.files import read_json, write_json
-from sfd_cli.formats.convert import dit_to_reference
 from sfd_cli.formats.model_folder import save_model
+from sfd_cli.formats.reference_dit import dit_to_reference
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
 from sfd_cli.stages import train, train_guide

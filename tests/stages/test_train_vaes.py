@@ -22,7 +22,7 @@ from sfd_cli.data.store import Field
 from sfd_cli.data.validation_split import validation_split
 from sfd_cli.errors import SettingError
 from sfd_cli.files import write_json
-from sfd_cli.formats.convert import semantic_vae_to_reference
+from sfd_cli.formats.reference_semantic_vae import semantic_vae_to_reference
 from sfd_cli.networks.gaussian import draw, kl_divergence
 from sfd_cli.networks.semantic_pca import SemanticPCA, SemanticPCAConfig
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
