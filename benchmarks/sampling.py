@@ -26,7 +26,8 @@ from sfd_cli.diffusion.schedule import AsynchronousSchedule, Schedule
 from sfd_cli.diffusion.solver import CallCounter, integrate
 from sfd_cli.errors import UserError
 from sfd_cli.pipeline.inputs import balanced_labels, initial_noise
-from sfd_cli.pipeline.sampler import Sampler, decode_textures
+from sfd_cli.pipeline.models import SamplingModels
+from sfd_cli.pipeline.sampler import Sampler
 
 OFFSETS = [0.0, 0.3, 1.0]
 TIGHT = {"solver": "dopri5", "rtol": 1e-7, "atol": 1e-8}
@@ -70,18 +71,17 @@ def load(models: Path, device: torch.device) -> Sampler:
         {"paths": {name: models / name for name in names}, "sample": {"guidance": "autoguidance"}}
     )
     try:
-        return Sampler.load(settings, device)
+        return SamplingModels.open(settings).load(settings.sample, device)
     except UserError as error:
         raise SystemExit(f"{error}\nGive a folder of trained models with --models, or make one: `make demo`") from None
 
 
 def problem(sampler: Sampler, guided: bool, delta_t: float, images: int, double: bool = False) -> Problem:
     """The flow of the trained models from the noise of the first `images`, in float32 or float64."""
-    flow = sampler.flow
-    dit, guide = (deepcopy(model).double() if double else model for model in (flow.dit, flow.guide))
-    noise = initial_noise(0, range(images), flow.shape).to(flow.device, torch.float64 if double else torch.float32)
-    labels = balanced_labels(range(images), range(dit.config.num_classes)).to(flow.device)
-    space = dit.config.space
+    dit, guide = (deepcopy(model).double() if double else model for model in (sampler.dit, sampler.guide))
+    space, device = sampler.space, sampler.device
+    noise = initial_noise(0, range(images), space.shape).to(device, torch.float64 if double else torch.float32)
+    labels = balanced_labels(range(images), range(len(sampler.conditions))).to(device)
     velocity = AutoGuidance(dit, guide, GuidanceScale(SCALE, SCALE), space) if guided else dit
     return Problem(velocity, noise, labels, AsynchronousSchedule(delta_t), space)
 
@@ -105,11 +105,11 @@ def measure(sampler: Sampler, guided: bool, delta_t: float, images: int) -> list
     print(f"delta_t {delta_t}, guided {guided}: {calls} calls, {time.perf_counter() - started:.0f} s for the tight one")
     here = problem(sampler, guided, delta_t, images)
     solution, rows = solution.float(), []
-    pixels = decode_textures(sampler.texture_vae, solution, sampler.statistics).float()
+    pixels = sampler.decode(solution).float()
     for options in candidates(delta_t, guided):
         found, calls = here.solve(**options)
         error = found - solution
-        grey = decode_textures(sampler.texture_vae, found, sampler.statistics).float() - pixels
+        grey = sampler.decode(found).float() - pixels
         errors = {
             "rmse": root_mean_square(error),
             "rmse_texture": root_mean_square(here.space.views(error).texture),
@@ -225,7 +225,7 @@ def main() -> None:
     ]
     print()
     keys = ("delta_t", "solver", "grid", "setting", "calls", "rmse", "rmse_texture")
-    at_trained = [row for row in rows if row["delta_t"] == sampler.flow.about.get("delta_t") and not row["guided"]]
+    at_trained = [row for row in rows if row["delta_t"] == sampler.trained_delta_t and not row["guided"]]
     harness.table([{key: _named(row)[key] for key in keys} for row in at_trained])
     print("\nAgainst one-span dopri5 at rtol 1e-3; the fewest calls by phases that come closer than it:\n")
     harness.table(verdicts(rows))

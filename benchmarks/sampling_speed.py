@@ -40,6 +40,7 @@ from sfd_cli.diffusion.guidance import (
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.networks.precision import autocast
 from sfd_cli.pipeline.inputs import SampleInputs
+from sfd_cli.pipeline.models import SamplingModels
 from sfd_cli.pipeline.sampler import Sampler
 from sfd_cli.stages import sample as stage
 
@@ -64,11 +65,10 @@ class TwoCalls:
 
 def solving(sampler: Sampler, options: Any) -> list[dict[str, Any]]:
     """Images per second of a whole solution, in turn."""
-    flow = sampler.flow
     plain = problem(sampler, False, options.offsets[0], options.images)
-    dit, conditions, space = flow.dit, flow.dit.config.conditions, flow.dit.config.space
+    dit, conditions, space = sampler.dit, sampler.conditions, sampler.space
     both, textures = GuidanceScale(SCALE, SCALE), GuidanceScale(SCALE, 1.0)
-    auto = AutoGuidance(dit, flow.guide, both, space)
+    auto = AutoGuidance(dit, sampler.guide, both, space)
     alone = ClassifierFreeGuidance(dit, conditions, textures, space)
 
     def guided(velocity: VelocityField) -> Problem:
@@ -109,7 +109,7 @@ def solving(sampler: Sampler, options: Any) -> list[dict[str, Any]]:
 def one_call(sampler: Sampler, options: Any) -> list[dict[str, Any]]:
     """Time of one network call on a batch, eager, compiled and in bf16."""
     here = problem(sampler, False, options.offsets[0], options.batch)
-    compiled = deepcopy(sampler.flow.dit)
+    compiled = deepcopy(sampler.dit)
     if not options.no_compile:
         compiled.compile(dynamic=False)
     device = here.noise.device
@@ -119,15 +119,15 @@ def one_call(sampler: Sampler, options: Any) -> list[dict[str, Any]]:
         with torch.inference_mode(), autocast(precision, device):
             return network(here.noise, *times, here.labels).float()
 
-    eager = call(sampler.flow.dit, "fp32")
+    eager = call(sampler.dit, "fp32")
     started = time.perf_counter()
     agree(eager, call(compiled, "fp32"), "compiled and eager")
     print(f"compiling took {time.perf_counter() - started:.1f} s")
-    difference = (call(sampler.flow.dit, "bf16") - eager).square().mean().sqrt() / eager.square().mean().sqrt()
+    difference = (call(sampler.dit, "bf16") - eager).square().mean().sqrt() / eager.square().mean().sqrt()
     print(f"in bf16 a velocity is {float(difference):.2%} off")
     candidates: dict[str, Callable[[], object]] = {
-        "eager": lambda: call(sampler.flow.dit, "fp32"),
-        "bf16": lambda: call(sampler.flow.dit, "bf16"),
+        "eager": lambda: call(sampler.dit, "fp32"),
+        "bf16": lambda: call(sampler.dit, "bf16"),
     }
     if not options.no_compile:
         candidates |= {"compiled": lambda: call(compiled, "fp32"), "compiled, bf16": lambda: call(compiled, "bf16")}
@@ -195,15 +195,16 @@ def plain_loop(settings: Settings, folder: Path) -> dict[str, float]:
         parts[part] += time.perf_counter() - started
         started = time.perf_counter()
 
-    sampler = Sampler.load(settings, torch.device(settings.runtime.device))
-    inputs = SampleInputs.open(settings.sample)
-    flow, vae, (mean, std) = sampler.flow, sampler.texture_vae, sampler.statistics
+    sampler = SamplingModels.open(settings).load(settings.sample, torch.device(settings.runtime.device))
+    inputs, vae = SampleInputs.open(settings.sample), sampler.require_texture_vae()
+    statistics = (sampler.space.mean, sampler.space.std)
+    mean, std = (torch.tensor(values, device=sampler.device)[:, None, None] for values in statistics)
     folder.mkdir()
     done("load")
     every = []
     for start in range(0, inputs.count, settings.sample.batch_size):
         batch = range(start, start + settings.sample.batch_size)  # the last one is filled up here too
-        latents = flow.latents(inputs, batch).clone()
+        latents = sampler.latents(inputs, batch).clone()
         done("solve")
         with torch.inference_mode():
             textures = (latents * std + mean)[:, : vae.latent_channels]

@@ -27,12 +27,13 @@ from torch import Tensor
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, calc_cdist_part, prc_features_to_metric
 
+from sfd_cli.data.images import image_files
 from sfd_cli.evaluation import kid, precision_recall
 from sfd_cli.evaluation.extractors import Extractor
 from sfd_cli.evaluation.features import FeatureSet, extract
 from sfd_cli.evaluation.frechet import frechet_distance
 from sfd_cli.evaluation.gaussian import FeatureMoments, Gaussian, gaussian_of_subset
-from sfd_cli.evaluation.images import ImageFiles, ImageSource, image_files, open_npz
+from sfd_cli.evaluation.images import ImageFiles, ImageSource, open_npz
 
 BATCH = 64
 SUBSETS = 10  # of KID's 100, which take their memory one after the other

@@ -7,6 +7,7 @@ meta device, and GPU hours follow from a stated share of a data sheet's peak.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -59,6 +60,8 @@ def token_width(encoder: str) -> int:
     return TOKEN_WIDTH[encoder.removeprefix("dinov2_vit")[0]]
 
 
+# Presets that differ in training alone have one architecture.
+@cache
 def count_parameters(config: LightningDiTConfig) -> int:
     """Parameters without the REPA projector, as published counts have them."""
     with torch.device("meta"):
@@ -66,6 +69,7 @@ def count_parameters(config: LightningDiTConfig) -> int:
     return sum(value.numel() for name, value in network.named_parameters() if not name.startswith("projector."))
 
 
+@cache
 def flops_per_image(config: LightningDiTConfig) -> int:
     """Of a training step on one image, the REPA projector included."""
 

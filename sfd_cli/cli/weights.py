@@ -1,4 +1,4 @@
-"""`sfd weights`: published weights, and files of the reference code to and from our folders."""
+"""`sfd weights`: published weights and checkpoints of other code."""
 
 from __future__ import annotations
 

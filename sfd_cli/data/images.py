@@ -250,5 +250,17 @@ def list_image_folder(root: Path) -> list[str]:
     return sorted(files, key=lambda file: file.split("/"))
 
 
+def image_files(folder: Path) -> list[Path]:
+    """Image files under `folder`, at any depth, sorted by path; hidden ones are passed over.
+
+    Raises:
+        UserError: there is none.
+    """
+    files = [path for path in sorted(Path(folder).rglob("*")) if _is_image(path.name)]
+    if not files:
+        raise UserError(folder, f"holds no images ({', '.join(sorted(EXTENSIONS))})", "give a folder with some")
+    return files
+
+
 def _is_image(name: str) -> bool:
     return not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfd_cli.data.images import DECODE_ERRORS, EXTENSIONS, center_crop, decode_image
+from sfd_cli.data.images import DECODE_ERRORS, center_crop, decode_image
 from sfd_cli.data.prefetch import threaded_map
 from sfd_cli.errors import UserError
 from sfd_cli.evaluation.gaussian import Gaussian
@@ -70,19 +70,6 @@ class ImageFiles:
         except DECODE_ERRORS as error:
             raise UserError(path, f"cannot be read as an image ({error})", "remove or replace it") from None
         return np.asarray(image if self.side is None else center_crop(image, self.side))
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Image files under `folder`, at any depth, sorted by path.
-
-    Raises:
-        UserError: there is none.
-    """
-    paths = sorted(Path(folder).rglob("*"))
-    files = [path for path in paths if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")]
-    if not files:
-        raise UserError(folder, f"holds no images ({', '.join(sorted(EXTENSIONS))})", "give a folder with some")
-    return files
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sfd_cli.config import Settings
-from sfd_cli.data.images import ImageManifest
+from sfd_cli.data.images import ImageManifest, image_files
 from sfd_cli.errors import UserError
 from sfd_cli.evaluation.gaussian import Gaussian
-from sfd_cli.evaluation.images import ImageFiles, ImageSource, image_files, open_npz
+from sfd_cli.evaluation.images import ImageFiles, ImageSource, open_npz
 from sfd_cli.weights.models import locate
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from sfd_cli.config import Settings
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.pipeline.inputs import SampleInputs
+from sfd_cli.pipeline.models import SamplingModels
 from sfd_cli.pipeline.sampler import Sampler
 
 # A fresh transformer's last layer is zero (as in DiT), so noise stays where it is whatever the number of steps.
@@ -39,15 +40,15 @@ class UntrainedImages:
         """
         plain = {"guidance": "none", "solver": "euler", "steps": STEPS}
         sample = settings.sample.model_copy(update=plain)
-        trained = Sampler.load(settings.model_copy(update={"sample": sample}), device)
+        trained = SamplingModels.open(settings.model_copy(update={"sample": sample})).load(sample, device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.fid.seed)
-            network = LightningDiT(trained.flow.dit.config)
-        flow = replace(trained.flow, dit=network.to(device).eval().requires_grad_(False))
-        return cls(replace(trained, flow=flow), SampleInputs.open(sample), count)
+            network = LightningDiT(trained.dit.config)
+        untrained = replace(trained, dit=network.to(device).eval().requires_grad_(False))
+        return cls(untrained, SampleInputs.open(sample), count)
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """See `ImageSource`."""
-        for start in range(0, self.count, size):
-            images = self.sampler.images(self.inputs, range(start, min(start + size, self.count)))
-            yield torch.from_numpy(images).permute(0, 3, 1, 2)
+        sample = self.sampler.sample.model_copy(update={"batch_size": size})
+        for _, images in replace(self.sampler, sample=sample).batches(self.inputs, range(self.count)):
+            yield images

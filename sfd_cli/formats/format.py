@@ -21,7 +21,7 @@ WRAPPERS = ("ema", "model", "model_state_dict", "state_dict")
 """Keys under which checkpoints keep their state dicts."""
 
 
-class FormatError(ValueError):
+class FormatError(Exception):
     """Content that does not fit a format; whoever knows the file makes a UserError of it (`about`).
 
     Args:

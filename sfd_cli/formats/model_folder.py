@@ -102,6 +102,20 @@ MODULES: dict[str, tuple[type[nn.Module], type]] = {
 """Networks and their configurations by the `type` in `config.json`."""
 
 
+def load_architecture(folder: Path) -> tuple[str, Any]:
+    """The type of the network of a model folder and its configuration dataclass.
+
+    Raises:
+        UserError: there is no model, its description is damaged, or it is of a type that has no network.
+    """
+    description, source = load_config(folder), Path(folder) / CONFIG
+    kind = description.get("type")
+    if kind not in MODULES:
+        raise UserError(source, f"describes a {kind}, which is no network", "check the path")
+    with about(source):
+        return kind, configured(MODULES[kind][1], description["config"])
+
+
 def load_model(folder: Path, weights: str = "model") -> nn.Module:
     """The network of a model folder, on the CPU, in evaluation mode and frozen.
 
@@ -115,13 +129,9 @@ def load_model(folder: Path, weights: str = "model") -> nn.Module:
         UserError: something is missing, damaged, or of a type that has no network.
     """
     folder = Path(folder)
-    description = load_config(folder)
-    source = folder / CONFIG
-    if description.get("type") not in MODULES:
-        raise UserError(source, f"describes a {description.get('type')}, which is no network", "check the path")
-    module, config_type = MODULES[description["type"]]
-    with about(source):
-        network = built(module, configured(config_type, description["config"]))
+    kind, config = load_architecture(folder)
+    with about(folder / CONFIG):
+        network = built(MODULES[kind][0], config)
     path = folder / f"{weights}.safetensors"
     if not path.exists():
         present = ", ".join(sorted(file.stem for file in folder.glob("*.safetensors"))) or "none"

@@ -138,15 +138,6 @@ def _dit_config(
     swiglu = "blocks.0.mlp.w12.weight" in weights
     hidden = shape_of(weights, "blocks.0.mlp.w3.weight" if swiglu else "blocks.0.mlp.fc2.weight", 2, KIND)[1]
     projector = "repa_projector.0.weight" in weights
-    if qk_norm:
-        heads = width // shape_of(weights, "blocks.0.attn.q_norm.weight", 1, KIND)[0]
-    if heads is None:
-        raise FormatError(
-            "has no q/k norms that would tell the number of attention heads",
-            "give `heads` (--foreign-heads, --heads of `sfd weights import`, or foreign.heads)",
-        )
-    if heads < 1:
-        raise FormatError(f"of width {width} cannot have heads {heads}", "give another number")
     if dual and semantic_channels is None:
         raise FormatError(
             "does not tell how many of its channels are semantic",
@@ -165,7 +156,7 @@ def _dit_config(
             semantic_channels=semantic_channels or 0,
             width=width,
             depth=count_numbers(weights, r"blocks\.(\d+)\."),
-            heads=heads,
+            heads=_heads(weights, width, heads),
             patch_size=patch_size,
             mlp_ratio=_mlp_ratio(width, hidden, swiglu),
             qk_norm=qk_norm,
@@ -181,6 +172,20 @@ def _dit_config(
         )
     except ValueError as error:
         raise FormatError(f"is not a LightningDiT that can be built here: {error}") from None
+
+
+def _heads(weights: Mapping[str, Tensor], width: int, heads: int | None) -> int:
+    """Attention heads: as the q/k norms show, where there are any, else as the hint says."""
+    if "blocks.0.attn.q_norm.weight" in weights:
+        heads = width // shape_of(weights, "blocks.0.attn.q_norm.weight", 1, KIND)[0]
+    if heads is None:
+        raise FormatError(
+            "has no q/k norms that would tell the number of attention heads",
+            "give `heads` (--foreign-heads, --heads of `sfd weights import`, or foreign.heads)",
+        )
+    if heads < 1:
+        raise FormatError(f"of width {width} cannot have heads {heads}", "give another number")
+    return heads
 
 
 def _mlp_ratio(width: int, hidden: int, swiglu: bool) -> float:

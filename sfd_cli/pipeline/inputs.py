@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 from sfd_cli.config import Sample
+from sfd_cli.diffusion.conditions import Conditions
+from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.errors import UserError
 from sfd_cli.files import sha256_file
-
-# dopri5's step size comes from all images integrated together: a fixed group keeps image i from depending on the
-# batch size.
-DOPRI5_GROUP = 16
 
 
 @dataclass(frozen=True)
@@ -46,44 +44,43 @@ class SampleInputs:
         """The inputs of a run; a file given decides how many images there are.
 
         Raises:
-            UserError: a file is not an array of the kind, or the two do not belong together.
+            UserError: a file is not an array of the kind, or the two have different lengths.
         """
         given = {"noise": noise, "labels": labels}
-        arrays = {name: _read_array(name, path) for name, path in given.items() if path is not None}
+        arrays = {name: _read_array(path) for name, path in given.items() if path is not None}
         if "noise" in arrays and (arrays["noise"].ndim != 4 or arrays["noise"].dtype.kind != "f"):
-            raise UserError(f"noise: {noise} is {_kind(arrays['noise'])}; expected floats of shape (N, C, h, w)")
+            raise UserError(noise, f"is {_kind(arrays['noise'])}", "give floats of shape (N, C, h, w)")
         if "labels" in arrays and (arrays["labels"].ndim != 1 or arrays["labels"].dtype.kind not in "iu"):
-            raise UserError(f"labels: {labels} is {_kind(arrays['labels'])}; expected whole numbers of shape (N,)")
+            raise UserError(labels, f"is {_kind(arrays['labels'])}", "give whole numbers of shape (N,)")
         counts = {name: len(array) for name, array in arrays.items()}
         if len(set(counts.values())) > 1:
-            raise UserError(f"labels: {counts['labels']} labels for {counts['noise']} images of noise; give as many")
+            raise UserError(labels, f"{counts['labels']} labels for {counts['noise']} images of noise", "give as many")
         count = next(iter(counts.values()), sample.num_images)
         if not count:
-            raise UserError(f"{noise or labels} is empty; give at least one image")
+            raise UserError(noise or labels, "is empty", "give at least one image")
         digests = tuple((name, sha256_file(path)) for name, path in given.items() if path is not None)
         return cls(sample.seed, sample.classes, count, arrays.get("noise"), arrays.get("labels"), digests)
 
-    def require_fit(self, shape: Sequence[int], num_classes: int) -> None:
-        """Check against a network that takes noise of `shape` (C, h, w) and labels below `num_classes`.
+    def require_fit(self, space: LatentSpace, conditions: Conditions) -> None:
+        """Check against what a transformer takes.
 
         Raises:
-            UserError: noise of another shape, or a label out of range.
+            UserError: noise of another shape or not finite, or a class that the transformer does not know.
         """
-        if self.noise is not None and self.noise.shape[1:] != tuple(shape):
+        if self.noise is not None and self.noise.shape[1:] != space.shape:
             raise UserError(
-                f"noise has shape {self.noise.shape}, but the network takes (N, {str(tuple(shape))[1:]};"
-                " give noise of that shape"
+                "noise",
+                f"has shape {self.noise.shape}, but the transformer takes (N, {', '.join(map(str, space.shape))})",
+                "give noise of that shape",
             )
         for index, image in enumerate([] if self.noise is None else self.noise):
             if not np.isfinite(_float32(image)).all():
-                raise UserError(f"noise: image {index} is not finite in float32; give standard normal noise")
+                raise UserError("noise", f"image {index} is not finite in float32", "give standard normal noise")
         for name, labels in (("labels", self.labels), ("sample.classes", self.classes)):
-            wrong = [int(label) for label in ([] if labels is None else labels) if not 0 <= label < num_classes]
+            wrong = [int(label) for label in ([] if labels is None else labels) if not 0 <= label < len(conditions)]
             if wrong or (labels is not None and len(labels) == 0):
-                raise UserError(
-                    f"{name}: {wrong[:5] or 'an empty list'} will not do; the network knows classes 0 to"
-                    f" {num_classes - 1}"
-                )
+                known = f"the transformer knows classes 0 to {len(conditions) - 1}"
+                raise UserError(name, f"{wrong[:5] if wrong else 'an empty list'} cannot be sampled", known)
 
     def noise_of(self, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
         """Noise (n, *shape) float32 on the CPU; past the end of what is given it begins again."""
@@ -96,11 +93,6 @@ class SampleInputs:
         if self.labels is None:
             return balanced_labels(indices, range(num_classes) if self.classes is None else self.classes)
         return torch.from_numpy(self.labels[np.asarray(indices) % self.count].astype(np.int64))
-
-
-def images_at_once(sample: Sample) -> int:
-    """Images of one call of the solver."""
-    return DOPRI5_GROUP if sample.solver == "dopri5" else sample.batch_size
 
 
 def initial_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
@@ -118,15 +110,15 @@ def balanced_labels(indices: Sequence[int], classes: Sequence[int]) -> Tensor:
     return torch.tensor([classes[index % len(classes)] for index in indices])
 
 
-def _read_array(name: str, path: Path) -> np.ndarray:
+def _read_array(path: Path) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        raise UserError(f"{name}: {path} does not exist") from None
+        raise UserError(path, "does not exist", "check the path") from None
     except (OSError, ValueError, EOFError, BadZipFile):
-        raise UserError(f"{name}: {path} is not a whole .npy file of numbers; write it with numpy.save") from None
+        raise UserError(path, "is not a whole .npy file of numbers", "write it with numpy.save") from None
     if not isinstance(array, np.ndarray):
-        raise UserError(f"{name}: {path} is an archive of arrays; give one array, saved with numpy.save")
+        raise UserError(path, "is an archive of arrays", "give one array, saved with numpy.save")
     return array
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from sfd_cli.artifacts.sampled import Sampled
+from sfd_cli.artifacts.sample_folder import Samples
 from sfd_cli.config import Settings
 from sfd_cli.data.images import decode_image
 from sfd_cli.diffusion.schedule import Schedule
@@ -44,7 +44,7 @@ class Picture:
 def sample_grid(settings: Settings, path: Path) -> Picture:
     """The first samples of each class; also written to `path`."""
     try:
-        samples = Sampled.open(settings.paths.samples)
+        samples = Samples.open(settings.paths.samples)
     except UserError as error:
         return Picture(reason=str(error))
     chosen = spread_over_classes(samples.labels, settings.report.grid_images)
@@ -58,7 +58,7 @@ def sample_grid(settings: Settings, path: Path) -> Picture:
 def trajectory(settings: Settings, path: Path) -> Picture:
     """A few samples on their way from noise, sampled once more; also written to `path`."""
     try:
-        samples = Sampled.open(settings.paths.samples)
+        samples = Samples.open(settings.paths.samples)
         chosen = spread_over_classes(samples.labels, settings.report.trajectory_images)
         found, schedule = follow_samples(settings, samples, chosen)
     except UserError as error:
@@ -126,6 +126,6 @@ def tell_phases(schedule: Schedule, semantics: bool) -> str:
 
 def _description(settings: Settings) -> str:
     try:
-        return Sampled.open(settings.paths.samples).description
+        return Samples.open(settings.paths.samples).description
     except UserError:
         return ""

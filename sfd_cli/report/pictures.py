@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,34 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from sfd_cli.pipeline.trajectory import Trajectory
+
 TEXTURE, SEMANTIC, BOTH = "#d9822b", "#3b82c4", "#7a6f9b"
 DPI = 150
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """Samples on their way from noise, at several points of the schedule.
-
-    Attributes:
-        progress: T of each point, ascending, from 0 to the schedule's end.
-        textures: decoded images (points, samples, H, W, 3), uint8.
-        semantics: semantic latents (points, samples, C_s, h, w); C_s may be 0.
-        captions: class of each sample.
-    """
-
-    progress: list[float]
-    textures: np.ndarray
-    semantics: np.ndarray
-    captions: list[str]
-
-
-def pick_progress(schedule: Schedule) -> list[float]:
-    """Points worth showing: the ends of each phase, and two inside it."""
-    points = [0.0]
-    for phase in schedule.phases:
-        length = phase.end - phase.start
-        points += [phase.start + length / 3, phase.start + 2 * length / 3, phase.end]
-    return points
 
 
 def principal_colours(latents: np.ndarray) -> np.ndarray:

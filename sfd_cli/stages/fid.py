@@ -6,7 +6,7 @@ import time
 from importlib.metadata import version
 from typing import Any
 
-from sfd_cli.artifacts.sampled import Sampled
+from sfd_cli.artifacts.sample_folder import Samples
 from sfd_cli.config import Settings
 from sfd_cli.evaluation.comparison import compare
 from sfd_cli.evaluation.extractors import open_extractors
@@ -29,7 +29,7 @@ def run(settings: Settings) -> dict[str, Any]:
         UserError: samples or reference are missing, damaged, or fewer than asked for; or nothing can be scored.
     """
     started = time.monotonic()
-    samples = Sampled.open(settings.paths.samples)
+    samples = Samples.open(settings.paths.samples)
     chosen = samples.choose(settings.fid.num_images, settings.fid.seed)
     extractors = open_extractors(settings)
     widths = {extractor.name: extractor.width for extractor in extractors.found}

@@ -3,43 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
-from sfd_cli.artifacts.fingerprints import finished_model
-from sfd_cli.artifacts.output import StageOutput
-from sfd_cli.artifacts.sample_files import (
-    LABELS,
-    NPZ,
-    image_path,
-    is_whole_folder,
-    is_whole_png,
-    remove_leftovers,
-    write_archive,
-    write_png,
-)
+from sfd_cli.artifacts.produce import produce
+from sfd_cli.artifacts.recipe import Facts, Recipe
+from sfd_cli.artifacts.sample_folder import LABELS, NPZ, SampleFolder, read_png
 from sfd_cli.config import Sample, Settings
 from sfd_cli.device import choose_device
 from sfd_cli.errors import UserError
 from sfd_cli.files import read_json
 from sfd_cli.messages import say
-from sfd_cli.pipeline.inputs import SampleInputs, images_at_once
-from sfd_cli.pipeline.sampler import Flow, Sampler, guidance_scale
+from sfd_cli.pipeline.inputs import SampleInputs
+from sfd_cli.pipeline.models import SamplingModels
+from sfd_cli.pipeline.sampler import Sampler, guidance_scale
 from sfd_cli.processes import Processes
-from sfd_cli.weights.models import open_dit, open_texture_vae
+from sfd_cli.tables import SOLVERS
 
-STAGE = "sample"
-# Batches whose PNGs may still be in the making while the device goes on.
-WRITTEN_BEHIND = 2
 GRID_IMAGES = 36
 
 
@@ -55,7 +41,7 @@ def run(
     Image i depends on the seed and i alone, and an interrupted run goes on to the same bytes.
 
     Args:
-        settings: the sections `sample`, `foreign`, `paths` and `runtime` are read.
+        settings: the sections `sample`, `foreign`, `paths`, `texture_vae` and `runtime` are read.
         grid: also draw the first images with their classes, as one PNG.
         noise: `.npy` of float (N, C, h, w) to start from, instead of noise drawn from the seed.
         labels: `.npy` of int (N,), instead of classes in turn.
@@ -69,34 +55,23 @@ def run(
         UserError: a model is missing, or models and settings do not fit together.
         StageFailure: a latent is not finite.
     """
-    inputs = SampleInputs.open(settings.sample, noise, labels)
-    processes = Processes.join()
+    sample, runtime, paths = settings.sample, settings.runtime, settings.paths
+    inputs = SampleInputs.open(sample, noise, labels)
     if latents_out is not None:
-        if grid is not None:
-            raise UserError("--grid: --latents-out writes no images to draw; leave one of them out")
-        return _write_latents(settings, inputs, latents_out, processes)
-    folder = settings.paths.samples
-    output = _output(settings, inputs)
-    # Entering makes room by putting other samples aside, so what would fail does so before.
-    sampler = None if processes.broadcast(output.recorded()) else _load(settings, inputs, processes)
-    with output if processes.is_main else nullcontext():
-        if processes.broadcast(output.complete and is_whole_folder(folder, inputs.count)):
-            if processes.is_main:
-                say(f"{folder} is up to date")
-        else:
-            sampler = sampler or _load(settings, inputs, processes)
-            if processes.is_main:
-                remove_leftovers(folder)
-            processes.barrier()
-            _write_images(sampler, inputs, folder, processes, settings.runtime.workers)
-            processes.barrier()
-            if processes.is_main:
-                all_labels = inputs.labels_of(range(inputs.count), sampler.flow.dit.config.num_classes).tolist()
-                write_archive(folder, all_labels, settings.runtime.workers)
-                output.finish(images=inputs.count, class_names=sampler.class_names)
-    if not processes.is_main:
-        return {}
-    return _summary(folder, output.facts["class_names"], grid)
+        _require_new_file(latents_out, grid)
+    models = SamplingModels.open(settings, images=latents_out is None)
+    load = partial(_load, models, sample, inputs, runtime.device)
+    if latents_out is not None:
+        return _write_latents(load, inputs, latents_out)
+    recipe, folder = _recipe(paths.samples, sample, inputs, models), SampleFolder(paths.samples, runtime.workers)
+    facts = produce(
+        recipe,
+        load,
+        partial(_write_images, inputs, folder),
+        metrics=paths.metrics,
+        is_done=lambda facts: folder.is_whole(facts["images"]),
+    )
+    return _summary(folder, facts["class_names"], grid) if Processes.join().is_main else {}
 
 
 def effective_settings(sample: Sample) -> dict[str, Any]:
@@ -106,7 +81,7 @@ def effective_settings(sample: Sample) -> dict[str, Any]:
     batches.
     """
     settings = sample.model_dump(exclude={"batch_size", "compile", "scale", "interval_start", "interval_end"})
-    unused = {"steps", "shift"} if sample.solver == "dopri5" else {"rtol", "atol"}
+    unused = set(SOLVERS[sample.solver].unused)
     if sample.guidance == "none":
         unused |= {"scale_texture", "scale_semantic"}
     else:
@@ -115,77 +90,72 @@ def effective_settings(sample: Sample) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in unused}
 
 
-def _output(settings: Settings, given: SampleInputs) -> StageOutput:
-    sample, paths = settings.sample.model_copy(update={"num_images": given.count}), settings.paths
-    inputs = dict(given.fingerprints) | {
-        "dit": finished_model(open_dit(settings), "sfd train"),
-        "texture_vae": finished_model(open_texture_vae(settings), "sfd train-texture-vae"),
-    }
-    if sample.guidance == "autoguidance":
-        inputs["guide"] = finished_model(open_dit(settings, "guide"), "sfd train-guide")
-    chosen, inert = effective_settings(sample), sample.model_dump(include={"batch_size", "compile"})
+def _recipe(folder: Path, sample: Sample, given: SampleInputs, models: SamplingModels) -> Recipe:
+    """What decides the images' bytes; settings that a given file stands for are free."""
+    chosen = effective_settings(sample.model_copy(update={"num_images": given.count}))
+    free = sample.model_dump(include={"batch_size", "compile"})
     for name, array in (("seed", given.noise), ("classes", given.labels)):
         if array is not None:
-            inert[name] = chosen.pop(name)
-    return StageOutput(paths.samples, STAGE, chosen, inputs, paths.metrics, inert)
+            free[name] = chosen.pop(name)
+    return Recipe("sample", folder, chosen, dict(given.fingerprints) | models.fingerprints(), free)
 
 
-def _load(settings: Settings, inputs: SampleInputs, processes: Processes) -> Sampler:
-    """The models, checked against one another and the inputs."""
-    sampler = Sampler.load(settings, processes.device(choose_device(settings.runtime.device)))
-    prepare(sampler.flow, inputs, processes)
+def _load(models: SamplingModels, sample: Sample, inputs: SampleInputs, device: str, processes: Processes) -> Sampler:
+    """The models on this process's device, checked against one another and the inputs."""
+    sampler = models.load(sample, processes.device(choose_device(device)))
+    inputs.require_fit(sampler.space, sampler.conditions)
+    trained, asked = sampler.trained_delta_t, sample.delta_t
+    if processes.is_main and trained is not None and trained != asked:
+        say(f"sampling with delta_t {asked}, but the model was trained with {trained}")
     return sampler
 
 
-def prepare(flow: Flow, inputs: SampleInputs, processes: Processes) -> None:
-    """Check the inputs, warn of an offset the model does not know, and choose the precision of products.
-
-    Raises:
-        UserError: noise of another shape than the network's, or a class it does not know.
-    """
-    inputs.require_fit(flow.shape, flow.dit.config.num_classes)
-    trained, asked = flow.about.get("delta_t"), flow.sample.delta_t
-    if processes.is_main and trained is not None and trained != asked:
-        say(f"sampling with delta_t {asked}, but the model was trained with {trained}")
-    if flow.device.type == "cuda":
-        # Full float32 products gain nothing over the published numbers, which were made with TF32.
-        torch.set_float32_matmul_precision("high")
+def _write_images(inputs: SampleInputs, folder: SampleFolder, processes: Processes, sampler: Sampler) -> Facts:
+    """Write this process's share of the PNGs, keeping those that are whole, and then the npz of all."""
+    wanted = folder.missing(sampler.share(inputs.count, processes))
+    images = _one_by_one(sampler.batches(inputs, wanted))
+    for _ in tqdm(folder.write(images), "sampling", len(wanted), unit="image", disable=not processes.is_main or None):
+        pass
+    processes.barrier()
+    if processes.is_main:
+        folder.finish(inputs.labels_of(range(inputs.count), len(sampler.conditions)).tolist())
+    return {"images": inputs.count, "class_names": list(sampler.conditions.names)}
 
 
-def _batches(sample: Sample, count: int, processes: Processes) -> tuple[int, list[range]]:
-    """Images of one call of the solver, and this process's share of the calls."""
-    size = images_at_once(sample)
-    starts = range(0, count, size)[processes.rank :: processes.count]
-    return size, [range(start, min(start + size, count)) for start in starts]
+def _one_by_one(batches: Iterator[tuple[list[int], Tensor]]) -> Iterator[tuple[int, np.ndarray]]:
+    """Each image (H, W, 3) of the batches with its index."""
+    for indices, images in batches:
+        yield from zip(indices, images.permute(0, 2, 3, 1).contiguous().cpu().numpy(), strict=True)
 
 
-def _progress(batches: list[range], processes: Processes) -> tqdm:
-    total = sum(map(len, batches))
-    return tqdm(total=total, desc="sampling", unit="image", disable=None if processes.is_main else True)
+def _require_new_file(path: Path, grid: Path | None) -> None:
+    """Raise UserError unless latents can be written to `path`, and no picture is asked for."""
+    if grid is not None:
+        raise UserError("--grid", "--latents-out writes no images to draw", "leave one of them out")
+    if path.suffix != ".npy":
+        raise UserError("--latents-out", f"{path} does not end in .npy", "give such a name")
+    if path.exists():
+        raise UserError("--latents-out", f"{path} exists already", "remove it or give another name")
 
 
-def _write_latents(settings: Settings, inputs: SampleInputs, path: Path, processes: Processes) -> dict[str, Any]:
-    """Write the latents of all images, each process its batches of one mapped file, which gets its name at the end."""
-    if path.suffix != ".npy" or path.exists():
-        problem = "exists already; remove it or give another name" if path.exists() else "must end in .npy"
-        raise UserError(f"--latents-out: {path} {problem}")
-    flow = Flow.load(settings, processes.device(choose_device(settings.runtime.device)))
-    prepare(flow, inputs, processes)
+def _write_latents(load: Callable[[Processes], Sampler], inputs: SampleInputs, path: Path) -> dict[str, Any]:
+    """Write the latents of all images, each process its share of one mapped file, which gets its name at the end."""
+    processes = Processes.join()
+    sampler = load(processes)
     # Named after the first process, so that two runs to one path do not write into each other's file.
     temporary = path.with_name(f".{path.name}.{processes.broadcast(os.getpid())}.tmp")
-    shape = (inputs.count, *flow.shape)
+    shape = (inputs.count, *sampler.space.shape)
     try:
         if processes.is_main:
             path.parent.mkdir(parents=True, exist_ok=True)
             np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
         processes.barrier()
         file = np.lib.format.open_memmap(temporary, "r+")
-        size, batches = _batches(flow.sample, inputs.count, processes)
-        with _progress(batches, processes) as bar:
-            for batch in batches:
-                latents = flow.latents(inputs, range(batch.start, batch.start + size))
-                file[batch.start : batch.stop] = latents[: len(batch)].cpu().numpy()
-                bar.update(len(batch))
+        share = sampler.share(inputs.count, processes)
+        with tqdm(total=len(share), desc="sampling", unit="image", disable=not processes.is_main or None) as bar:
+            for indices, latents in sampler.latent_batches(inputs, share):
+                file[indices] = latents.cpu().numpy()
+                bar.update(len(indices))
         file.flush()
         processes.barrier()
         if processes.is_main:
@@ -196,54 +166,19 @@ def _write_latents(settings: Settings, inputs: SampleInputs, path: Path, process
     return {"latents": " x ".join(map(str, shape)), "file": str(path)} if processes.is_main else {}
 
 
-def _write_images(sampler: Sampler, inputs: SampleInputs, folder: Path, processes: Processes, workers: int) -> None:
-    """Write this process's share of the PNGs, keeping those that are whole."""
-    size, batches = _batches(sampler.flow.sample, inputs.count, processes)
-    with ThreadPoolExecutor(max(workers, 1)) as pool, _progress(batches, processes) as bar:
-        writing: deque[list[Future[None]]] = deque()
-        for wanted in batches:
-            missing = _missing(folder, wanted, pool.map)
-            if missing:
-                # The last batch is filled up with images past the end: one shape, and no image's numerics change.
-                images = sampler.images(inputs, range(wanted.start, wanted.start + size))
-                writing.append(
-                    [
-                        pool.submit(write_png, image_path(folder, index), images[index - wanted.start])
-                        for index in missing
-                    ]
-                )
-            while len(writing) > WRITTEN_BEHIND:
-                _wait_for(writing.popleft())
-            bar.update(len(wanted))
-        for futures in writing:
-            _wait_for(futures)
-
-
-def _missing(folder: Path, wanted: range, in_threads: Callable[..., Any]) -> list[int]:
-    """Indices whose PNG is not there or not whole."""
-    present = [index for index in wanted if image_path(folder, index).exists()]
-    if not present:
-        return list(wanted)
-    whole = in_threads(is_whole_png, [image_path(folder, index) for index in present])
-    kept = {index for index, is_whole in zip(present, whole, strict=True) if is_whole}
-    return [index for index in wanted if index not in kept]
-
-
-def _wait_for(futures: list[Future[None]]) -> None:
-    for future in futures:
-        future.result()
-
-
-def _summary(folder: Path, class_names: list[str], grid: Path | None) -> dict[str, Any]:
+def _summary(folder: SampleFolder, class_names: list[str], grid: Path | None) -> dict[str, Any]:
     from sfd_cli.report.pictures import draw_samples
 
-    labels = read_json(folder / LABELS)
-    summary = {"images": len(labels), "classes": len(set(labels)), "folder": str(folder), "npz": str(folder / NPZ)}
+    labels = read_json(folder.path / LABELS)
+    summary = {
+        "images": len(labels),
+        "classes": len(set(labels)),
+        "folder": str(folder.path),
+        "npz": str(folder.path / NPZ),
+    }
     if grid is not None:
-        images = []
-        for index in range(min(GRID_IMAGES, len(labels))):
-            with Image.open(image_path(folder, index)) as image:
-                images.append(np.asarray(image))
-        draw_samples(grid, images, [class_names[label] for label in labels[: len(images)]])
+        shown = range(min(GRID_IMAGES, len(labels)))
+        images = [read_png(folder.image(index)) for index in shown]
+        draw_samples(grid, images, [class_names[labels[index]] for index in shown])
         summary["grid"] = str(grid)
     return summary

@@ -12,7 +12,7 @@ from sfd_cli.diffusion.conditions import Conditions
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.pipeline.inputs import balanced_labels, initial_noise
-from sfd_cli.pipeline.sampler import decode_textures, sample_latents
+from sfd_cli.pipeline.sampler import Sampler
 from sfd_cli.report.pictures import draw_samples
 from sfd_cli.weights.models import open_texture_vae
 
@@ -40,7 +40,7 @@ class SampleGrids:
         device: torch.device,
         folder: Path,
     ) -> None:
-        self._section, self._space, self._folder = section, space, folder
+        self._section, self._space, self._conditions, self._folder = section, space, conditions, folder
         self._sample = Sample(schedule=section.schedule, delta_t=section.delta_t, steps=GRID_STEPS, guidance="none")
         self._texture_vae = open_texture_vae(settings, space.texture).load().to(device)
         indices = range(GRID_IMAGES)
@@ -59,9 +59,6 @@ class SampleGrids:
         if step % self._section.sample_every and step != self._section.steps:
             return
         assert isinstance(model, LightningDiT)
-        latents = sample_latents(model, None, self._sample, self._noise, self._labels)
-        mean, std = (
-            torch.tensor(values, device=latents.device)[:, None, None] for values in (self._space.mean, self._space.std)
-        )
-        images = decode_textures(self._texture_vae, latents, (mean, std)).permute(0, 2, 3, 1).cpu().numpy()
+        sampler = Sampler(model, self._sample, self._space, self._conditions, texture_vae=self._texture_vae)
+        images = sampler.decode(sampler.solve(self._noise, self._labels)).permute(0, 2, 3, 1).cpu().numpy()
         draw_samples(self._folder / f"step-{step:07d}.png", list(images), self._captions)

@@ -230,10 +230,12 @@ def network_config(section: DiT, space: LatentSpace, feature_width: int, num_cla
 
 
 def _initial(training: Training) -> Model[LightningDiT]:
-    """The transformer that training starts from."""
-    section = training.section
+    """The transformer that training starts from; settings and latents tell what a file of other code does not."""
+    section, fields = training.section, Store(training.settings.paths.latents).fields
+    semantic = fields["semantic"].shape[1] if section.semantics else 0
+    hints = Hints(section.heads, repa_depth=section.repa_depth, semantic_channels=semantic)
     try:
-        return open_model(str(section.init), LightningDiT, Hints(section.heads, repa_depth=section.repa_depth))
+        return open_model(str(section.init), LightningDiT, hints)
     except UserError as error:
         raise UserError(f"{training.key}.init", f"{error.subject} {error.problem}", error.remedy) from None
 

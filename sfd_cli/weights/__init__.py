@@ -1,1 +1,1 @@
-"""Where weights come from and how foreign ones are read."""
+"""Published weights by name, the cache, and the one door through which models are opened."""

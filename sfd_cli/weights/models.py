@@ -20,7 +20,7 @@ from sfd_cli.errors import UserError
 from sfd_cli.files import fingerprint
 from sfd_cli.formats.files import hints_of, is_of_other_code, read_file
 from sfd_cli.formats.format import Hints, about
-from sfd_cli.formats.model_folder import CONFIG, configured, load_config, load_model, save_parts
+from sfd_cli.formats.model_folder import CONFIG, configured, load_architecture, load_config, load_model, save_parts
 from sfd_cli.formats.reference_statistics import LatentStatistics
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.semantic_pca import SemanticPCA
@@ -57,6 +57,15 @@ class Model(Generic[M]):
     source: str
     folder: Path
     weights: str
+
+    @cached_property
+    def config(self) -> Any:
+        """The configuration dataclass of the network.
+
+        Raises:
+            UserError: the folder's `config.json` is damaged.
+        """
+        return load_architecture(self.folder)[1]
 
     @cached_property
     def facts(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from command_line import (
     empty_folder,
     files_below,
     ldm_checkpoint,
-    refused,
+    refusal_of,
     sfd,
     statistics,
     training_checkpoint,
@@ -36,7 +36,6 @@ from tiny_project import SIDE, tiny_settings, write_models, write_training_image
 from sfd_cli.config import Settings
 from sfd_cli.files import read_json, write_json
 from sfd_cli.pipeline.inputs import balanced_labels, initial_noise
-from sfd_cli.pipeline.sampler import decode_textures
 from sfd_cli.weights.registry import REGISTRY, Https, Weights
 
 ALONE = ("--device", "cpu", "--workers", "2")
@@ -221,9 +220,9 @@ def test_names_are_enough_for_registered_models_and_their_statistics(
 
 def test_registered_weights_that_cannot_be_had_say_where_to_put_them(registered: str, tmp_path: Path) -> None:
     (Path(registered) / "texture.pt").unlink()
-    sentence = refused("sample", *NAMED, *FEW)
-    assert "tiny_texture.pt" in sentence
-    assert str(tmp_path / "SFD_CACHE" / "tiny_texture.pt") in sentence
+    error = refusal_of("sample", *NAMED, *FEW)
+    assert "tiny_texture.pt" in str(error)
+    assert str(tmp_path / "SFD_CACHE" / "tiny_texture.pt") in str(error)
 
 
 # Noise and labels of one's own
@@ -287,7 +286,8 @@ def test_the_images_are_the_latents_decoded() -> None:
     ]
     vae, _ = load_texture_vae(settings.paths.texture_vae)
     latents = torch.from_numpy(np.load("x/y/latents.npy"))
-    decoded = decode_textures(vae, latents, (torch.full((7, 1, 1), 0.1), torch.full((7, 1, 1), 0.9)))
+    with torch.inference_mode():
+        decoded = (vae.decode(latents[:, :4] * 0.9 + 0.1).clamp(-1, 1) + 1) * 127.5
     assert np.abs(images(Path("samples")) - decoded.permute(0, 2, 3, 1).numpy()).max() <= 1
 
 
@@ -396,9 +396,9 @@ def test_the_report_says_why_the_way_from_given_noise_is_not_shown() -> None:
     done("sample", "--noise", "z.npy")
     assert "fd_dinov2" in done("fid").out
     said = done("report").err
-    assert "was sampled from given noise, so its way cannot be shown from the seed" in said
+    assert "given noise" in said
     page = Path("reports/index.html").read_text()
-    assert "sampled from given noise" in page
+    assert "given noise" in page
     assert not Path("reports/trajectory.png").exists()
 
 

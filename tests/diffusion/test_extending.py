@@ -20,8 +20,9 @@ from sfd_cli.data.store import Field
 from sfd_cli.diffusion.latents import LatentSpace, Streams
 from sfd_cli.diffusion.schedule import schedule_of
 from sfd_cli.diffusion.solver import Slope, Solver, Tolerance, integrate
-from sfd_cli.report.pictures import Trajectory, draw_trajectory, pick_progress
-from sfd_cli.stages.report import tell_phases
+from sfd_cli.pipeline.trajectory import Trajectory, pick_progress
+from sfd_cli.report.parts import tell_phases
+from sfd_cli.report.pictures import draw_trajectory
 from sfd_cli.tables import SCHEDULES, SOLVERS
 from sfd_cli.training.velocity_task import VelocityTask
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfd_cli.diffusion.latents import Streams
-from sfd_cli.diffusion.schedule import AsynchronousSchedule, Schedule, WholeSchedule
+from sfd_cli.diffusion.schedule import AsynchronousSchedule, LinearPhase, Schedule, WholeSchedule
 
 offsets = st.floats(0, 1)
 fractions = st.floats(0, 1)
@@ -121,6 +122,22 @@ def test_past_the_end_the_whole_schedule_keeps_the_rates_of_the_end(delta_t: flo
     assert whole.rates(whole.end) == whole.rates(whole.end + 0.5) == last
     assert whole.rates(-0.5) == whole.rates(0.0)
     assert whole.times(-0.5) == whole.schedule.phases[0].times(-0.5)
+
+
+@dataclass(frozen=True)
+class TexturesFirst(AsynchronousSchedule):
+    """Textures up to T = 1, then semantics."""
+
+    @property
+    def phases(self) -> tuple[LinearPhase, ...]:
+        first = LinearPhase(0.0, 1.0, Streams(1.0, 0.0), Streams(0.0, 0.0))
+        return first, LinearPhase(1.0, 2.0, Streams(0.0, 1.0), Streams(1.0, -1.0))
+
+
+def test_at_a_breakpoint_either_stream_may_be_the_one_that_stops() -> None:
+    whole = WholeSchedule(TexturesFirst(1.0))
+    assert [whole.rates(progress) for progress in (0.5, 1.0, 1.5)] == [(1, 0), (1, 1), (0, 1)]
+    assert [whole.times(progress) for progress in (0.5, 1.0, 1.5)] == [(0.5, 0), (1, 0), (1, 0.5)]
 
 
 def test_past_the_end_a_phase_goes_on_by_its_own_law() -> None:

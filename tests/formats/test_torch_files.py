@@ -228,7 +228,7 @@ PROGRAMS = {
         b"\x80\x04" + short("pathlib") + short("os.system") + b"\x93" + b"{command}" + b"\x85R.",
         "torch.save",
     ),
-    "a dotted STACK_GLOBAL of a stranger": (
+    "a dotted STACK_GLOBAL of another module": (
         b"\x80\x04" + short("shutil") + short("os.system") + b"\x93" + b"{command}" + b"\x85R.",
         " shutil.os.system,",
     ),

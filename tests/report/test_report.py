@@ -13,15 +13,15 @@ from PIL import Image
 from refusals import refusal
 from tiny_project import CLASSES, SIDE, tiny_settings, write_models, write_training_images
 
-from sfd_cli.artifacts.sampled import Sampled
+from sfd_cli.artifacts.sample_folder import Samples
 from sfd_cli.config import Settings
 from sfd_cli.diffusion.schedule import AsynchronousSchedule
 from sfd_cli.evaluation.extractors import EXTRACTORS, Extractor
 from sfd_cli.files import read_json, write_json
-from sfd_cli.pipeline.trajectory import follow_samples, nearest
+from sfd_cli.pipeline.trajectory import Trajectory, follow_samples, nearest, pick_progress
 from sfd_cli.report.curves import read_curves, smooth
 from sfd_cli.report.parts import spread_over_classes, tell_phases
-from sfd_cli.report.pictures import Trajectory, draw_trajectory, pick_progress, principal_colours, shorten
+from sfd_cli.report.pictures import draw_trajectory, principal_colours, shorten
 from sfd_cli.report.tables import facts, setting_tables
 from sfd_cli.stages import fid, report, sample
 
@@ -140,7 +140,7 @@ def test_the_pictures_are_written_beside_the_page_and_repeat_byte_for_byte(finis
 
 
 def test_a_trajectory_ends_in_the_very_images_that_were_sampled(finished: Settings) -> None:
-    samples = Sampled.open(finished.paths.samples)
+    samples = Samples.open(finished.paths.samples)
     trajectory, schedule = follow_samples(finished, samples, [1, 5])
     assert trajectory.progress[0] == 0
     assert trajectory.progress[-1] == schedule.end
@@ -151,7 +151,7 @@ def test_a_trajectory_ends_in_the_very_images_that_were_sampled(finished: Settin
 
 
 def test_semantics_move_first_and_textures_last(finished: Settings) -> None:
-    trajectory, schedule = follow_samples(finished, Sampled.open(finished.paths.samples), [0])
+    trajectory, schedule = follow_samples(finished, Samples.open(finished.paths.samples), [0])
     early = trajectory.progress.index(schedule.delta_t)
     done = trajectory.progress.index(1.0)
     assert (trajectory.textures[early] == trajectory.textures[0]).all()

@@ -9,6 +9,8 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_loading import load_dit, load_texture_vae
 from PIL import Image
+from refusals import refusal
 from tiny_project import CLASSES, SIDE, tiny_settings, write_models
 
-from sfd_cli.artifacts import sample_files
+from sfd_cli.artifacts.sample_folder import SampleFolder
 from sfd_cli.config import Sample, Settings
+from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.files import read_json, write_json
 from sfd_cli.formats.model_folder import save_model
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.pipeline.inputs import SampleInputs, balanced_labels, initial_noise
-from sfd_cli.pipeline.sampler import Flow, Sampler, decode_textures, sample_latents
+from sfd_cli.pipeline.models import SamplingModels
+from sfd_cli.pipeline.sampler import Sampler
+from sfd_cli.processes import Processes
 from sfd_cli.stages import sample as stage
 
 
@@ -56,6 +62,15 @@ def _write_guide(settings: Settings, scale: float = 0.05, **changes: Any) -> Non
         torch.nn.init.normal_(parameter, std=scale)
     weights = guide.state_dict()
     save_model(settings.paths.guide, "LightningDiT", guide.config, {"model": weights, "ema": weights}, {})
+
+
+def _sampler(dit: LightningDiT, guide: LightningDiT | None = None, **sample: Any) -> Sampler:
+    """A sampler of latents alone."""
+    return Sampler(dit, Sample(**sample), dit.config.space, dit.config.conditions, guide)
+
+
+def _loaded(settings: Settings) -> Sampler:
+    return SamplingModels.open(settings).load(settings.sample, torch.device("cpu"))
 
 
 # Forked from a server that has imported the heavy libraries once: a process starts in no time, and without threads.
@@ -126,11 +141,17 @@ def test_lost_damaged_and_leftover_files_of_an_interrupted_run_are_put_right(
     (folder / "000009.png").write_bytes((folder / "000009.png").read_bytes()[:60])
     (folder / "samples.npz").unlink()
     (folder / ".000011.png.123.tmp").write_bytes(b"half")
-    written: list[str] = []
-    write_png = sample_files.write_png
-    monkeypatch.setattr(stage, "write_png", lambda path, image: (written.append(path.name), write_png(path, image))[1])
+    written: list[int] = []
+    write = SampleFolder.write
+
+    def noted(folder: SampleFolder, images: Iterable[tuple[int, np.ndarray]]) -> Iterator[int]:
+        for index in write(folder, images):
+            written.append(index)
+            yield index
+
+    monkeypatch.setattr(SampleFolder, "write", noted)
     stage.run(settings)
-    assert sorted(written) == ["000003.png", "000009.png"], "whole images are kept"
+    assert written == [3, 9], "whole images are kept"
     assert _contents(folder) == before
 
 
@@ -170,7 +191,7 @@ def test_in_bf16_latents_differ_by_its_rounding_and_stay_float32(tmp_path: Path)
 
     def latents(rows: slice, **options: Any) -> torch.Tensor:
         options = {"guidance": "autoguidance", "solver": "ab3", "steps": 9} | options
-        return sample_latents(dit, guide, Sample(**options), noise[rows], labels[rows])
+        return _sampler(dit, guide, **options).solve(noise[rows], labels[rows])
 
     every = slice(None)
     full, half = latents(every), latents(every, precision="bf16")
@@ -185,8 +206,8 @@ def test_transformers_are_compiled_where_asked(tmp_path: Path, compile: bool, mo
     _write_guide(settings)
     compiled: list[LightningDiT] = []
     monkeypatch.setattr(LightningDiT, "compile", lambda network, **options: compiled.append(network))
-    flow = Flow.load(settings, torch.device("cpu"))
-    assert compiled == ([flow.dit, flow.guide] if compile else [])
+    sampler = _loaded(settings)
+    assert compiled == ([sampler.dit, sampler.guide] if compile else [])
 
 
 @pytest.mark.parametrize("solver", ["heun", "ab3", "dopri5"])
@@ -235,7 +256,7 @@ def test_guidance_changes_the_images_as_its_scales_say(tmp_path: Path) -> None:
     labels = balanced_labels(range(4), range(3))
 
     def latents(**options: Any) -> torch.Tensor:
-        return sample_latents(dit, guide, Sample(steps=6, **options), noise, labels)
+        return _sampler(dit, guide, steps=6, **options).solve(noise, labels)
 
     plain = latents()
     for kind in ("cfg", "autoguidance"):
@@ -249,15 +270,16 @@ def test_guidance_changes_the_images_as_its_scales_say(tmp_path: Path) -> None:
         )
     assert torch.allclose(
         latents(guidance="autoguidance", scale=0.0),
-        sample_latents(guide, None, Sample(steps=6), noise, labels),
+        _sampler(guide, steps=6).solve(noise, labels),
         atol=1e-4,
     )
 
 
 def test_autoguidance_runs_as_a_stage(tmp_path: Path) -> None:
     settings = _project(tmp_path, guidance="autoguidance", scale=2.0)
-    with pytest.raises(UserError, match="guide"):
+    with pytest.raises(UserError) as caught:
         stage.run(settings)
+    assert str(settings.paths.guide) in str(caught.value)
     _write_guide(settings)
     stage.run(settings)
     assert read_json(settings.paths.samples / "settings.json")["inputs"].keys() == {"dit", "texture_vae", "guide"}
@@ -317,7 +339,7 @@ def test_a_latent_that_is_not_finite_ends_the_stage(tmp_path: Path) -> None:
     dit, extra = load_dit(settings.paths.dit)
     weights = {name: tensor * float("nan") for name, tensor in dit.state_dict().items()}
     save_model(settings.paths.dit, "LightningDiT", dit.config, {"model": weights, "ema": weights}, extra)
-    with pytest.raises(StageFailure, match=r"images 0 to 7 are not finite"):
+    with refusal("sample", "0 to 7", kind=StageFailure):
         stage.run(settings)
 
 
@@ -335,39 +357,48 @@ def _save_dit_again(settings: Settings, extra: dict[str, Any] | None = None, **c
 
 
 @pytest.mark.parametrize(
-    ("sample", "network", "extra", "sentence"),
+    ("sample", "network", "extra", "subject", "named"),
     [
-        ({}, {}, {"statistics": {}}, "no latent statistics for 7 channels"),
-        ({}, {}, {"statistics": {"mean": [0.0] * 4, "std": [1.0] * 4}}, "no latent statistics for 7 channels"),
-        ({}, {"semantic_channels": 4}, {}, "makes 3 texture channels, but .* decodes 4"),
-        ({}, {"time_embedding": "single"}, {}, "one time for both streams.*use 0"),
-        ({"classes": [0, 3]}, {}, {}, r"\[3\] will not do.*classes 0 to 2"),
-        ({"classes": []}, {}, {}, "an empty list will not do"),
+        ({}, {}, {"statistics": {}}, None, ("7 channels", "foreign")),
+        ({}, {}, {"statistics": {"mean": [0.0] * 4, "std": [1.0] * 4}}, None, ("7 channels", "foreign")),
+        ({}, {"semantic_channels": 4}, {}, "paths.texture_vae", ("decodes 4", "makes 3")),
+        ({}, {"time_embedding": "single"}, {}, "sample.delta_t", ("use 0",)),
+        ({"classes": [0, 3]}, {}, {}, "sample.classes", ("[3]", "0 to 2")),
+        ({"classes": []}, {}, {}, "sample.classes", ("empty", "0 to 2")),
     ],
 )
 def test_models_and_settings_that_do_not_fit_are_named(
-    tmp_path: Path, sample: dict[str, Any], network: dict[str, Any], extra: dict[str, Any], sentence: str
+    tmp_path: Path,
+    sample: dict[str, Any],
+    network: dict[str, Any],
+    extra: dict[str, Any],
+    subject: str | None,
+    named: tuple[str, ...],
 ) -> None:
     settings = _project(tmp_path, **sample)
     _save_dit_again(settings, extra, **network)
-    with pytest.raises(UserError, match=sentence):
+    with refusal(subject or settings.paths.dit, *named):
         stage.run(settings)
 
 
 def test_a_guide_of_another_shape_is_named(tmp_path: Path) -> None:
     settings = _project(tmp_path, guidance="autoguidance")
     _write_guide(settings, num_classes=4)
-    with pytest.raises(UserError, match="num_classes is 4 instead of 3"):
+    with refusal(settings.paths.guide, settings.paths.dit, "num_classes 4 instead of 3"):
+        stage.run(settings)
+    _write_guide(settings, semantic_channels=2)
+    with refusal(settings.paths.guide, settings.paths.dit, "texture 5 instead of 4"):
         stage.run(settings)
 
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path)
-    with pytest.raises(UserError, match="dit"):
+    with pytest.raises(UserError) as caught:
         stage.run(settings)
+    assert str(settings.paths.dit) in str(caught.value)
     write_models(settings)
     (settings.paths.dit / "ema.safetensors").unlink()
-    with pytest.raises(UserError, match=r"ema.safetensors does not exist.*sfd train"):
+    with refusal(settings.paths.dit / "ema.safetensors", "model", "--weights"):
         stage.run(settings)
 
 
@@ -399,22 +430,51 @@ def test_textures_are_unnormalised_and_semantics_dropped(tmp_path: Path) -> None
     settings = _project(tmp_path)
     vae, _ = load_texture_vae(settings.paths.texture_vae)
     latents = torch.randn((19, 7, 2, 2), generator=torch.Generator().manual_seed(0))
-    mean, std = torch.linspace(-1, 1, 7).reshape(7, 1, 1), torch.linspace(0.5, 2, 7).reshape(7, 1, 1)
-    images = decode_textures(vae, latents, (mean, std))
+    mean, std = torch.linspace(-1, 1, 7), torch.linspace(0.5, 2, 7)
+    space = LatentSpace(4, 3, 2, tuple(mean.tolist()), tuple(std.tolist()))
+    sampler = replace(_loaded(settings), space=space)
+    images = sampler.decode(latents)
     assert images.dtype == torch.uint8
     assert images.shape == (19, 3, SIDE, SIDE)
     latents[:, 4:] = 100.0
-    assert torch.equal(decode_textures(vae, latents, (mean, std)), images)
+    assert torch.equal(sampler.decode(latents), images)
+    mean, std = mean[:4].reshape(4, 1, 1), std[:4].reshape(4, 1, 1)
     with torch.inference_mode():
-        expected = (vae.decode(latents[:, :4] * std[:4] + mean[:4]).clamp(-1, 1) + 1) * 127.5
+        expected = (vae.decode(latents[:, :4] * std + mean).clamp(-1, 1) + 1) * 127.5
     assert (images.float() - expected).abs().max() <= 0.51
 
 
 def test_the_sampler_knows_the_classes_by_name(tmp_path: Path) -> None:
-    sampler = Sampler.load(_project(tmp_path), torch.device("cpu"))
-    assert sampler.class_names == CLASSES
-    inputs = SampleInputs.open(sampler.flow.sample)
-    assert sampler.images(inputs, [3, 4]).shape == (2, SIDE, SIDE, 3)
+    sampler = _loaded(_project(tmp_path))
+    assert list(sampler.conditions.names) == CLASSES
+
+
+def test_batches_are_the_runs_own_whatever_is_wanted_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of 4 of a run of 10: the last one is filled up, and the wanted images of each are those of the run."""
+    sampler = _loaded(_project(tmp_path, batch_size=4, num_images=10))
+    inputs = SampleInputs.open(sampler.sample)
+    every = {}
+    for indices, images in sampler.batches(inputs, range(10)):
+        every |= dict(zip(indices, images, strict=True))
+    assert list(every) == list(range(10))
+    assert every[0].shape == (3, SIDE, SIDE)
+    assert every[0].dtype == torch.uint8
+    calls: list[list[int]] = []
+    latents = Sampler.latents
+
+    def noted(sampler: Sampler, inputs: SampleInputs, indices: Iterable[int]) -> torch.Tensor:
+        calls.append(list(indices))
+        return latents(sampler, inputs, indices)
+
+    monkeypatch.setattr(Sampler, "latents", noted)
+    some = list(sampler.batches(inputs, [1, 2, 9]))
+    assert [indices for indices, _ in some] == [[1, 2], [9]]
+    assert calls == [[0, 1, 2, 3], [8, 9, 10, 11]], "no batch of which nothing is wanted"
+    for indices, images in some:
+        for index, image in zip(indices, images, strict=True):
+            assert torch.equal(image, every[index])
+    two = [sampler.share(10, Processes(rank, 2)) for rank in range(2)]
+    assert two == [[0, 1, 2, 3, 8, 9], [4, 5, 6, 7]]
 
 
 def test_settings_json_is_all_that_says_how_samples_were_made(tmp_path: Path) -> None:
@@ -431,12 +491,13 @@ def test_models_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     settings = _project(tmp_path, guidance="autoguidance")
     _write_guide(settings)
     description = read_json(settings.paths.guide / "config.json")
-    write_json(settings.paths.guide / "config.json", description | {"statistics": {"mean": [0.0], "std": [1.0]}})
-    with pytest.raises(UserError, match="guide was trained on other latents"):
+    others = {"mean": [0.0] * 7, "std": [1.0] * 7}
+    write_json(settings.paths.guide / "config.json", description | {"statistics": others})
+    with refusal(settings.paths.guide, settings.paths.dit, "other statistics"):
         stage.run(settings)
     _write_guide(settings)
     description = read_json(settings.paths.dit / "config.json")
     write_json(settings.paths.dit / "config.json", description | {"texture_vae": "of another VAE"})
-    with pytest.raises(UserError, match="latents of another texture VAE"):
+    with refusal(settings.paths.dit, settings.paths.texture_vae, "sfd encode-latents"):
         stage.run(settings)
     assert not list(settings.paths.samples.glob("*.png"))

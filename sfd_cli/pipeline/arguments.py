@@ -1,0 +1,128 @@
+"""What callers pass to the pipeline, as the arrays and settings that its parts take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import ValidationError
+from torch import Tensor
+
+from sfd_cli.config import Sample, Section, first_problem
+from sfd_cli.data.images import as_rgb, center_crop
+from sfd_cli.diffusion.conditions import Conditions
+from sfd_cli.errors import UserError
+
+# Settings of the section `sample` that a call has no use for, and what there is instead.
+NOT_OF_A_CALL = {
+    "num_images": "a call makes one image for every label",
+    "classes": "a call takes classes as its labels",
+    "weights": "they are chosen when models are loaded from settings or checkpoints",
+    "compile": "it is done when models are loaded from settings or checkpoints",
+}
+
+Images = Image.Image | Sequence[Image.Image] | Tensor
+Labels = int | str | Sequence[int | str] | np.ndarray | Tensor
+S = TypeVar("S", bound=Section)
+
+
+def as_sample(defaults: Mapping[str, Any], changes: Any, *allowed: str) -> Sample:
+    """The section `sample` of a call.
+
+    Args:
+        defaults: settings by name.
+        changes: other settings over them, by name.
+        *allowed: those of `NOT_OF_A_CALL` that are taken nevertheless.
+
+    Raises:
+        UserError: one is unknown, has no use in a call, or is not acceptable.
+    """
+    for name in changes if isinstance(changes, Mapping) else ():
+        if name in NOT_OF_A_CALL and name not in allowed:
+            raise UserError(f"sample.{name}", "has no use here", NOT_OF_A_CALL[name])
+    return as_section(Sample, {**defaults, **changes} if isinstance(changes, Mapping) else changes, "sample")
+
+
+def as_section(kind: type[S], values: Any, name: str) -> S:
+    """A section of settings from plain values; errors name its settings as those of `name`.
+
+    Raises:
+        UserError: a setting is unknown or not acceptable.
+    """
+    if not isinstance(values, Mapping | kind):
+        raise UserError(name, f"found {values!r} instead of settings by their names", "give a dictionary")
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        found = first_problem(error, kind)
+        raise UserError(f"{name}.{found.key}", found.problem, found.remedy) from None
+
+
+def as_rows(labels: Labels, conditions: Conditions) -> np.ndarray:
+    """Rows (n,) of the conditions that labels name.
+
+    Raises:
+        UserError: no class has such a name, or a label is neither a name nor a whole number.
+    """
+    if isinstance(labels, np.ndarray | Tensor):
+        labels = labels.tolist()
+    return np.asarray([_row(label, conditions) for label in _listed(labels)])
+
+
+def as_noise(noise: Tensor | np.ndarray) -> np.ndarray:
+    """Noise (n, C, h, w), floats, on the CPU.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if isinstance(noise, Tensor):
+        noise = noise.detach().cpu()
+        noise = (noise.float() if noise.dtype == torch.bfloat16 else noise).numpy()  # NumPy has no bfloat16
+    if not isinstance(noise, np.ndarray) or noise.ndim != 4 or noise.dtype.kind != "f":
+        found = f"{noise.dtype} of shape {noise.shape}" if isinstance(noise, np.ndarray) else type(noise).__name__
+        raise UserError("noise", f"is {found}", "give floats of shape (n, C, h, w)")
+    return noise
+
+
+def as_pixels(images: Images, side: int) -> Tensor:
+    """Images as uint8 (n, 3, side, side): PIL images on the CPU, centre-cropped; a tensor where it is.
+
+    Raises:
+        UserError: there are none, they are no images, or a tensor of another shape or dtype.
+    """
+    if isinstance(images, Tensor):
+        if images.dtype != torch.uint8 or images.shape[1:] != (3, side, side):
+            raise UserError(
+                "images",
+                f"are {images.dtype} of shape {tuple(images.shape)}",
+                f"give uint8 (n, 3, {side}, {side})",
+            )
+        if len(images):
+            return images
+    pictures = [] if isinstance(images, Tensor) else _listed(images)
+    if not pictures:
+        raise UserError("images", "there are none", "give one at least")
+    for picture in pictures:
+        if not isinstance(picture, Image.Image):
+            raise UserError("images", f"a {type(picture).__name__} is no PIL image", "open it with PIL.Image.open")
+    crops = [np.asarray(center_crop(as_rgb(picture), side)) for picture in pictures]
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()
+
+
+def _row(label: Any, conditions: Conditions) -> int:
+    if isinstance(label, str):
+        try:
+            return conditions.row(label)
+        except KeyError:
+            raise UserError("labels", f"no class is called {label!r}", "`class_names` lists them") from None
+    if isinstance(label, bool) or not isinstance(label, int | np.integer):
+        raise UserError("labels", f"{label!r} is no class", "give whole numbers or names of classes")
+    return int(label)
+
+
+def _listed(one_or_more: Any) -> list[Any]:
+    many = isinstance(one_or_more, Sequence) and not isinstance(one_or_more, str)
+    return list(one_or_more) if many else [one_or_more]

@@ -1,0 +1,141 @@
+"""The parts of a pipeline: from settings, from checkpoints by themselves, or from a saved pipeline."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from sfd_cli.config import Encoder, Section, SemVAE, Settings, validate_settings
+from sfd_cli.errors import UserError
+from sfd_cli.networks.lightning_dit import LightningDiT
+from sfd_cli.networks.semantic_pca import SemanticPCA
+from sfd_cli.networks.semantic_vae import SemanticVAE
+from sfd_cli.networks.texture_vae import TextureVAE
+from sfd_cli.networks.visual_encoder import VisualEncoder
+from sfd_cli.pipeline.arguments import as_sample, as_section
+from sfd_cli.pipeline.image_encoder import require_encoders
+from sfd_cli.pipeline.models import SamplingModels
+from sfd_cli.pipeline.sampler import Sampler
+from sfd_cli.pipeline.saving import INDEX, read_index
+from sfd_cli.weights.models import Model, SemanticCompressor, open_model, open_semantic
+from sfd_cli.weights.visual_encoders import load_visual_encoder
+
+SECTIONS: dict[str, type[Section] | None] = {"foreign": None, "semvae": SemVAE, "encoder": Encoder}
+"""What files do not tell; None: validated with all settings."""
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class Parts(NamedTuple):
+    """All networks of a pipeline, on one device.
+
+    Attributes:
+        sampler: makes latents, and images where it has a texture VAE.
+        semantic: the semantic compressor, for encoding.
+        encoder: the visual encoder, for encoding.
+    """
+
+    sampler: Sampler
+    semantic: SemanticCompressor | None = None
+    encoder: VisualEncoder | None = None
+
+
+def from_settings(settings: Settings, device: torch.device, images: bool, encoder: bool) -> Parts:
+    """The models of `settings.paths`.
+
+    Args:
+        settings: where they are; the section `sample` is the sampler's.
+        device: where they go.
+        images: whether images are wanted, or latents only.
+        encoder: also load what encoding needs, if there are semantics.
+
+    Raises:
+        UserError: a model is missing, or models and settings do not fit together.
+    """
+    sampler = SamplingModels.open(settings, images).load(settings.sample, device)
+    if not (encoder and sampler.space.semantic):
+        return Parts(sampler)
+    semantic = open_semantic(settings).load().to(device)
+    visual = load_visual_encoder(settings.encoder).to(device)
+    require_encoders(sampler.space, semantic, visual)
+    return Parts(sampler, semantic, visual)
+
+
+def from_checkpoints(
+    sources: Mapping[str, str | Path | None],
+    sections: Mapping[str, Any],
+    sampling: Mapping[str, Any],
+    device: torch.device,
+) -> Parts:
+    """Models by themselves.
+
+    Args:
+        sources: of dit, texture_vae, guide and semvae; None where there is none.
+        sections: what the files do not tell, see `SECTIONS`.
+        sampling: settings of the section `sample`.
+        device: where the models go.
+
+    Raises:
+        UserError: a model is missing or damaged, or they do not fit together.
+    """
+    unknown = sorted(map(str, sections.keys() - SECTIONS.keys()))
+    if unknown:
+        raise UserError("sections", f"unknown: {', '.join(unknown)}", f"expected are {', '.join(SECTIONS)}")
+    encodes = sources.get("semvae") is not None
+    if ("encoder" in sections) != encodes or ("semvae" in sections and not encodes):
+        raise UserError("semvae", "encoding needs it and the section 'encoder' of its encoder", "give both or neither")
+    paths = {name: source for name, source in sources.items() if source is not None}
+    sample = as_sample({"guidance": "autoguidance"} if "guide" in paths else {}, sampling, "weights", "compile")
+    plain = {"paths": paths, "sample": sample, "foreign": sections.get("foreign", {})}
+    settings = validate_settings(plain, "from_checkpoints")
+    # By themselves: what else a project's sections must agree with, such as the images' size, is not known here.
+    alone = {
+        name: as_section(kind, sections[name], name) for name, kind in SECTIONS.items() if kind and name in sections
+    }
+    parts = from_settings(settings.model_copy(update=alone), device, "texture_vae" in paths, encodes)
+    if encodes and parts.semantic is None:
+        raise UserError("semvae", f"{paths['dit']} has no semantic channels", "leave it out")
+    return parts
+
+
+def from_folder(source: str | Path, class_name: str, device: torch.device, revision: str | None) -> Parts:
+    """The components that `saving.save` wrote to a local folder or a repository of the Hugging Face hub.
+
+    Raises:
+        UserError: it is neither, cannot be fetched, or is damaged or incomplete.
+    """
+    folder = _local(source, revision)
+    index = read_index(folder, class_name)
+    parts, sample = index["components"], as_sample({}, index.get("sample", {}))
+    models = SamplingModels(
+        open_model(folder / "dit", LightningDiT),
+        open_model(folder / "guide", LightningDiT) if "guide" in parts else None,
+        open_model(folder / "texture_vae", TextureVAE) if "texture_vae" in parts else None,
+    )
+    sampler, semantic, encoder = models.load(sample, device), None, None
+    if "semantic" in parts:
+        opened: Model[SemanticCompressor] = open_model(folder / "semantic", (SemanticVAE, SemanticPCA))
+        semantic = opened.load().to(device)
+    if "encoder" in parts:
+        entry = index["encoder"] | {"weights": str(folder / "encoder")}
+        encoder = load_visual_encoder(as_section(Encoder, entry, f"{folder / INDEX}: encoder")).to(device)
+    return Parts(sampler, semantic, encoder)
+
+
+def _local(source: str | Path, revision: str | None) -> Path:
+    """The folder itself, or the hub's repository of that name in the hub's own cache."""
+    if Path(source).is_dir():
+        return Path(source)
+    if not _HUB_ID.fullmatch(str(source)):
+        raise UserError(source, "is no folder, and no name of a hub repository", "give one, or owner/name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise UserError(source, f"is no folder here, and could not be fetched from the hub ({said})") from None

@@ -1,0 +1,121 @@
+"""The models that sampling needs: found, identified, and loaded as a `Sampler`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+
+from sfd_cli.artifacts.fingerprints import finished_model
+from sfd_cli.config import Sample, Settings
+from sfd_cli.diffusion.conditions import Conditions
+from sfd_cli.diffusion.latents import LatentSpace
+from sfd_cli.errors import UserError
+from sfd_cli.networks.lightning_dit import LightningDiT
+from sfd_cli.networks.texture_vae import TextureVAE
+from sfd_cli.pipeline.sampler import Sampler
+from sfd_cli.weights.models import Model, open_dit, open_texture_vae
+
+
+@dataclass(frozen=True)
+class SamplingModels:
+    """Models that are there; their weights are not read yet.
+
+    Attributes:
+        dit: the diffusion transformer.
+        guide: the weaker model, for AutoGuidance.
+        texture_vae: decodes the latents; None where latents are all that is wanted.
+    """
+
+    dit: Model[LightningDiT]
+    guide: Model[LightningDiT] | None = None
+    texture_vae: Model[TextureVAE] | None = None
+
+    @classmethod
+    def open(cls, settings: Settings, images: bool = True) -> Self:
+        """The models of `settings.paths`, the guide where `sample.guidance` asks for it.
+
+        Args:
+            settings: the sections `paths`, `sample`, `foreign` and `texture_vae` are read.
+            images: whether images are wanted; without, neither texture VAE nor latent statistics are needed.
+
+        Raises:
+            UserError: one is missing, damaged or something else.
+        """
+        dit = open_dit(settings)
+        guide = open_dit(settings, "guide") if settings.sample.guidance == "autoguidance" else None
+        texture_vae = open_texture_vae(settings, space_of(dit).texture) if images else None
+        return cls(dit, guide, texture_vae)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of each model, by its role.
+
+        Raises:
+            UserError: a stage that makes one has not finished it, or there are no such weights.
+        """
+        made_by = (
+            ("dit", self.dit, "sfd train"),
+            ("texture_vae", self.texture_vae, "sfd train-texture-vae"),
+            ("guide", self.guide, "sfd train-guide"),
+        )
+        return {role: finished_model(model, command) for role, model, command in made_by if model is not None}
+
+    def load(self, sample: Sample, device: torch.device) -> Sampler:
+        """Read the weights and put the models together; compiled where `sample.compile` says so.
+
+        Raises:
+            UserError: a model is damaged, or they and the settings do not belong together.
+        """
+        self._require_together()
+        dit = self.dit.load().to(device)
+        sampler = Sampler(
+            dit,
+            sample,
+            space_of(self.dit),
+            conditions_of(self.dit),
+            None if self.guide is None else self.guide.load().to(device),
+            None if self.texture_vae is None else self.texture_vae.load().to(device),
+            self.dit.facts.get("delta_t"),
+            self.dit.source,
+        )
+        if sample.compile:
+            for network in (sampler.dit, sampler.guide):
+                if network is not None:
+                    network.compile(dynamic=False)  # batches have one shape, or two with classifier-free guidance
+        return sampler
+
+    def _require_together(self) -> None:
+        """Raise UserError where the models are not of the same latents and classes."""
+        dit, guide, texture_vae = self.dit, self.guide, self.texture_vae
+        if guide is not None:
+            classes, theirs = len(conditions_of(dit)), len(conditions_of(guide))
+            why = space_of(dit).difference(space_of(guide))
+            if why is None and classes != theirs:
+                why = f"num_classes {theirs} instead of {classes}"
+            if why is not None:
+                raise UserError(
+                    guide.source, f"cannot guide {dit.source}: it has {why}", "train both on the same latents"
+                )
+        trained_on = dit.facts.get("texture_vae")
+        if texture_vae is not None and trained_on not in (None, texture_vae.fingerprint):
+            raise UserError(
+                dit.source,
+                f"was trained on latents of another texture VAE than {texture_vae.source}",
+                "run `sfd encode-latents` and `sfd train` again",
+            )
+
+
+def space_of(dit: Model[LightningDiT]) -> LatentSpace:
+    """The latents that a transformer was trained on; without a scale where its folder has none for every channel."""
+    space, statistics = dit.config.space, dit.facts.get("statistics") or {}
+    try:
+        return space.scaled(statistics["mean"], statistics["std"])
+    except (KeyError, TypeError, ValueError):
+        return space
+
+
+def conditions_of(dit: Model[LightningDiT]) -> Conditions:
+    """The classes that a transformer knows, by number where its folder has no names."""
+    names: list[Any] | None = dit.facts.get("classes")
+    return dit.config.conditions if names is None else Conditions(tuple(map(str, names)))
