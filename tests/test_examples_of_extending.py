@@ -19,7 +19,8 @@ from sfd_cli import AsynchronousSchedule, LatentSpace, integrate, presets
 from sfd_cli.config import Sample, Settings, first_problem, load_settings
 from sfd_cli.data.images import ImageManifest, ImageReader
 from sfd_cli.diffusion.schedule import schedule_of
-from sfd_cli.tables import IMAGE_SOURCES, SCHEDULES, SOLVERS, STAGES, Table
+from sfd_cli.tables import FORMATS, IMAGE_SOURCES, SCHEDULES, SOLVERS, STAGES, Table
+from sfd_cli.weights.models import read_latent_statistics
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
 EXAMPLES = dict(re.findall(r"^## (.*?)$.*?```\w+\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE))
@@ -92,6 +93,17 @@ def test_an_image_source(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "images" in said
         images = ImageReader(ImageManifest.load(Path("data/images")), 64).read([0, 1])
         assert images.float().mean(dim=(1, 2, 3)).tolist() == [128, 255]
+
+
+def test_a_checkpoint_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    example("A checkpoint format", monkeypatch)
+    torch.save({"mu": torch.tensor([0.25, -1.0]), "sigma": torch.tensor([2.0, 0.5])}, "stats.pt")
+    with added(FORMATS, "mu_sigma", "of_another_package:MU_SIGMA"):
+        found = read_latent_statistics("stats.pt")
+        assert (found.mean, found.std) == ((0.25, -1.0), (2.0, 0.5))
+        done("weights", "import", "stats.pt", "ours")
+    assert read_latent_statistics("ours") == found
+    assert sfd("weights", "import", "stats.pt", "again").code == 2
 
 
 def test_a_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,40 +15,12 @@ from sfd_cli.files import read_json
 from sfd_cli.formats.format import Content, Format, FormatError, Hints, ModelParts
 from sfd_cli.formats.model_folder import CONFIG
 from sfd_cli.formats.state_dicts import renamed, require_fit
-from sfd_cli.formats.torch_files import read_weights_file
+from sfd_cli.formats.torch_files import read_safetensors
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # Attention modules before diffusers 0.14, and today.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-
-def is_diffusers_folder(path: Path) -> bool:
-    """Whether a folder is diffusers', whatever model and whatever kind of weights are in it."""
-    if (path / WEIGHTS).exists():
-        return True
-    description = read_json(path / CONFIG) if (path / CONFIG).exists() else None
-    return isinstance(description, dict) and "_class_name" in description
-
-
-def open_diffusers_folder(folder: Path) -> Content:
-    """Description and weights of a folder.
-
-    Raises:
-        FormatError: it is another folder, or has no safetensors weights.
-        UserError: the weights are damaged.
-    """
-    description = read_json(folder / CONFIG) if (folder / CONFIG).exists() else None
-    if isinstance(description, dict) and isinstance(description.get("type"), str):
-        raise FormatError(f"is one of our model folders already ({description['type']})", "use it as it is")
-    if not isinstance(description, dict) or "_class_name" not in description:
-        raise FormatError(f"is no folder of diffusers (no {CONFIG} with a _class_name)", "check the path")
-    if not (folder / WEIGHTS).exists():
-        raise FormatError(
-            f"holds no {WEIGHTS}, the only weights of diffusers that are read",
-            "save the model again with save_pretrained and safe_serialization=True",
-        )
-    return Content(folder, read_weights_file(folder / WEIGHTS), description)
 
 
 def texture_vae_from_diffusers(
@@ -91,11 +62,7 @@ def texture_vae_from_diffusers(
 
 
 def autoencoder_config(**values: Any) -> TextureVAEConfig:
-    """The configuration, of values that nobody has looked at yet.
-
-    Raises:
-        FormatError: there is no such autoencoder.
-    """
+    """The configuration, of unvalidated values; FormatError where there is no such autoencoder."""
     try:
         return TextureVAEConfig(**values)
     except ValueError as error:
@@ -144,14 +111,22 @@ def fold(config: TextureVAEConfig, hints: Hints) -> int:
 
 
 def _read(content: Content, hints: Hints) -> ModelParts:
-    config, weights = texture_vae_from_diffusers(content.description or {}, content.checkpoint)
+    folder = content.path
+    description = read_json(folder / CONFIG) if (folder / CONFIG).exists() else None
+    if isinstance(description, dict) and isinstance(description.get("type"), str):
+        raise FormatError(f"is one of our model folders already ({description['type']})", "use it as it is")
+    if not isinstance(description, dict) or "_class_name" not in description:
+        raise FormatError(f"is no folder of diffusers (no {CONFIG} with a _class_name)", "check the path")
+    if not (folder / WEIGHTS).exists():
+        raise FormatError(f"holds no {WEIGHTS}", "save it again with save_pretrained and safe_serialization=True")
+    config, weights = texture_vae_from_diffusers(description, read_safetensors(folder / WEIGHTS))
     return ModelParts("TextureVAE", replace(config, space_to_depth=fold(config, hints)), {"model": weights})
 
 
 FORMAT = Format(
     "TextureVAE",
     TextureVAEConfig,
-    matches=lambda content: content.description is not None,
+    matches=lambda content: content.path.is_dir(),
     read=_read,
     hints=("space_to_depth", "texture_channels"),
 )

@@ -45,11 +45,10 @@ def visual_encoder_from_release(weights: Mapping[str, Tensor]) -> tuple[VisualEn
     name = f"dinov2_vit{SIZES[width, depth]}14{'_reg' if 'register_tokens' in weights else ''}"
     with torch.device("meta"):
         encoder = VisualEncoder(name, NATIVE_SIZE)
-    try:
-        with torch.device("meta"):
+        try:
             encoder.load({key: tensor.to("meta") for key, tensor in weights.items()})
-    except ValueError as error:
-        raise FormatError(f"is not {KIND}: {error}") from None
+        except ValueError as error:
+            raise FormatError(f"is not {KIND}: {error}") from None
     return VisualEncoderConfig(name), dict(weights)
 
 

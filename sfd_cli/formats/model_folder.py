@@ -17,9 +17,8 @@ from sfd_cli.formats.format import FormatError, ModelParts, about
 from sfd_cli.formats.state_dicts import require_fit
 from sfd_cli.formats.torch_files import read_safetensors
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
-from sfd_cli.networks.semantic_pca import SemanticPCA, SemanticPCAConfig
-from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
+from sfd_cli.tables import COMPRESSORS
 
 CONFIG = "config.json"
 TABLES = "_tables"
@@ -27,8 +26,151 @@ TABLES = "_tables"
 
 POSITIONS = ("position", "rotary_cos", "rotary_sin")
 
-M = TypeVar("M", bound=nn.Module)
 C = TypeVar("C")
+
+
+def type_of(path: Path) -> str | None:
+    """The type of the model in a folder of ours; None for a file, and for a folder of diffusers.
+
+    Raises:
+        UserError: there is nothing, or a folder that is neither.
+    """
+    if path.is_file():
+        return None
+    description = _read_config(path)
+    if isinstance(description, dict) and "_class_name" in description:
+        return None
+    return str(_require_model(path, description).get("type"))
+
+
+def load_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a model folder: "type", "config" and the extra keys.
+
+    Raises:
+        UserError: there is none, or it is not a model's.
+    """
+    return _require_model(folder, _read_config(folder))
+
+
+def _read_config(folder: Path) -> Any:
+    path = Path(folder) / CONFIG
+    if not Path(folder).exists():
+        raise UserError(folder, "does not exist, and is no name in `sfd weights list`", "run the stage that makes it")
+    if not path.exists():
+        raise UserError(folder, f"holds no whole model (no {CONFIG})", "run the stage that makes it")
+    return read_json(path)
+
+
+def _require_model(folder: Path, description: Any) -> dict[str, Any]:
+    if not isinstance(description, dict) or not isinstance(description.get("config"), dict):
+        raise UserError(
+            Path(folder) / CONFIG, "does not describe a model (no 'config' in it)", "run the stage that makes it again"
+        )
+    return description
+
+
+def compressors() -> dict[type[nn.Module], type]:
+    """The semantic compressors' configuration dataclasses by the class of the network, as COMPRESSORS lists them."""
+    entries = [COMPRESSORS[name] for name in COMPRESSORS]
+    return {entry.network: entry.config for entry in entries if entry is not None}
+
+
+def _architecture(kind: str | None) -> tuple[type[nn.Module], type] | None:
+    """Network and configuration dataclass of a `type` in `config.json`; None where it is no network of ours."""
+    known: dict[type[nn.Module], type] = {LightningDiT: LightningDiTConfig, TextureVAE: TextureVAEConfig}
+    return next((pair for pair in (known | compressors()).items() if pair[0].__name__ == kind), None)
+
+
+def load_model_config(folder: Path) -> Any:
+    """The configuration dataclass of the network of a model folder.
+
+    Raises:
+        UserError: there is no model, its description is damaged, or it is of a type that has no network.
+    """
+    description, source = load_config(folder), Path(folder) / CONFIG
+    kind = description.get("type")
+    architecture = _architecture(kind)
+    if architecture is None:
+        raise UserError(source, f"describes a {kind}, which is no network", "check the path")
+    with about(source):
+        return configured(architecture[1], description["config"])
+
+
+def load_model(folder: Path, stem: str) -> nn.Module:
+    """The network of a model folder with the weights in `<stem>.safetensors`, on the CPU, frozen, in evaluation mode.
+
+    Positions are the imported checkpoint's own where those were kept beside its weights.
+
+    Raises:
+        UserError: something is missing, damaged, or of a type that has no network.
+    """
+    folder = Path(folder)
+    config = load_model_config(folder)
+    with about(folder / CONFIG):
+        network = _built(load_config(folder)["type"], config)
+    path, tables = folder / f"{stem}.safetensors", folder / f"{stem}{TABLES}.safetensors"
+    tensors = read_safetensors(path)
+    with about(path):
+        require_fit(network, tensors)
+    network.load_state_dict(tensors)
+    if tables.exists():
+        buffers = dict(network.named_buffers())
+        for name, table in read_safetensors(tables).items():
+            if name not in buffers or buffers[name].shape != table.shape:
+                raise UserError(tables, f"does not fit its weights: {name} {tuple(table.shape)}", "import them again")
+            buffers[name].copy_(table)
+    return network.eval().requires_grad_(False)
+
+
+def read_parts(folder: Path, config_type: type) -> ModelParts:
+    """What a model folder holds, the weights in the dtype they were saved in, checked against the architecture.
+
+    Raises:
+        UserError: something is missing, damaged or does not fit.
+    """
+    folder = Path(folder)
+    description = load_config(folder)
+    kind = description.pop("type")
+    with about(folder / CONFIG):
+        config: Any = configured(config_type, description.pop("config"))
+        with torch.device("meta"):
+            network = None if _architecture(kind) is None else _built(kind, config)
+    weights = {path.stem: read_safetensors(path) for path in sorted(folder.glob("*.safetensors"))}
+    for stem, tensors in weights.items():
+        if network is not None and not stem.endswith(TABLES):
+            with about(folder / f"{stem}.safetensors"):
+                require_fit(network, tensors)
+    return ModelParts(kind, config, weights, description)
+
+
+def configured(config_type: type[C], values: Mapping[str, Any]) -> C:
+    """The configuration dataclass that a `config.json` describes.
+
+    Raises:
+        FormatError: something in `values` is missing, unknown or impossible.
+    """
+    known = {field.name: field for field in fields(config_type)}  # type: ignore[arg-type]
+    needed = [key for key, field in known.items() if field.default is MISSING and field.default_factory is MISSING]
+    problems = [f"{key} is missing" for key in needed if key not in values]
+    problems += [f"{key} is unknown" for key in values if key not in known]
+    if not problems:
+        try:
+            return config_type(**values)
+        except ValueError as error:
+            problems = [str(error)]
+        except TypeError:
+            problems = ["one of its values is of the wrong type"]
+    raise FormatError(f"does not describe a {config_type.__name__.removesuffix('Config')}: {'; '.join(problems)}")
+
+
+def _built(kind: str, config: Any) -> nn.Module:
+    """The network of an unvalidated configuration; FormatError where there is no such network."""
+    architecture = _architecture(kind)
+    assert architecture is not None
+    try:
+        return architecture[0](config)
+    except (TypeError, ValueError):
+        raise FormatError(f"does not describe a {kind}: one of its values is impossible") from None
 
 
 def save_model(
@@ -54,10 +196,28 @@ def save_model(
     for tables in folder.glob(f"*{TABLES}.safetensors"):
         tables.unlink()
     for stem, state_dict in weights.items():
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
         with atomic_path(folder / f"{stem}.safetensors") as temporary:
-            save_file(tensors, temporary, metadata={"format": "pt"})
+            save_file(_separate(state_dict), temporary, metadata={"format": "pt"})
     write_json(folder / CONFIG, {"type": module_type, "config": asdict(config), **extra})
+
+
+def save_parts(parts: ModelParts, folder: Path) -> None:
+    """`save_model` for a model of another format."""
+    save_model(folder, parts.kind, parts.config, parts.weights, parts.facts)
+
+
+def _separate(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU that share no memory with one another or a larger one, which safetensors refuses."""
+    seen: set[int] = set()
+    separate = {}
+    for name, tensor in state_dict.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage()
+        if memory.nbytes() != tensor.nbytes or memory.data_ptr() in seen:
+            tensor = tensor.clone()
+        seen.add(memory.data_ptr())
+        separate[name] = tensor
+    return separate
 
 
 def dit_weights(network: LightningDiT, stem: str) -> dict[str, dict[str, Tensor]]:
@@ -70,168 +230,3 @@ def dit_weights(network: LightningDiT, stem: str) -> dict[str, dict[str, Tensor]
         if name in POSITIONS and not torch.equal(table.cpu(), fresh[name])
     }
     return {stem: network.state_dict()} | ({f"{stem}{TABLES}": tables} if tables else {})
-
-
-def load_config(folder: Path) -> dict[str, Any]:
-    """`config.json` of a model folder: "type", "config" and the extra keys.
-
-    Raises:
-        UserError: there is none, or it is not a model's.
-    """
-    path = Path(folder) / CONFIG
-    if not Path(folder).exists():
-        raise UserError(
-            folder,
-            "does not exist, and is no name in `sfd weights list`",
-            "check it, or run the stage that makes it",
-        )
-    if not path.exists():
-        raise UserError(folder, f"holds no whole model (no {CONFIG})", "run the stage that makes it")
-    description = read_json(path)
-    if not isinstance(description, dict) or not isinstance(description.get("config"), dict):
-        raise UserError(path, "does not describe a model (no 'config' in it)", "run the stage that makes it again")
-    return description
-
-
-MODULES: dict[str, tuple[type[nn.Module], type]] = {
-    "LightningDiT": (LightningDiT, LightningDiTConfig),
-    "SemanticVAE": (SemanticVAE, SemanticVAEConfig),
-    "SemanticPCA": (SemanticPCA, SemanticPCAConfig),
-    "TextureVAE": (TextureVAE, TextureVAEConfig),
-}
-"""Networks and their configurations by the `type` in `config.json`."""
-
-
-def load_architecture(folder: Path) -> tuple[str, Any]:
-    """The type of the network of a model folder and its configuration dataclass.
-
-    Raises:
-        UserError: there is no model, its description is damaged, or it is of a type that has no network.
-    """
-    description, source = load_config(folder), Path(folder) / CONFIG
-    kind = description.get("type")
-    if kind not in MODULES:
-        raise UserError(source, f"describes a {kind}, which is no network", "check the path")
-    with about(source):
-        return kind, configured(MODULES[kind][1], description["config"])
-
-
-def load_model(folder: Path, weights: str = "model") -> nn.Module:
-    """The network of a model folder, on the CPU, in evaluation mode and frozen.
-
-    Positions are the imported checkpoint's own where those were kept beside its weights.
-
-    Args:
-        folder: the model folder.
-        weights: names the file, e.g. "ema" or "model".
-
-    Raises:
-        UserError: something is missing, damaged, or of a type that has no network.
-    """
-    folder = Path(folder)
-    kind, config = load_architecture(folder)
-    with about(folder / CONFIG):
-        network = built(MODULES[kind][0], config)
-    path = folder / f"{weights}.safetensors"
-    if not path.exists():
-        present = ", ".join(sorted(file.stem for file in folder.glob("*.safetensors"))) or "none"
-        raise UserError(path, f"does not exist (weights present: {present})", "run the stage that makes it again")
-    tensors = read_safetensors(path)
-    with about(path):
-        require_fit(network, tensors)
-    network.load_state_dict(tensors)
-    tables = folder / f"{weights}{TABLES}.safetensors"
-    if tables.exists():
-        with about(tables):
-            fill_buffers(network, read_safetensors(tables))
-    return network.eval().requires_grad_(False)
-
-
-def configured(config_type: type[C], values: Mapping[str, Any]) -> C:
-    """The configuration dataclass that a `config.json` describes.
-
-    Raises:
-        FormatError: something in `values` is missing, unknown or impossible.
-    """
-    known = {field.name: field for field in fields(config_type)}  # type: ignore[arg-type]
-    needed = [key for key, field in known.items() if field.default is MISSING and field.default_factory is MISSING]
-    problems = [f"{key} is missing" for key in needed if key not in values]
-    problems += [f"{key} is unknown" for key in values if key not in known]
-    if not problems:
-        try:
-            return config_type(**values)
-        except ValueError as error:
-            problems = [str(error)]
-        except TypeError:
-            problems = ["one of its values is of the wrong type"]
-    raise FormatError(f"does not describe a {config_type.__name__.removesuffix('Config')}: {'; '.join(problems)}")
-
-
-def built(module: type[M], config: Any) -> M:
-    """The module of a configuration whose numbers nobody has looked at yet.
-
-    Raises:
-        FormatError: there is no such module.
-    """
-    try:
-        return module(config)
-    except (TypeError, ValueError):
-        raise FormatError(f"does not describe a {module.__name__}: one of its values will not do") from None
-
-
-def fill_buffers(module: nn.Module, tables: Mapping[str, Tensor]) -> None:
-    """Put tables of positions into the module's buffers of the same names.
-
-    Raises:
-        FormatError: one has no place.
-    """
-    buffers = dict(module.named_buffers())
-    for name, table in tables.items():
-        if name not in buffers or buffers[name].shape != table.shape:
-            raise FormatError(f"does not fit its weights: {name} {tuple(table.shape)}", "import them again")
-        buffers[name].copy_(table)
-
-
-def read_parts(folder: Path, config_type: type) -> ModelParts:
-    """What a model folder holds, the weights in the dtype they were saved in, checked against the architecture.
-
-    Args:
-        folder: the model folder.
-        config_type: configuration dataclass of its type.
-
-    Raises:
-        UserError: something is missing, damaged or does not fit.
-    """
-    folder = Path(folder)
-    description = load_config(folder)
-    kind = description.pop("type")
-    with about(folder / CONFIG):
-        config: Any = configured(config_type, description.pop("config"))
-        with torch.device("meta"):
-            network = built(MODULES[kind][0], config) if kind in MODULES else None
-    weights = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        weights[path.stem] = read_safetensors(path)
-        if network is not None and not path.stem.endswith(TABLES):
-            with about(path):
-                require_fit(network, weights[path.stem])
-    return ModelParts(kind, config, weights, description)
-
-
-def save_parts(parts: ModelParts, folder: Path) -> None:
-    """Write a model of another format as a model folder, which must not be there yet."""
-    weights = {stem: _separate(tensors) for stem, tensors in parts.weights.items()}
-    save_model(folder, parts.kind, parts.config, weights, parts.facts)
-
-
-def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors none of which is a piece of another's memory, or of a larger one's, which safetensors refuses."""
-    seen: set[int] = set()
-    separate = {}
-    for name, tensor in tensors.items():
-        memory = tensor.untyped_storage()
-        if memory.nbytes() != tensor.nbytes or memory.data_ptr() in seen:
-            tensor = tensor.clone()
-        seen.add(memory.data_ptr())
-        separate[name] = tensor
-    return separate

@@ -61,18 +61,12 @@ def dit_from_reference(
     semantic_channels: int | None = None,
     repa_depth: int = 2,
 ) -> tuple[LightningDiTConfig, dict[str, Tensor]]:
-    """A reference LightningDiT as our configuration and state dict.
+    """A reference LightningDiT's state dict as our configuration and state dict; the other arguments are as in `Hints`.
 
     Its tables of positions are no weights here; `dit_tables_from_reference` gives them where they differ from ours.
 
-    Args:
-        weights: its state dict.
-        heads: needed only where there are no q/k norms to tell it.
-        semantic_channels: how many of the last channels are semantic; needed where there are two times.
-        repa_depth: the block the projector reads, which no tensor tells; used only if there is a projector.
-
     Raises:
-        FormatError: something is missing, unknown or of another shape, by the reference's names, or must be asked for.
+        FormatError: something is missing, unknown or of another shape, by the reference's names, or a hint is needed.
     """
     config = _dit_config(weights, heads, semantic_channels, repa_depth)
     tables = _dit_tables(config)
@@ -93,10 +87,6 @@ def dit_tables_from_reference(config: LightningDiTConfig, weights: Mapping[str, 
     Averaging makes them drift: the reference's moving average goes over the positions as well, and 0.9999 of a
     number plus 0.0001 of it is not the number in float32.
 
-    Args:
-        config: what `dit_from_reference` gave for it.
-        weights: its state dict.
-
     Returns:
         Tensors under the names and shapes of the network's buffers, in the checkpoint's dtype; empty if all agree.
     """
@@ -110,12 +100,9 @@ def dit_tables_from_reference(config: LightningDiTConfig, weights: Mapping[str, 
 def dit_to_reference(
     config: LightningDiTConfig, state_dict: Mapping[str, Tensor], tables: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Our LightningDiT state dict under the reference's names, with the tables the reference stores.
+    """Our LightningDiT's state dict under the reference's names, with the tables that the reference stores.
 
-    Args:
-        config: the architecture.
-        state_dict: weights of our `LightningDiT`.
-        tables: what `dit_tables_from_reference` gave when the network was imported.
+    `tables` are those that `dit_tables_from_reference` gave when the network was imported.
     """
     names = _dit_names(config)
     exported = {_renamed(key, names): tensor for key, tensor in state_dict.items()}
@@ -139,15 +126,18 @@ def _dit_config(
     hidden = shape_of(weights, "blocks.0.mlp.w3.weight" if swiglu else "blocks.0.mlp.fc2.weight", 2, KIND)[1]
     projector = "repa_projector.0.weight" in weights
     if dual and semantic_channels is None:
-        raise FormatError(
-            "does not tell how many of its channels are semantic",
-            "give `semantic_channels` (--foreign-semantic-channels, --semantic-channels of `sfd weights import`, or"
-            " foreign.semantic_channels)",
+        remedy = (
+            "give foreign.semantic_channels (--foreign-semantic-channels), or `sfd weights import --semantic-channels`"
         )
+        raise FormatError("does not tell how many of its channels are semantic", remedy)
     if not 0 <= (semantic_channels or 0) <= in_channels:
         raise FormatError(f"has {in_channels} channels, of which semantic_channels {semantic_channels} cannot be")
     if "pos_embed" not in weights:
         raise FormatError("has no pos_embed, which tells the size of its grid", "export it whole")
+    widths = {}
+    if projector:
+        layers = {"repa_width": "repa_projector.0.weight", "feature_width": "repa_projector.4.weight"}
+        widths = {name: shape_of(weights, key, 2, KIND)[0] for name, key in layers.items()}
     try:
         return LightningDiTConfig(
             grid=round(shape_of(weights, "pos_embed", 3, KIND)[1] ** 0.5) * patch_size,
@@ -165,10 +155,7 @@ def _dit_config(
             rms_norm="blocks.0.norm1.weight" in weights,
             time_embedding="dual" if dual else "single",
             repa_depth=repa_depth if projector else 0,
-            repa_width=shape_of(weights, "repa_projector.0.weight", 2, KIND)[0]
-            if projector
-            else LightningDiTConfig.repa_width,
-            feature_width=shape_of(weights, "repa_projector.4.weight", 2, KIND)[0] if projector else 0,
+            **widths,
         )
     except ValueError as error:
         raise FormatError(f"is not a LightningDiT that can be built here: {error}") from None
@@ -179,10 +166,8 @@ def _heads(weights: Mapping[str, Tensor], width: int, heads: int | None) -> int:
     if "blocks.0.attn.q_norm.weight" in weights:
         heads = width // shape_of(weights, "blocks.0.attn.q_norm.weight", 1, KIND)[0]
     if heads is None:
-        raise FormatError(
-            "has no q/k norms that would tell the number of attention heads",
-            "give `heads` (--foreign-heads, --heads of `sfd weights import`, or foreign.heads)",
-        )
+        remedy = "give foreign.heads (--foreign-heads), or `sfd weights import --heads`"
+        raise FormatError("has no q/k norms that tell the number of attention heads", remedy)
     if heads < 1:
         raise FormatError(f"of width {width} cannot have heads {heads}", "give another number")
     return heads
@@ -217,11 +202,9 @@ def _dit_tables(config: LightningDiTConfig) -> dict[str, Tensor]:
     """The reference's stored tables that are functions of the configuration."""
     tables = {"pos_embed": sincos_positions(config.width, config.tokens_per_side)}
     if config.rope:
-        cos, sin = rotary_tables(config.head_width, config.tokens_per_side)
-        tables |= {
-            "feat_rope.freqs_cos": _from_buffer("feat_rope.freqs_cos", cos),
-            "feat_rope.freqs_sin": _from_buffer("feat_rope.freqs_sin", sin),
-        }
+        rotary = rotary_tables(config.head_width, config.tokens_per_side)
+        for key, table in zip(("feat_rope.freqs_cos", "feat_rope.freqs_sin"), rotary, strict=True):
+            tables[key] = _from_buffer(key, table)
     return tables
 
 
@@ -272,9 +255,7 @@ def _read(content: Content, hints: Hints) -> ModelParts:
             weights[f"{stem}{TABLES}"] = tables
     config = next(iter(configs.values()))
     if any(other != config for other in configs.values()):
-        raise FormatError(
-            "holds an ema and a model that are LightningDiTs of different architectures", "take out the one you want"
-        )
+        raise FormatError("holds an ema and a model of different architectures", "take out the one you want")
     delta_t = hints.delta_t
     if delta_t is None:
         delta_t = PUBLISHED_DELTA_T if config.time_embedding == "dual" else 0.0
@@ -304,10 +285,8 @@ def _write(model: ModelParts) -> dict[str, dict[str, Any]]:
     if model.facts.get("statistics") is not None:
         both = configured(LatentStatistics, model.facts["statistics"])
         if len(both.mean) != config.in_channels:
-            raise FormatError(
-                f"has statistics of {len(both.mean)} channels, but the transformer has {config.in_channels}",
-                "run what makes it again",
-            )
+            problem = f"has statistics of {len(both.mean)} channels, but the transformer has {config.in_channels}"
+            raise FormatError(problem, "run what makes it again")
         textures = config.in_channels - config.semantic_channels
         for suffix, part in zip(STATISTICS_SUFFIXES, (slice(0, textures), slice(textures, None)), strict=True):
             if both.mean[part]:

@@ -8,7 +8,7 @@ The reference keeps `latents_rankRR_shardSSS.safetensors`, each with `latents` a
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -25,11 +25,7 @@ from sfd_cli.errors import UserError
 from sfd_cli.files import atomic_path, fingerprint, sha256_file
 from sfd_cli.formats.format import about
 from sfd_cli.formats.model_folder import configured
-from sfd_cli.formats.reference_statistics import (
-    LatentStatistics,
-    statistics_from_reference,
-    statistics_to_reference,
-)
+from sfd_cli.formats.reference_statistics import LatentStatistics, statistics_from_reference, statistics_to_reference
 from sfd_cli.formats.torch_files import read_weights_file
 
 SHARDS = "latents_rank*_shard*.safetensors"
@@ -57,7 +53,7 @@ ATTRIBUTE = "reference_shards"
 
 @dataclass(frozen=True)
 class SourceShard:
-    """One of the reference's files: its name, its rows, and what its header says."""
+    """One of the reference's files, and what its header says; shapes are of one row."""
 
     path: Path
     count: int
@@ -72,18 +68,16 @@ def is_shards(path: Path) -> bool:
 
 
 def latents_fingerprint(source: Path) -> str:
-    """Fingerprint of a folder of latent shards, to be part of what `import_latents` is given.
+    """Fingerprint of a folder of latent shards.
 
     Of every file the header, the size, the labels and the first and the last latent, because hashing hundreds of
     gigabytes takes longer than importing them; of the statistics the whole files.
-
-    Raises:
-        UserError: as `import_latents`.
     """
     parts: list[Any] = []
     for shard in _inspect(Path(source)):
         with _opened(shard.path) as file:
-            ends = [_rows(file, "latents", row, row + 1).tobytes().hex() for row in (0, shard.count - 1)]
+            latents = file.get_slice("latents")
+            ends = [latents[row : row + 1].tobytes().hex() for row in (0, shard.count - 1)]
             labels = file.get_tensor(LABELS).tolist()
         header = [shard.shapes, shard.dtypes, shard.metadata]
         parts.append([shard.path.name, shard.path.stat().st_size, header, fingerprint([ends, labels])])
@@ -92,11 +86,7 @@ def latents_fingerprint(source: Path) -> str:
 
 
 def check_latents(source: Path, num_classes: int | None = None) -> None:
-    """See that `import_latents` would begin: headers, labels and statistics are looked at, nothing is written.
-
-    Raises:
-        UserError: as `import_latents`.
-    """
+    """Raise what `import_latents` would raise about headers, labels and statistics; nothing is written."""
     shards = _inspect(Path(source))
     _labels(shards, num_classes)
     _published_statistics(Path(source), _fields(shards[0]))
@@ -112,7 +102,7 @@ def import_latents(
     shard_size: int = SHARD_ROWS,
     num_classes: int | None = None,
 ) -> int:
-    """Write a folder of the reference's latent shards as a store; a killed import goes on shard by shard.
+    """Write a folder of the reference's latent shards as a store, and return the number of images; resumes by shards.
 
     The fields `texture` (2, C_z, h, w), `semantic` (2, C_s, h, w) and, where all files have features, `features`
     (2, h*w, D), tokens row-major, have the dtypes of the source. The statistics are those beside the shards, since
@@ -124,24 +114,19 @@ def import_latents(
         fingerprint: of what decides the store's contents, `latents_fingerprint(source)` included.
         encoder: name of the visual encoder behind the semantic latents.
         image_size: side of the images behind the latents, pixels.
-        shard_size: images per shard of the store; independent of the source's.
+        shard_size: images per shard of the store.
         num_classes: of the data set; None: up to the largest label.
 
-    Returns:
-        The number of images.
-
     Raises:
-        UserError: a shard is missing, damaged, unlike the others or lacks something; names the file. Nothing is
-            written if its header tells.
+        UserError: a shard is missing, damaged or unlike the others; nothing is written if its header tells.
     """
-    source = Path(source)
     shards = _inspect(source)
     fields = _fields(shards[0])
     labels = _labels(shards, num_classes)
     statistics = _published_statistics(source, fields)
     facts = {"encoder": encoder, "image_size": image_size, **_facts(shards, fields, statistics is not None)}
+    folder.mkdir(parents=True, exist_ok=True)
     writer = StoreWriter(folder, fields, len(labels), shard_size, fingerprint, facts)
-    writer.folder.mkdir(parents=True, exist_ok=True)
     writer.remove_leftovers()
     write_shards(
         writer,
@@ -162,8 +147,7 @@ def _facts(shards: Sequence[SourceShard], fields: Mapping[str, Field], with_stat
     """What a store notes about its latents, and about the files that `export_latents` is to write again."""
     return {
         "grid": fields["texture"].shape[-1],
-        "texture_channels": fields["texture"].shape[1],
-        "semantic_channels": fields["semantic"].shape[1],
+        **{f"{name}_channels": fields[name].shape[1] for name in COMPOSITE},
         ATTRIBUTE: {
             "files": [{"name": shard.path.name, "count": shard.count, "metadata": shard.metadata} for shard in shards],
             "labels": shards[0].dtypes[LABELS],
@@ -173,17 +157,10 @@ def _facts(shards: Sequence[SourceShard], fields: Mapping[str, Field], with_stat
 
 
 def export_latents(folder: Path, target: Path) -> int:
-    """Write a store of latents as the reference's shards: just those it was imported from, or of 10,000 images each.
+    """Write a store of latents as the reference's shards, and return their number.
 
-    The statistics are written beside them, unless an import had to compute them. Every file appears whole or not at
-    all.
-
-    Args:
-        folder: of the store.
-        target: folder for the files; created if missing.
-
-    Returns:
-        The number of shards.
+    They are those it was imported from, or of 10,000 images each. Statistics go beside them, unless an import had to
+    compute them. Every file appears whole or not at all.
 
     Raises:
         UserError: there is no store of composite latents, or a file is there already.
@@ -191,7 +168,12 @@ def export_latents(folder: Path, target: Path) -> int:
     store, target = Store(folder), Path(target)
     if any(name not in store.fields for name in COMPOSITE):
         raise UserError(folder, "holds no composite latents, which the reference's shards need", "check the path")
-    origin = store.attributes.get(ATTRIBUTE) or _default_shards(len(store))
+    origin = store.attributes.get(ATTRIBUTE)
+    if origin is None:  # not imported: shards such as one process of the reference writes
+        counts = [min(SHARD_ROWS, len(store) - start) for start in range(0, len(store), SHARD_ROWS)]
+        names = [f"latents_rank00_shard{number:03d}.safetensors" for number in range(len(counts))]
+        files = [{"name": name, "count": count, "metadata": {}} for name, count in zip(names, counts, strict=True)]
+        origin = {"files": files, "labels": "I64", "statistics": True}
     names = [file["name"] for file in origin["files"]]
     names += STATISTICS.values() if origin["statistics"] else []
     present = [name for name in names if (target / name).exists()]
@@ -221,11 +203,8 @@ def _inspect(source: Path) -> list[SourceShard]:
             for name in sorted(theirs.keys() | ours.keys()):
                 if theirs.get(name) != ours.get(name):
                     found, expected = (side.get(name, "nothing") for side in (theirs, ours))
-                    raise UserError(
-                        shard.path,
-                        f"{name} has the {what} {found}, but {expected} in {first.path.name}",
-                        "shards of one folder must be alike",
-                    )
+                    problem = f"{name} has the {what} {found}, but {expected} in {first.path.name}"
+                    raise UserError(shard.path, problem, "shards of one folder must be alike")
     return shards
 
 
@@ -235,22 +214,17 @@ def _header(path: Path) -> SourceShard:
         shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
         dtypes = {name: part.get_dtype() for name, part in slices.items()}
         metadata = dict(file.metadata() or {})
-    _check_names(path, shapes)
+    with_features = any(name in shapes for name in TENSORS["features"])
+    wanted = [LABELS, *(name for field in TENSORS if field in COMPOSITE or with_features for name in TENSORS[field])]
+    problems = [f"{name} is missing" for name in wanted if name not in shapes]
+    problems += [f"{name} is unknown" for name in shapes if name not in wanted]
+    if problems:
+        raise UserError(path, f"is no latent shard of the reference: {'; '.join(problems[:3])}", "check the path")
     count = shapes[LABELS][0] if shapes[LABELS] else 0
     for name, shape in shapes.items():
         if not count or shape[:1] != (count,):
             raise UserError(path, f"{name} has shape {shape}", "every tensor must have a row for each label")
     return SourceShard(path, count, {name: shape[1:] for name, shape in shapes.items()}, dtypes, metadata)
-
-
-def _check_names(path: Path, names: Collection[str]) -> None:
-    """That a file has the tensors of a shard, and none besides."""
-    with_features = any(name in names for name in TENSORS["features"])
-    wanted = [LABELS, *(name for field in TENSORS if field in COMPOSITE or with_features for name in TENSORS[field])]
-    problems = [f"{name} is missing" for name in wanted if name not in names]
-    problems += [f"{name} is unknown" for name in names if name not in wanted]
-    if problems:
-        raise UserError(path, f"is no latent shard of the reference: {'; '.join(problems[:3])}", "check the path")
 
 
 def _check_shapes(shard: SourceShard) -> None:
@@ -263,11 +237,8 @@ def _check_shapes(shard: SourceShard) -> None:
         else:
             fits = kind == "float" and len(shape) == 3 and 0 not in shape and shape[1] == shape[2] and shape[1:] == grid
         if not fits:
-            raise UserError(
-                shard.path,
-                f"{name} of an image is {shard.dtypes[name]} {shape}",
-                "labels must be integers, all else F16, F32 or F64 (channels, side, side) on one grid",
-            )
+            remedy = "labels must be integers, all else F16, F32 or F64 (channels, side, side) on one grid"
+            raise UserError(shard.path, f"{name} of an image is {shard.dtypes[name]} {shape}", remedy)
     for name, flipped in TENSORS.values():
         if shard.shapes.get(name) != shard.shapes.get(flipped) or shard.dtypes.get(name) != shard.dtypes.get(flipped):
             raise UserError(shard.path, f"{name} and {flipped} differ in shape or dtype", "make the shard again")
@@ -310,11 +281,8 @@ def _published_statistics(source: Path, fields: Mapping[str, Field]) -> dict[str
     if len(missing) == len(paths):
         return None
     if missing:
-        raise UserError(
-            missing[0],
-            "is missing, but the other statistics are there",
-            "put it beside them, or take both away to have them computed",
-        )
+        problem = "is missing, but the other statistics are there"
+        raise UserError(missing[0], problem, "put it beside them, or remove both to have them computed")
     parts = []
     for field, path in paths.items():
         with about(path):
@@ -322,10 +290,7 @@ def _published_statistics(source: Path, fields: Mapping[str, Field]) -> dict[str
         found, channels = len(parts[-1].mean), fields[field].shape[1]
         if found != channels:
             raise UserError(path, f"has {found} channels, but the latents beside it {channels}", "check the files")
-    return {
-        "mean": np.concatenate([part.mean for part in parts]),
-        "std": np.concatenate([part.std for part in parts]),
-    }
+    return {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("mean", "std")}
 
 
 def _pieces(shards: Sequence[SourceShard], rows: range) -> Iterator[tuple[Path, range]]:
@@ -343,7 +308,7 @@ def _read(path: Path, rows: range, fields: Mapping[str, Field]) -> dict[str, np.
     arrays = {}
     with _opened(path) as file:
         for field in fields:
-            sides = [_rows(file, name, rows.start, rows.stop) for name in TENSORS[field]]
+            sides = [file.get_slice(name)[rows.start : rows.stop] for name in TENSORS[field]]
             values = np.stack(sides, axis=1)  # (n, 2, channels, h, w)
             whole = np.isfinite(values).reshape(len(values), -1).all(axis=1)
             if not whole.all():
@@ -351,20 +316,6 @@ def _read(path: Path, rows: range, fields: Mapping[str, Field]) -> dict[str, np.
                 raise UserError(path, f"{TENSORS[field][0]} of row {row} are not finite", "make the shard again")
             arrays[field] = values.reshape(*values.shape[:3], -1).swapaxes(2, 3) if field == "features" else values
     return arrays
-
-
-def _rows(file: Any, name: str, start: int, stop: int) -> np.ndarray:
-    return np.asarray(file.get_slice(name)[start:stop])
-
-
-def _default_shards(count: int) -> dict[str, Any]:
-    """Shards such as one process of the reference writes, for a store that was not imported."""
-    starts = range(0, count, SHARD_ROWS)
-    files = [
-        {"name": f"latents_rank00_shard{number:03d}.safetensors", "count": min(SHARD_ROWS, count - start)}
-        for number, start in enumerate(starts)
-    ]
-    return {"files": [file | {"metadata": {}} for file in files], "labels": "I64", "statistics": True}
 
 
 def _export_shard(store: Store, rows: range, path: Path, labels: str, metadata: Mapping[str, str], bar: tqdm) -> None:

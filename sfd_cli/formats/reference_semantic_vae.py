@@ -38,7 +38,7 @@ def semantic_vae_from_reference(
     channels = shape_of(weights, "decoder.0.weight", 2, KIND)[1]
     depth = count_numbers(weights, r"encoder\.(\d+)\.attn\.in_proj_weight$")
     if heads < 1 or width % heads:
-        raise FormatError(f"has a width of {width}, which heads {heads} do not divide", "give the number it has")
+        raise FormatError(f"has width {width}, which {heads} heads do not divide", "give the number it has")
     config = SemanticVAEConfig(feature_width, channels, width, depth, heads)
     converted, name_of = renamed(weights, lambda key: _our_name(key, depth), lambda key: _reference_name(key, depth))
     with torch.device("meta"):
@@ -81,20 +81,18 @@ def _reference_name(key: str, depth: int) -> str:
 
 def _read(content: Content, hints: Hints) -> ModelParts:
     if hints.heads is None:
-        raise FormatError(
-            "does not tell the number of its attention heads",
-            "give `heads` (--heads of `sfd weights import`, or semvae.heads)",
-        )
+        remedy = "give semvae.heads, or `sfd weights import --heads`"
+        raise FormatError("does not tell the number of its attention heads", remedy)
     config, converted = semantic_vae_from_reference(content.tensors, hints.heads)
-    for key, expected in _sizes_beside(config).items():
-        if content.checkpoint.get(key, expected) != expected:
-            raise FormatError(f"{key} is {content.checkpoint[key]}, but the tensors of the Semantic VAE say {expected}")
+    for key, size in _sizes_beside(config).items():
+        if content.checkpoint.get(key, size) != size:
+            raise FormatError(f"{key} is {content.checkpoint[key]}, but the tensors of the Semantic VAE say {size}")
     expected_sizes = hints.sizes or {}
     if any(getattr(config, key) != value for key, value in expected_sizes.items()):
         found = " and ".join(f"semvae.{key} {getattr(config, key)}" for key in expected_sizes)
-        told = " and ".join(f"{key} {value}" for key, value in expected_sizes.items())
+        expected = " and ".join(f"{key} {value}" for key, value in expected_sizes.items())
         raise FormatError(
-            f"is a Semantic VAE of another size than the section semvae, which says {told}",
+            f"is a Semantic VAE of another size than the section semvae, which says {expected}",
             f"set {found}, and semvae.heads to its attention heads, which no tensor tells",
         )
     return ModelParts("SemanticVAE", replace(config, tiles=hints.tiles or 1), {"model": converted})

@@ -47,9 +47,7 @@ def statistics_from_reference(checkpoint: Mapping[str, Any]) -> LatentStatistics
     try:
         return LatentStatistics(**parts)
     except ValueError as error:
-        raise FormatError(
-            f"holds latent statistics that cannot normalise anything: {error}", "make them again"
-        ) from None
+        raise FormatError(f"cannot normalise anything: {error}", "make them again") from None
 
 
 def statistics_to_reference(statistics: LatentStatistics) -> dict[str, Tensor]:

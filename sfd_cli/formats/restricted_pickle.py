@@ -102,11 +102,7 @@ class PlainMapping:
 
 
 class RefusedError(Exception):
-    """A file asks for something that is no data.
-
-    Attributes:
-        name: its dotted name, printable.
-    """
+    """A file asks for something that is no data; `name` is its dotted name, printable."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)

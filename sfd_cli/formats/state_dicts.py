@@ -11,16 +11,13 @@ from sfd_cli.formats.format import FormatError
 
 
 def shape_of(weights: Mapping[str, Tensor], key: str, dimensions: int, kind: str) -> tuple[int, ...]:
-    """Shape of a tensor that the architecture is read off.
+    """Shape of the tensor `key` that the architecture is read off.
 
     Args:
         weights: the state dict.
         key: name of the tensor.
-        dimensions: how many axes it must have.
+        dimensions: how many axes it must have, else FormatError.
         kind: what the checkpoint is taken for, with its article, e.g. "a LightningDiT".
-
-    Raises:
-        FormatError: it is missing, empty or has another number of axes.
     """
     if key not in weights:
         raise FormatError(f"is not {kind}: {key} is missing")

@@ -1,4 +1,4 @@
-"""Weights files of others: safetensors and torch's own, read without executing anything in them."""
+"""Weights files: safetensors and torch's own, read without executing anything in them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_weights_file(path: Path) -> dict[str, Any]:
 
     Reads `.safetensors`, and `.pt`, `.pth`, `.ckpt`, `.bin` without executing anything pickled in them. Entries that
     are configuration objects (omegaconf, argparse ...) are left out. Tensors of a `.pt` in torch's zip format are
-    mapped, so the gigabytes of an optimizer that nobody asks for are never read.
+    mapped, so the gigabytes of an unused optimizer state are never read.
 
     Raises:
         UserError: missing, damaged, of another kind, or asking for something that is no data.
@@ -67,18 +67,15 @@ def _read_torch(path: Path) -> Any:
         except pickle.UnpicklingError:
             return load_with_stand_ins(path, mmap)
     except RefusedError as refused:
-        raise UserError(
-            path,
-            f"asks for {refused.name}, which is code and not data, so it is not read",
-            "if you trust the file, save its tensors alone where it was made:"
-            " torch.save(model.state_dict(), 'weights.pt')",
-        ) from None
+        problem = f"asks for {refused.name}, which is code and not data, so it is not read"
+        remedy = "save its tensors alone where it was made: torch.save(model.state_dict(), 'weights.pt')"
+        raise UserError(path, problem, remedy) from None
     except pickle.UnpicklingError as error:
-        raise UserError(
-            path,
-            f"is no torch weights file, or not pickled as torch.save does it ({_reason(error)})",
-            "fetch or copy it again, or save its state_dict() with torch.save",
-        ) from None
+        # torch puts its advice first and the reason last, often followed by a link.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip() and "https://" not in line]
+        reason = lines[-1] if lines else type(error).__name__
+        problem = f"is no torch weights file, or not pickled as torch.save does it ({reason})"
+        raise UserError(path, problem, "fetch it again, or save its state_dict() with torch.save") from None
     except Exception as error:  # bytes at random make torch's reader fail in any way
         if _is_program_or_tar(path):
             raise UserError(path, "is a program, or of a format too old to be read", "save its state_dict()") from None
@@ -94,12 +91,6 @@ def _is_program_or_tar(path: Path) -> bool:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
     except Exception:  # damaged in any way
         return False
-
-
-def _reason(error: Exception) -> str:
-    """torch puts its advice first and the reason last, often followed by a link."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "https://" not in line]
-    return lines[-1] if lines else type(error).__name__
 
 
 def _first_line(error: Exception) -> str:

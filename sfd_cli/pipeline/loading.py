@@ -11,9 +11,8 @@ import torch
 
 from sfd_cli.config import Encoder, Section, SemVAE, Settings, validate_settings
 from sfd_cli.errors import UserError
+from sfd_cli.formats.model_folder import compressors
 from sfd_cli.networks.lightning_dit import LightningDiT
-from sfd_cli.networks.semantic_pca import SemanticPCA
-from sfd_cli.networks.semantic_vae import SemanticVAE
 from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.networks.visual_encoder import VisualEncoder
 from sfd_cli.pipeline.arguments import as_sample, as_section
@@ -117,7 +116,7 @@ def from_folder(source: str | Path, class_name: str, device: torch.device, revis
     )
     sampler, semantic, encoder = models.load(sample, device), None, None
     if "semantic" in parts:
-        opened: Model[SemanticCompressor] = open_model(folder / "semantic", (SemanticVAE, SemanticPCA))
+        opened: Model[SemanticCompressor] = open_model(folder / "semantic", tuple(compressors()))
         semantic = opened.load().to(device)
     if "encoder" in parts:
         entry = index["encoder"] | {"weights": str(folder / "encoder")}

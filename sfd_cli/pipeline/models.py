@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 
 from sfd_cli.artifacts.fingerprints import finished_model
 from sfd_cli.config import Sample, Settings
-from sfd_cli.diffusion.conditions import Conditions
-from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.errors import UserError
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.pipeline.sampler import Sampler
-from sfd_cli.weights.models import Model, open_dit, open_texture_vae
+from sfd_cli.weights.models import Model, conditions_of, open_dit, open_texture_vae, space_of
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class SamplingModels:
         """Read the weights and put the models together; compiled where `sample.compile` says so.
 
         Raises:
-            UserError: a model is damaged, or they and the settings do not belong together.
+            UserError: a model is damaged, or they do not belong together.
         """
         self._require_together()
         dit = self.dit.load().to(device)
@@ -94,28 +92,9 @@ class SamplingModels:
             if why is None and classes != theirs:
                 why = f"num_classes {theirs} instead of {classes}"
             if why is not None:
-                raise UserError(
-                    guide.source, f"cannot guide {dit.source}: it has {why}", "train both on the same latents"
-                )
+                problem = f"cannot guide {dit.source}: it has {why}"
+                raise UserError(guide.source, problem, "train both on the same latents")
         trained_on = dit.facts.get("texture_vae")
         if texture_vae is not None and trained_on not in (None, texture_vae.fingerprint):
-            raise UserError(
-                dit.source,
-                f"was trained on latents of another texture VAE than {texture_vae.source}",
-                "run `sfd encode-latents` and `sfd train` again",
-            )
-
-
-def space_of(dit: Model[LightningDiT]) -> LatentSpace:
-    """The latents that a transformer was trained on; without a scale where its folder has none for every channel."""
-    space, statistics = dit.config.space, dit.facts.get("statistics") or {}
-    try:
-        return space.scaled(statistics["mean"], statistics["std"])
-    except (KeyError, TypeError, ValueError):
-        return space
-
-
-def conditions_of(dit: Model[LightningDiT]) -> Conditions:
-    """The classes that a transformer knows, by number where its folder has no names."""
-    names: list[Any] | None = dit.facts.get("classes")
-    return dit.config.conditions if names is None else Conditions(tuple(map(str, names)))
+            problem = f"was trained on latents of another texture VAE than {texture_vae.source}"
+            raise UserError(dit.source, problem, "run `sfd encode-latents` and `sfd train` again")

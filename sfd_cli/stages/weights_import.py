@@ -26,15 +26,18 @@ STAGE = "weights import"
 MODELS: tuple[Kind, ...] = ("dit", "vae", "semvae", "encoder", "statistics")
 # Options that are of use for latent shards only.
 OF_SHARDS = ("encoder", "image_size", "num_classes")
+STATISTICS = ("texture_statistics", "semantic_statistics")
 
 
 def import_anything(source: str, target: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """Whatever `source` is, a folder of latent shards or a model, with the options that were given for it.
+    """A folder of latent shards as our store, or a model as one of our folders, by the options that were given for it.
 
     Args:
-        source: as of `import_model`, or a folder of the reference's latent shards.
+        source: a folder of the reference's latent shards, a checkpoint, a diffusers folder, or a registered name,
+            which brings its own hints and statistics.
         target: the folder to write.
-        options: by their names in `Hints`, `import_model` and `import_shards`; None where one was not given.
+        options: fields of `Hints`, of which the statistics are places, or arguments of `import_shards`; None where one
+            was not given.
 
     Returns:
         The summary to print.
@@ -48,30 +51,11 @@ def import_anything(source: str, target: Path, options: dict[str, Any]) -> dict[
     if useless:
         what = "a folder of latent shards" if is_store else "no folder of latent shards"
         raise UserError(_flags(useless), f"of no use for {source}, which is {what}", "leave it out")
-    if is_store:
-        return import_shards(Path(source), target, **given)
-    statistics = {key: given.pop(key, None) for key in ("texture_statistics", "semantic_statistics")}
-    return import_model(source, target, given, **statistics)
+    return import_shards(Path(source), target, **given) if is_store else import_model(source, target, given)
 
 
-def import_model(
-    source: str,
-    target: Path,
-    hints: dict[str, Any],
-    texture_statistics: str | None = None,
-    semantic_statistics: str | None = None,
-) -> dict[str, Any]:
-    """A checkpoint of any kind as one of our model folders.
-
-    Args:
-        source: a file, a diffusers folder, or a name in the registry, which then tells hints and statistics too.
-        target: the folder to write; must not exist.
-        hints: what no tensor tells, by the names of `Hints`; None where it is not known.
-        texture_statistics: where the statistics of a transformer's texture latents are.
-        semantic_statistics: likewise.
-
-    Returns:
-        The summary to print.
+def import_model(source: str, target: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint of any kind as one of our model folders; arguments as of `import_anything`.
 
     Raises:
         UserError: it is of no known kind or does not fit, naming the keys; nothing is written then.
@@ -81,14 +65,12 @@ def import_model(
     path = locate(source, *MODELS)
     if not path.exists():
         raise UserError(source, "is no file, no folder and no name in `sfd weights list`", "check it")
-    given = {key: value for key, value in hints.items() if value is not None}
-    places = {"texture_statistics": texture_statistics, "semantic_statistics": semantic_statistics}
-    statistics: dict[str, Any] = {
-        key: read_latent_statistics(place) for key, place in places.items() if place is not None
+    read: dict[str, Any] = {
+        key: read_latent_statistics(given[key]) if key in STATISTICS else given[key] for key in given
     }
-    known = with_registered(Hints(**given, **statistics), source)
+    known = with_registered(Hints(**read), source)
     model = read_file(path, known)
-    _check_hints(source, model, given, known)
+    _check_hints(source, model, {key: value for key, value in given.items() if key not in STATISTICS}, known)
     if path.is_file():
         model = replace(model, facts=model.facts | {"imported": {"file": path.name, "sha256": digest(path)}})
     save_parts(model, target)
@@ -102,19 +84,12 @@ def import_shards(
     image_size: int = 256,
     num_classes: int | None = None,
 ) -> dict[str, Any]:
-    """A folder of the reference's latent shards as our store, which `sfd train` reads; resumes shard by shard.
-
-    Args:
-        source: the folder.
-        target: of the store.
-        encoder: name of the visual encoder behind the semantic latents.
-        image_size: side of the images behind the latents, pixels.
-        num_classes: of the data set; None: up to the largest label.
+    """A folder of latent shards as a store, by the arguments of `import_latents`; resumes shard by shard.
 
     Raises:
         UserError: a shard is damaged or unlike the others, naming it; or `target` holds something else.
     """
-    settings = {"encoder": encoder, "image_size": image_size, "num_classes": num_classes}
+    settings: dict[str, Any] = {"encoder": encoder, "image_size": image_size, "num_classes": num_classes}
     recipe = Recipe(STAGE, target, settings, {"shards": latents_fingerprint(source)})
 
     def load(_: Processes) -> None:
@@ -123,10 +98,7 @@ def import_shards(
         check_latents(source, num_classes)
 
     def make(_: Processes, __: None) -> Facts:
-        images = import_latents(
-            source, target, recipe.fingerprint, encoder=encoder, image_size=image_size, num_classes=num_classes
-        )
-        return {"images": images}
+        return {"images": import_latents(source, target, recipe.fingerprint, **settings)}
 
     produce(recipe, load, make)
     store = Store(target)
@@ -146,14 +118,7 @@ def _flags(keys: Iterable[str]) -> str:
 
 
 def _check_hints(source: str, model: ModelParts, given: dict[str, Any], known: Hints) -> None:
-    """Raise UserError for hints that are of no use for the file, or that it or statistics contradict.
-
-    Args:
-        source: named in the message.
-        model: what was read.
-        given: hints of `import_model`.
-        known: these and the statistics.
-    """
+    """Raise UserError for hints in `given` that are of no use for the model, or that it or statistics contradict."""
     statistics = [part for part in (known.texture_statistics, known.semantic_statistics) if part is not None]
     useless = [key for key in given if key not in hints_of(model.kind)]
     if useless:
@@ -164,16 +129,13 @@ def _check_hints(source: str, model: ModelParts, given: dict[str, Any], known: H
             raise UserError(source, problem, "leave them out")
         return
     for flag, problem in _contradictions(model.config, given, known):
-        raise UserError(f"{flag}", f"{problem} in {source}", "leave it out")
+        raise UserError(flag, f"{problem} in {source}", "leave it out")
     channels = sum(len(part.mean) for part in statistics)
     if not statistics:
-        say("no latent statistics were given: without those of its training set nothing it samples can be decoded")
+        say("no latent statistics: without those of its training set nothing that it samples can be decoded")
     elif channels != model.config.in_channels:
-        raise UserError(
-            source,
-            f"has {model.config.in_channels} channels, but the latent statistics are of {channels}",
-            "give those of the textures and of the semantics it was trained on",
-        )
+        problem = f"has {model.config.in_channels} channels, but the latent statistics are of {channels}"
+        raise UserError(source, problem, "give those of the textures and of the semantics it was trained on")
 
 
 def _contradictions(config: LightningDiTConfig, given: dict[str, Any], known: Hints) -> Iterator[tuple[str, str]]:
@@ -190,7 +152,9 @@ def _contradictions(config: LightningDiTConfig, given: dict[str, Any], known: Hi
 
 
 def _summary(model: ModelParts, target: Path) -> dict[str, Any]:
-    weights = {stem: sum(tensor.numel() for tensor in tensors.values()) for stem, tensors in model.weights.items()}
-    config = {key: value for key, value in asdict(model.config).items() if model.kind != "LatentStatistics"}
-    parameters = {stem: f"{count:,} values" for stem, count in weights.items()}
+    config = {} if model.kind == "LatentStatistics" else asdict(model.config)
+    parameters = {
+        stem: f"{sum(tensor.numel() for tensor in tensors.values()):,} values"
+        for stem, tensors in model.weights.items()
+    }
     return {"kind": model.kind, **config, **parameters, "folder": str(target)}

@@ -7,7 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 from tqdm import tqdm
 
@@ -93,21 +93,13 @@ def _attempt(url: str, part: Path, label: str) -> None:
             write_json(_note(part), {"url": url, "version": None if version and version.startswith("W/") else version})
         length = response.headers.get("Content-Length")
         total = start + int(length) if length is not None else None
-        with (
-            open(part, "ab") as file,
-            tqdm(
-                desc=label, initial=start, total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=None
-            ) as bar,
-        ):
-            _copy(response, file, bar)
+        units: dict[str, Any] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+        with open(part, "ab") as file, tqdm(desc=label, initial=start, total=total, disable=None, **units) as bar:
+            while piece := response.read1(PIECE):
+                file.write(piece)
+                bar.update(len(piece))
         if total is not None and _have(part) != total:
             raise OSError(f"the connection was cut at {_have(part):,} of {total:,} bytes")
-
-
-def _copy(response: http.client.HTTPResponse, file: IO[bytes], bar: tqdm) -> None:
-    while piece := response.read1(PIECE):
-        file.write(piece)
-        bar.update(len(piece))
 
 
 def _have(part: Path) -> int:

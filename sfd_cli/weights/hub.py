@@ -32,7 +32,7 @@ def hub_fetch(source: Hub) -> Path:
 
 
 def hub_cached(source: Hub) -> Path | None:
-    """As `hub_fetch`, but only if all of it is in the cache already; asks nobody."""
+    """As `hub_fetch`, but only if all of it is in the cache already, without the network."""
     from huggingface_hub import try_to_load_from_cache
 
     found = [try_to_load_from_cache(source.repository, path) for path in source.paths]
@@ -46,22 +46,16 @@ def _reason(source: Hub, path: str, error: Exception) -> str:
     page = f"https://huggingface.co/{source.repository}"
     status = _status(error)
     if status == 401:
-        return (
-            f"the hub says that {source.repository} is private or does not exist (HTTP 401); if you have been given"
-            f" access to {page}, set HF_TOKEN"
-        )
+        return f"{source.repository} is private or does not exist (HTTP 401); with access to {page}, set HF_TOKEN"
     if status == 403:
-        return (
-            f"the hub does not let you have {source.repository} (HTTP 403); accept its licence on {page} and set"
-            " HF_TOKEN to your token"
-        )
+        return f"{source.repository} is closed to you (HTTP 403); accept its licence on {page} and set HF_TOKEN"
     if status == 404:
         return f"the hub has no file {path} in {source.repository} (HTTP 404); look on {page}/tree/main"
     return f"{source.url(path)} could not be fetched ({' '.join(str(error).split())[:300] or type(error).__name__})"
 
 
 def _status(error: BaseException | None) -> int | None:
-    """Of the HTTP answer behind an error: huggingface_hub wraps it when it has looked in its cache in vain."""
+    """HTTP status behind an error, which huggingface_hub wraps after a miss in its cache."""
     while error is not None:
         response: Any = getattr(error, "response", None)
         if response is not None:

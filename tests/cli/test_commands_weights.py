@@ -67,8 +67,8 @@ def test_hints_and_statistics_are_kept_with_a_transformer() -> None:
     for name, channels, mean in (("texture", 8, 0.25), ("semantic", 4, 0.5)):
         torch.save({"mean": torch.full((1, channels, 1, 1), mean), "std": torch.ones(1, channels, 1, 1)}, f"{name}.pt")
     done("weights", "import", "texture.pt", "statistics")
-    told = ("--texture-statistics", "statistics", "--semantic-statistics", "semantic.pt")
-    done("weights", "import", "in.pt", "ours", *told, "--repa-depth", 1, "--delta-t", 0.4)
+    flags = ("--texture-statistics", "statistics", "--semantic-statistics", "semantic.pt")
+    done("weights", "import", "in.pt", "ours", *flags, "--repa-depth", 1, "--delta-t", 0.4)
     network, extra = load_dit(Path("ours"))
     assert (network.config.semantic_channels, network.config.repa_depth) == (4, 1), "the semantic statistics tell"
     assert extra["delta_t"] == 0.4
@@ -80,8 +80,8 @@ def test_a_transformers_statistics_are_exported_beside_it() -> None:
     for name, channels in (("texture", 8), ("semantic", 4)):
         shape = (1, channels, 1, 1)
         torch.save({"mean": torch.randn(shape), "std": torch.rand(shape) + 0.1}, f"{name}.pt")
-    told = ("--texture-statistics", "texture.pt", "--semantic-statistics", "semantic.pt")
-    done("weights", "import", "in.pt", "ours", *told)
+    flags = ("--texture-statistics", "texture.pt", "--semantic-statistics", "semantic.pt")
+    done("weights", "import", "in.pt", "ours", *flags)
     lines = done("weights", "export", "ours", "out.pt").out.splitlines()
     assert lines[-1].split(maxsplit=1) == ["statistics", "out_latents_stats.pt and out_latents_sv_stats.pt"]
     assert_same(torch.load("out_latents_stats.pt"), torch.load("texture.pt"))
@@ -309,8 +309,8 @@ def test_a_diffusers_folder_without_safetensors_says_what_is_read() -> None:
     torch.save(published("dit ema"), "in.pt")
     for name, channels in (("texture", 8), ("semantic", 4)):
         torch.save({"mean": torch.zeros(1, channels, 1, 1), "std": torch.ones(1, channels, 1, 1)}, f"{name}.pt")
-    told = ("--foreign-texture-statistics", "texture.pt", "--foreign-semantic-statistics", "semantic.pt")
-    again = refusal_of("sample", "--checkpoint", "in.pt", *told, "--texture-vae", "diffusers")
+    flags = ("--foreign-texture-statistics", "texture.pt", "--foreign-semantic-statistics", "semantic.pt")
+    again = refusal_of("sample", "--checkpoint", "in.pt", *flags, "--texture-vae", "diffusers")
     assert str(again) == str(error)
 
 

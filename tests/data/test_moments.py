@@ -44,6 +44,17 @@ def test_what_is_merged_with_nothing_stays_as_it_is(scatter: bool) -> None:
         assert np.array_equal(merged.to_array(), some.to_array())
 
 
+def test_moments_of_nothing_have_the_shape_that_was_asked_for() -> None:
+    assert Moments.none(3).deviations.shape == (3,)
+    assert Moments.none(3, scatter=True).deviations.shape == (3, 3)
+
+
+def test_channels_are_the_last_axis_where_nothing_else_is_said() -> None:
+    values = np.random.default_rng(0).standard_normal((4, 5, 3))
+    assert np.array_equal(Moments.of(values).to_array(), Moments.of(values, 2).to_array())
+    np.testing.assert_allclose(Moments.of(values).mean, values.mean(axis=(0, 1)))
+
+
 def test_values_handed_in_are_left_alone() -> None:
     values = np.arange(6.0).reshape(3, 2)
     Moments.of(values, scatter=True)

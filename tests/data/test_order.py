@@ -55,6 +55,13 @@ def test_only_the_positions_given_are_drawn() -> None:
     assert set(images(EpochSampler(10, 4, 0, chosen), 6)) == {3, 5, 8}
 
 
+@pytest.mark.parametrize("chosen", [None, [3, 5, 8], np.array([3, 5, 8], np.int32)])
+def test_positions_and_flips_are_int64_whatever_the_choice_came_as(chosen: np.ndarray | None) -> None:
+    positions, flips = EpochSampler(10, 4, 0, chosen).batch(0)
+    assert (positions.dtype, flips.dtype) == (np.int64, np.int64)
+    assert positions.shape == flips.shape == (4,)
+
+
 @pytest.mark.parametrize(("count", "indices"), [(0, None), (5, np.array([], np.int64)), (5, np.array([5])), (5, [-1])])
 def test_a_sampler_of_nothing_or_of_images_that_are_not_there_is_refused(count: int, indices: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"no batches|of a store of 5"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,10 +38,10 @@ class Maker:
             yield {name: array[batch.start : batch.stop] for name, array in self.arrays.items()}
 
 
-def write(folder: Path, maker: Maker, share: tuple[int, int] = (0, 1)) -> StoreWriter:
+def write(folder: Path, maker: Maker, **options: Any) -> StoreWriter:
     folder.mkdir(exist_ok=True)
     writer = StoreWriter(folder, FIELDS, COUNT, SHARD, "f")
-    write_shards(writer, lambda rows: split(rows, BATCH), maker, doing="test", streams=STREAMS, share=share)
+    write_shards(writer, lambda rows: split(rows, BATCH), maker, doing="test", streams=STREAMS, **options)
     return writer
 
 
@@ -87,14 +88,18 @@ def test_what_fails_midway_goes_on_with_the_missing_shards_to_the_same_bytes(
 
 @pytest.mark.parametrize("processes", [2, 3, 7])
 def test_shares_are_disjoint_and_make_the_same_bytes_as_one(
-    tmp_path: Path, arrays: dict[str, np.ndarray], processes: int
+    tmp_path: Path, arrays: dict[str, np.ndarray], processes: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alone = finish(write(tmp_path / "alone", Maker(arrays)))
     makers = [Maker(arrays) for _ in range(processes)]
     for rank in reversed(range(processes)):
-        writer = write(tmp_path / "shared", makers[rank], (rank, processes))
+        writer = write(tmp_path / "shared", makers[rank], share=(rank, processes))
         assert {batch.start // SHARD % processes for batch in makers[rank].asked} <= {rank}
     assert finish(writer) == alone
+    mine = len(range(0, 5, processes))
+    capsys.readouterr()
+    write(tmp_path / "shared", Maker(arrays), share=(0, processes))
+    assert f"{mine} of {mine} shards" in capsys.readouterr().err
     assert sum(len(batch) for maker in makers for batch in maker.asked) == COUNT
 
 

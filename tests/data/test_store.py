@@ -4,6 +4,7 @@ import errno
 import gc
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -105,10 +106,10 @@ def test_a_batch_can_fill_an_array_of_the_callers(store):
 
 def test_positions_outside_the_store_are_refused(store):
     for outside in (-1, 23):
-        with pytest.raises(IndexError):
+        with pytest.raises(IndexError, match=r"^positions"):
             store.read("texture", [0, outside])
     for outside in (-1, 2):
-        with pytest.raises(IndexError):
+        with pytest.raises(IndexError, match=r"^flips"):
             store.read("texture", [0, 1], [0, outside])
 
 
@@ -141,7 +142,10 @@ def test_what_is_not_in_the_page_cache_is_read_from_the_disk(store):
 def test_file_systems_that_cannot_tell_what_is_cached_or_hold_a_part_give_the_same_values(store, monkeypatch, cached):
     preadv = os.preadv
 
+    asked = set()
+
     def answer(file, buffers, begin, flags=0):
+        asked.add(flags)
         if flags and cached is None:
             raise OSError(errno.EOPNOTSUPP, "no such flag")
         if flags:
@@ -151,6 +155,7 @@ def test_file_systems_that_cannot_tell_what_is_cached_or_hold_a_part_give_the_sa
     monkeypatch.setattr(os, "preadv", answer)
     order, flips = [22, 0, 9, 9, 14], [1, 0, 0, 1, 1]
     assert np.array_equal(store.read("tokens", order, flips), arrays_of(23)["tokens"][order, flips])
+    assert asked == {os.RWF_NOWAIT, 0}
 
 
 def test_a_shard_that_is_cut_short_while_it_is_open_is_named(store):
@@ -204,6 +209,27 @@ except UserError as error:
     assert answers[0] == "(1, 2, 3, 4, 4)\n"
     assert answers[1].startswith(f"{tmp_path} ")
     assert "ulimit -n" in answers[1]
+
+
+NO_LIMIT = resource.RLIM_INFINITY
+
+
+@pytest.mark.parametrize(
+    ("limits", "raised_to"),
+    [
+        ((100, 1000), [517]),
+        ((516, NO_LIMIT), [517]),
+        ((100, 300), [300]),
+        ((517, 1000), []),
+        ((NO_LIMIT, NO_LIMIT), []),
+    ],
+)
+def test_a_store_asks_for_its_shards_and_512_files_to_spare(store, monkeypatch, limits, raised_to):
+    asked = []
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, both: asked.append((kind, both)))
+    Store(store.folder)
+    assert asked == [(resource.RLIMIT_NOFILE, (soft, limits[1])) for soft in raised_to]
 
 
 @pytest.mark.parametrize(
@@ -324,6 +350,7 @@ def test_only_whole_shards_of_these_settings_count_as_finished(store):
     os.truncate(store.folder / shard_name(1), 500)
     (store.folder / shard_name(2)).unlink()
     assert writer.finished_shards() == {0, 3, 4}
+    assert writer.finished_shards([0, 1, 4]) == {0, 4}
     assert StoreWriter(store.folder, FIELDS, 23, 5, "g").finished_shards() == set()
     assert StoreWriter(store.folder, FIELDS, 24, 5, "f").finished_shards() == {0, 3}
 
@@ -345,6 +372,58 @@ def test_a_shard_keeps_small_arrays_beside_the_images(tmp_path):
         shard.write(0, arrays_of(2))
         shard.keep("moments", np.arange(3.0))
     assert writer.extra(0, "moments").tolist() == [0, 1, 2]
+    with h5py.File(tmp_path / shard_name(0)) as file:
+        assert file["extras/moments"][:].tolist() == [0, 1, 2], "where stores of before have them"
+
+
+def test_leftovers_of_a_dead_writer_are_deleted_and_nothing_else(store):
+    before = sorted(store.folder.iterdir())
+    for name in (".shard-00001.h5.k1ll3d.tmp", ".index.h5.k1ll3d.tmp"):
+        (store.folder / name).write_bytes(b"half")
+    kept = [store.folder / ".other", store.folder / "notes.tmp"]
+    for path in kept:
+        path.touch()
+    StoreWriter(store.folder, FIELDS, 23, 5, "f").remove_leftovers()
+    assert sorted(store.folder.iterdir()) == sorted([*before, *kept])
+
+
+def test_large_arrays_begin_at_a_page_and_small_ones_lie_close(tmp_path):
+    for count, folder in ((40, tmp_path / "large"), (1, tmp_path / "small")):
+        write_store(folder, arrays_of(count), count)
+    with h5py.File(tmp_path / "large" / shard_name(0)) as file:
+        assert [file[name].id.get_offset() % 4096 for name in FIELDS] == [0, 0]
+    with h5py.File(tmp_path / "small" / shard_name(0)) as file:
+        assert 0 not in [file[name].id.get_offset() % 4096 for name in FIELDS]
+
+
+def test_labels_and_indices_are_int64_whatever_they_came_as(tmp_path):
+    writer = StoreWriter(tmp_path, FIELDS, 2, 2, "f")
+    writer.write_shard(0, arrays_of(2))
+    writer.finish(np.array([1, 0], np.int32), ["a", "b"], np.array([5, 6], np.int16), ["a", "b"])
+    with h5py.File(tmp_path / "index.h5") as index:
+        assert (index["labels"].dtype, index["indices"].dtype) == (np.int64, np.int64)
+    assert Store(tmp_path).statistics == {}
+
+
+def test_texts_are_utf8_as_long_as_the_longest(tmp_path):
+    writer = StoreWriter(tmp_path, FIELDS, 2, 2, "f")
+    writer.write_shard(0, arrays_of(2))
+    writer.finish([0, 0], ["a", "äöü"], [0, 1], [])
+    with h5py.File(tmp_path / "index.h5") as index:
+        kinds = [h5py.check_string_dtype(index[name].dtype) for name in ("files", "classes")]
+    assert [(kind.encoding, kind.length) for kind in kinds] == [("utf-8", 6), ("utf-8", 1)]
+    store = Store(tmp_path)
+    assert (store.files, store.classes) == (["a", "äöü"], [])
+
+
+def test_facts_make_the_same_bytes_in_any_order(tmp_path):
+    indexes = []
+    for names in (["b", "a"], ["a", "b"]):
+        writer = StoreWriter(tmp_path, FIELDS, 2, 2, "f", dict.fromkeys(names, 1))
+        writer.write_shard(0, arrays_of(2))
+        finish(writer)
+        indexes.append((tmp_path / "index.h5").read_bytes())
+    assert indexes[0] == indexes[1]
 
 
 KILLED = """

@@ -31,6 +31,7 @@ class Given:
     count: int = 11
 
     def batches(self, size: int) -> Iterator[Tensor]:
+        assert size >= 1
         return iter(IMAGES.split(self.sizes))
 
 
@@ -88,6 +89,16 @@ def test_inceptions_extractor_gives_its_pooled_features_of_the_images_as_they_ar
     assert checked == [path]
     assert (extractor.name, extractor.width, extractor.device) == ("inception", 2048, CPU)
     assert torch.equal(extractor(IMAGES), brightness(IMAGES).float())
+
+
+def test_images_and_encoder_go_to_the_extractors_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, encoder, device = [], nn.Linear(1, 1), torch.device("meta")
+    encoder.feature_width = 3  # type: ignore[assignment]
+    monkeypatch.setattr(module, "load_visual_encoder", lambda config: encoder)
+    assert module.class_token_extractor(Encoder(), device).device == device
+    assert encoder.weight.device == device
+    Extractor("any", 1, device, lambda images: (seen.append(images.device), torch.zeros(11, 1))[1])(IMAGES)
+    assert seen == [device]
 
 
 @pytest.mark.parametrize("size", [1, 4, 11])

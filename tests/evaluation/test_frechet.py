@@ -89,3 +89,8 @@ def test_statistics_of_another_width_or_with_nan_are_refused() -> None:
     assert (caught.value.needed, caught.value.found) == (2, 1)
     two = torch.tensor([[1.0, 0.0], [3.0, 1.0]])
     np.testing.assert_allclose(fitted(two).covariance, [[2, 1], [1, 0.5]])
+
+
+def test_moments_of_no_features_have_the_shape_of_some() -> None:
+    moments = FeatureMoments(3).moments()
+    assert (moments.count, moments.mean.shape, moments.deviations.shape) == (0, (3,), (3, 3))

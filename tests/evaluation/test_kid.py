@@ -31,7 +31,9 @@ def test_the_kernel_distance_is_torch_fidelitys_over_the_same_subsets(monkeypatc
     assert kernel_distance(a, b) == kernel_distance(a, b, seed=0)
 
 
-@pytest.mark.parametrize(("samples", "reference", "subset"), [(30, 20, 20), (20, 30, 20), (1001, 1200, 1000)])
+@pytest.mark.parametrize(
+    ("samples", "reference", "subset"), [(30, 20, 20), (20, 30, 20), (1001, 1200, 1000), (2, 9, 2)]
+)
 def test_a_subset_is_a_thousand_images_or_the_smaller_set(
     monkeypatch: pytest.MonkeyPatch, samples: int, reference: int, subset: int
 ) -> None:

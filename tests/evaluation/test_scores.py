@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+from typing import Any
+
 import pytest
 import torch
 from hand_made_features import fitted
 from torch import Tensor
 
 from sfd_cli.config import Fid
+from sfd_cli.evaluation.extractors import Extractor, Extractors
 from sfd_cli.evaluation.features import FeatureSet
 from sfd_cli.evaluation.frechet import FRECHET, frechet_distance
 from sfd_cli.evaluation.kid import kernel_distance
 from sfd_cli.evaluation.metric import Compared, Reference
 from sfd_cli.evaluation.reasons import Scores
-from sfd_cli.evaluation.scores import name_of, score
+from sfd_cli.evaluation.scores import name_of, score, summarise
+from sfd_cli.tables import METRICS
 
 SEED = 5
 
@@ -200,3 +205,97 @@ def test_four_images_make_two_halves(count: int, enough: bool) -> None:
 )
 def test_a_metric_is_named_as_the_field_does_or_after_its_extractor(metric: str, inception: str, other: str) -> None:
     assert (name_of("inception", metric), name_of("dinov2", metric)) == (inception, other)
+
+
+def test_the_page_is_told_what_every_number_is_and_from_how_many_images() -> None:
+    pairs, samples = "{compared[0]:,} samples against {compared[1]:,} images", "{samples:,} samples against {reference}"
+    halves, untrained = "{compared[0]:,} against {compared[1]:,} images", "{untrained:,} images against {reference}"
+    name, phrase = "Fréchet distance", "{features} distance"
+    assert [
+        astuple(score) for metric in METRICS for score in (*METRICS[metric].scores, *METRICS[metric].baselines)
+    ] == [
+        ("fd", f"{name}, {{features}}", f"{{features}} {name}", samples, ""),
+        ("fd_untrained", f"{name} of an untrained model", f"{phrase} of an untrained model", untrained, ""),
+        ("fd_halves", f"{name} between two halves of the data", f"{phrase} between halves of the data", halves, ""),
+        ("kid", "Kernel distance (KID), {features}", "{features} KID", pairs, "kid_std"),
+        ("precision", "Precision, {features}", "{features} precision", pairs, ""),
+        ("recall", "Recall, {features}", "{features} recall", pairs, ""),
+    ]
+
+
+def test_baselines_come_with_the_score_where_they_are_asked_for() -> None:
+    rows = normal(12, seed=1), normal(40), normal(30, seed=2, at=4.0)
+    samples, reference, untrained = (feature_set(part) for part in rows)
+    compared, options = Compared(samples, Reference(reference), untrained), Fid(seed=4)
+    plain = FRECHET.compute(compared, options.model_copy(update={"baselines": False}))
+    assert plain == {"fd": pytest.approx(distance(*rows[:2]), rel=1e-6)}
+    assert FRECHET.compute(compared, options) == plain | FRECHET.compute_baselines(compared, seed=4)
+    assert FRECHET.compute(compared, options) != plain | FRECHET.compute_baselines(compared, seed=5)
+
+
+def summary(**options: Any) -> dict[str, Any]:
+    """What `fid.json` says of two extractors, one with images and one with statistics alone, and of a missing one."""
+    samples, images, untrained = normal(30, seed=1), normal(41), normal(20, seed=2, at=4.0)
+    compared = {
+        "inception": Compared(
+            feature_set(samples), Reference(feature_set(images)), feature_set(untrained) if options else None
+        ),
+        "wide": Compared(feature_set(normal(30, 40)), Reference(None, fitted(normal(500, 40)))),
+    }
+    found = [Extractor(name, width, torch.device("cpu"), torch.abs) for name, width in (("inception", 3), ("wide", 40))]
+    return summarise(compared, Extractors(found, {"dinov2": "no weights"}, {}), Fid(**options))
+
+
+def test_a_summary_names_every_score_after_its_extractor_and_counts_the_images() -> None:
+    scores = summary(baselines=True)
+    assert scores["fid"] == pytest.approx(distance(normal(30, seed=1), normal(41)), rel=1e-6)
+    assert scores["fd_wide"] == pytest.approx(distance(normal(30, 40), normal(500, 40)), rel=1e-4)
+    assert scores["kid_wide"] is scores["fd_dinov2"] is scores["recall_dinov2"] is None
+    assert scores["fd_dinov2_reason"] == "no weights"
+    others = ("kid_dinov2_reason", "precision_dinov2_reason", "recall_dinov2_reason")
+    assert all(scores[name] == "see fd_dinov2_reason" for name in others)
+    assert scores["fid_matched"]["reference_images"] == 21
+    assert scores["counts"] == {
+        "samples": 30,
+        "untrained": 20,
+        "fid_reference": 41,
+        "fid_halves": [20, 21],
+        "fd_wide_reference": 500,
+        **{key: [30, 41] for key in ("kid", "precision", "recall")},
+    }
+    (note,) = scores["notes"]
+    assert note.startswith("30 samples are few for 40 wide features")
+
+
+def test_a_summary_without_baselines_has_no_halves_and_one_metric_is_enough() -> None:
+    scores = summary(baselines=False, metrics=["kid"])
+    assert set(scores) == {
+        "kid",
+        "kid_std",
+        *(f"{name}{end}" for name in ("kid_wide", "kid_dinov2") for end in ("", "_reason")),
+        "counts",
+        "notes",
+    }
+    assert scores["kid_dinov2_reason"] == "no weights"
+    assert scores["counts"] == {"samples": 30, "untrained": 20, "kid": [30, 41]}
+    assert "untrained" not in summary()["counts"]
+    plain = summary(baselines=False)
+    assert not any("halves" in name or "untrained" in name for name in plain)
+    assert plain["counts"].keys() == {
+        *("samples", "untrained", "fid_reference", "fd_wide_reference", "kid", "precision", "recall")
+    }
+
+
+def test_counts_of_what_is_not_there_are_none_or_nothing() -> None:
+    samples, options = feature_set(normal(9)), Fid()
+    alone = Compared(samples, Reference(None))
+    assert (alone.untrained, alone.why_untrained_is_missing, alone.reference.statistics) == (None, "", None)
+    assert FRECHET.counts(alone, options) == {"fd_reference": 0}
+    assert METRICS["kid"].counts(alone, options) == {}
+
+
+@pytest.mark.parametrize(("samples", "notes"), [(2, 1), (3, 1), (4, 0)])
+def test_samples_are_few_up_to_as_many_as_features(samples: int, notes: int) -> None:
+    compared = {"inception": Compared(feature_set(normal(samples)), Reference(feature_set(normal(9))))}
+    extractors = Extractors([Extractor("inception", 3, torch.device("cpu"), torch.abs)], {}, {})
+    assert len(summarise(compared, extractors, Fid(baselines=False))["notes"]) == notes

@@ -504,7 +504,7 @@ def test_our_own_folders_and_other_folders_are_refused(tmp_path: Path) -> None:
         ({"down_block_types": 3}, ("config.json",)),
         ({"act_fn": "gelu"}, ("act_fn gelu", "silu")),
         ({"latent_channels": 4}, ("decoder.conv_in.weight is", " instead of ")),
-        ({"norm_num_groups": 5}, ("norm_groups 5",)),
+        ({"norm_num_groups": 5}, ("norm_groups: 5",)),
     ],
 )
 def test_a_diffusers_folder_that_does_not_fit_is_refused(

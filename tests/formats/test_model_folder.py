@@ -100,7 +100,7 @@ def test_a_missing_model_is_one_clear_sentence(tmp_path: Path) -> None:
         load_dit(tmp_path / "nowhere")
     saved_dit(tmp_path)
     (tmp_path / "ema.safetensors").unlink()
-    with refusal(tmp_path / "ema.safetensors", "weights present: model"):
+    with refusal(tmp_path, "ema.safetensors", "weights present: model"):
         load_dit(tmp_path)
 
 

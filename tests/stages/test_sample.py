@@ -398,7 +398,7 @@ def test_a_missing_model_is_named(tmp_path: Path) -> None:
     assert str(settings.paths.dit) in str(caught.value)
     write_models(settings)
     (settings.paths.dit / "ema.safetensors").unlink()
-    with refusal(settings.paths.dit / "ema.safetensors", "model", "--weights"):
+    with refusal(settings.paths.dit, "ema.safetensors", "model", "--weights"):
         stage.run(settings)
 
 

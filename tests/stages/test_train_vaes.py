@@ -265,7 +265,7 @@ def test_a_reference_semantic_vae_is_imported_and_scored(tmp_path: Path) -> None
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in weights.items())
     wider = imported.model_copy(update={"width": 32})
     before = {path.name: path.read_bytes() for path in settings.paths.semvae.iterdir()}
-    with refusal("semvae.weights", checkpoint, "width 16", 32):
+    with refusal(checkpoint, "semvae.width 16", "width 32", "semvae.heads"):
         train_semvae.run(settings.model_copy(update={"semvae": wider}))
     assert {path.name: path.read_bytes() for path in settings.paths.semvae.iterdir()} == before
 

@@ -17,58 +17,16 @@ import numpy as np
 import pytest
 import torch
 from refusals import refusal
-from torch import Tensor, nn
+from torch import nn
+from training_task import BATCH, COUNT, SETTINGS, Recorded, Regression, assert_same, network
 
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.errors import SettingError, StageFailure
 from sfd_cli.training.checkpoints import Checkpoints
 from sfd_cli.training.fit import LoopResult
 from sfd_cli.training.fit import fit as fit_model
-from sfd_cli.training.settings import LoopSettings, learning_rate
+from sfd_cli.training.settings import LoopSettings
 from sfd_cli.training.throughput import Throughput, training_flops
-
-COUNT, BATCH = 37, 8
-SETTINGS = LoopSettings(
-    steps=12,
-    batch_size=BATCH,
-    learning_rate=1e-2,
-    checkpoint_every=5,
-    log_every=3,
-    seed=7,
-    ema_decay=0.9,
-    clip_norm=0.5,
-    warmup_steps=4,
-    weight_decay=0.01,
-)
-
-
-class Regression:
-    """Fit noisy values of fixed random points; `spoil` turns the data of some steps into NaN."""
-
-    def __init__(self, spoil: range = range(0)) -> None:
-        self.points = torch.randn(COUNT, 5, generator=torch.Generator().manual_seed(1))
-        self.spoil = spoil
-        self.fetched = 0
-
-    def fetch(self, indices: np.ndarray, flips: np.ndarray) -> dict[str, Tensor]:
-        points = self.points[torch.from_numpy(indices)] * torch.from_numpy(1 - 2 * flips)[:, None]
-        if self.fetched in self.spoil:
-            points = points * torch.nan
-        self.fetched += 1
-        return {"points": points}
-
-    def draw(self, generator: torch.Generator, count: int) -> dict[str, Tensor]:
-        return {"noise": torch.randn(count, 5, generator=generator, device=generator.device)}
-
-    def losses(self, model: nn.Module, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> dict[str, Tensor]:
-        points = batch["points"]
-        error = (model(points + draws["noise"]).float() - points).square().mean()
-        return {"loss": error + 0.1, "error": error}
-
-
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 16), nn.SiLU(), nn.Linear(16, 5))
 
 
 def fit(folder: Path, settings: LoopSettings = SETTINGS, task: Regression | None = None, **extra: Any) -> LoopResult:
@@ -86,29 +44,9 @@ def fit(folder: Path, settings: LoopSettings = SETTINGS, task: Regression | None
     )
 
 
-def assert_same(a: nn.Module | None, b: nn.Module | None, tolerance: float = 0.0) -> None:
-    assert a is not None
-    assert b is not None
-    for name, tensor in a.state_dict().items():
-        torch.testing.assert_close(b.state_dict()[name], tensor, rtol=0, atol=tolerance)
-
-
 def curve(folder: Path, name: str) -> list[tuple[int, float]]:
     lines = (folder / "log" / "plots" / "metrics" / f"{name}.tsv").read_text().splitlines()[1:]
     return [(int(line.split("\t")[0]), float(line.split("\t")[1])) for line in lines]
-
-
-class Recorded(Regression):
-    """The same, keeping what was drawn for every step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.drawn: list[Tensor] = []
-
-    def draw(self, generator: torch.Generator, count: int) -> dict[str, Tensor]:
-        draws = super().draw(generator, count)
-        self.drawn.append(draws["noise"].clone())
-        return draws
 
 
 def test_six_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
@@ -255,16 +193,6 @@ def test_every_term_and_the_speed_are_logged(tmp_path: Path) -> None:
     names = {path.stem for path in (tmp_path / "log" / "plots" / "metrics").glob("*.tsv")}
     assert names == {"loss", "error", "gradient_norm", "learning_rate", "images_per_second"}
     assert (tmp_path / "log" / "metrics.json").exists()
-
-
-def test_the_learning_rate_warms_up_and_decays() -> None:
-    constant = replace(SETTINGS, steps=20)
-    rates = [learning_rate(constant, step) / constant.learning_rate for step in range(20)]
-    assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
-    assert rates[-1] == 1.0
-    cosine = [learning_rate(replace(constant, decay="cosine"), step) for step in range(20)]
-    assert cosine[4:] == sorted(cosine[4:], reverse=True)
-    assert 0 < cosine[-1] < 0.02 * constant.learning_rate
 
 
 def test_bf16_autocast_trains_float32_weights_on_a_cpu(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+import math
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from sfd_cli.config import DiT, SemVAE
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.errors import SettingError
 from sfd_cli.networks.lightning_dit import LightningDiTConfig
-from sfd_cli.training.settings import LoopSettings, transformer_loop, vae_loop
+from sfd_cli.training.settings import LoopSettings, learning_rate, transformer_loop, vae_loop
 from sfd_cli.training.transformer import network_config
 
 CPU = torch.device("cpu")
@@ -93,3 +94,47 @@ def test_a_batch_that_does_not_split_evenly_is_refused_with_what_would() -> None
         transformer_loop(DiT(batch_size=12, accumulate=2), CPU).micro_batch(4)
     assert refused.value.key == "batch_size"
     assert "8" in refused.value.remedy
+
+
+PLAIN = LoopSettings(steps=12, batch_size=24, learning_rate=2.0, checkpoint_every=5, log_every=3, seed=7)
+
+
+def test_what_is_left_out_is_adamw_without_decay_average_or_clipping() -> None:
+    own = {"steps": 12, "batch_size": 24, "learning_rate": 2.0, "checkpoint_every": 5, "log_every": 3, "seed": 7}
+    assert asdict(PLAIN) == own | {
+        "accumulate": 1,
+        "beta2": 0.999,
+        "weight_decay": 0.0,
+        "warmup_steps": 0,
+        "decay": "constant",
+        "clip_norm": None,
+        "ema_decay": None,
+        "precision": "fp32",
+        "compile": False,
+    }
+
+
+def test_the_learning_rate_warms_up_in_equal_steps_and_stays() -> None:
+    rates = [learning_rate(replace(PLAIN, warmup_steps=4), step) for step in range(12)]
+    assert rates == pytest.approx([0.5, 1.0, 1.5, 2.0, *[2.0] * 8])
+    assert [learning_rate(PLAIN, step) for step in (0, 11)] == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("warmup", [0, 4, 11, 12])
+def test_half_a_cosine_follows_the_warmup_and_would_end_at_zero(warmup: int) -> None:
+    settings = replace(PLAIN, warmup_steps=warmup, decay="cosine")
+    for step in range(12):
+        risen = min((step + 1) / warmup, 1.0) if warmup else 1.0
+        fallen = 0.5 + 0.5 * math.cos(math.pi * max(step - warmup, 0) / max(12 - warmup, 1))
+        assert learning_rate(settings, step) == pytest.approx(2.0 * risen * fallen)
+    assert learning_rate(settings, max(12, warmup + 1)) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_micro_batch_is_the_batch_over_processes_and_accumulation() -> None:
+    assert [repr(PLAIN.micro_batch(processes)) for processes in (1, 2, 3)] == ["24", "12", "8"], "whole numbers"
+    assert replace(PLAIN, accumulate=4).micro_batch(3) == 2
+    with pytest.raises(SettingError) as refused:
+        replace(PLAIN, accumulate=5).micro_batch(2)
+    assert refused.value.key == "batch_size"
+    assert all(number in refused.value.problem for number in ("24", "2", "5"))
+    assert "10" in refused.value.remedy

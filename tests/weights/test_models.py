@@ -14,16 +14,20 @@ import torch
 from command_line import done, ema_checkpoint, ldm_checkpoint, refusal_of, statistics
 from PIL import Image
 from refusals import refusal
+from torch import nn
 
 from sfd_cli.artifacts.fingerprints import finished
 from sfd_cli.config import Settings, validate_settings
 from sfd_cli.files import fingerprint, read_json
 from sfd_cli.formats.format import Hints, ModelParts
+from sfd_cli.formats.model_folder import save_model
 from sfd_cli.formats.reference_dit import dit_to_reference
 from sfd_cli.formats.reference_semantic_vae import semantic_vae_to_reference
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE
+from sfd_cli.tables import COMPRESSORS
+from sfd_cli.training.compressors import Compressor
 from sfd_cli.weights import models
 from sfd_cli.weights.models import open_dit, open_model, open_semantic
 from sfd_cli.weights.registry import REGISTRY
@@ -159,6 +163,42 @@ def test_processes_that_need_the_same_model_convert_it_once(
     with ThreadPoolExecutor(4) as pool:
         folders = list(pool.map(lambda _: open_model(vae, TextureVAE).folder, range(4)))
     assert (len(set(folders)), len(calls)) == (1, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstTokensConfig:
+    """A compressor of another package: the first channels as they are."""
+
+    feature_width: int
+    channels: int
+    tiles: int = 1
+
+
+class FirstTokens(nn.Module):
+    def __init__(self, config: FirstTokensConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.scale = nn.Parameter(torch.ones(()))
+
+
+def test_a_compressor_of_another_package_is_opened_like_ours(here: Path) -> None:
+    config = FirstTokensConfig(feature_width=12, channels=3)
+    network = FirstTokens(config)
+    network.scale.data.fill_(2.5)
+    save_model(here / "semvae", "FirstTokens", config, {"model": network.state_dict()}, {})
+    settings = settings_of(paths={"semvae": "semvae"})
+    with refusal("semvae", "FirstTokens", "SemanticVAE or SemanticPCA"):
+        open_semantic(settings)
+    entry = Compressor(
+        FirstTokens, FirstTokensConfig, check=lambda *_: None, fit=lambda _: pytest.fail("fitted"), is_trained=False
+    )
+    COMPRESSORS.add("first-tokens", entry)
+    try:
+        loaded: Any = open_semantic(settings).load()
+    finally:
+        COMPRESSORS.remove("first-tokens")
+    assert isinstance(loaded, FirstTokens)
+    assert (loaded.config, loaded.scale.item()) == (config, 2.5)
 
 
 @pytest.mark.parametrize("key", ["width", "depth", "channels"])

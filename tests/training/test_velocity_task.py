@@ -1,0 +1,64 @@
+"""The objective of a transformer: the reference's terms, and how their weights enter."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusion_reference import load
+from torch import Tensor
+
+from sfd_cli.config import DiT
+from sfd_cli.data.store import Field
+from sfd_cli.training.velocity_task import VelocityTask
+
+TERMS = {"mse": "velocity_mse", "cosine": "velocity_cosine", "repa": "repa_cos"}
+
+
+def reference_objective(**section: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the reference's network loses under the section's settings, and the reference's own terms."""
+    reference = load("sfd")
+    given, config = reference.loss, reference.model.config
+    textures = config.in_channels - config.semantic_channels
+    grid = (config.grid, config.grid)
+    store = SimpleNamespace(
+        fields={
+            "texture": Field((2, textures, *grid)),
+            "semantic": Field((2, config.semantic_channels, *grid)),
+            "features": Field((2, config.grid**2, config.feature_width)),
+        },
+        statistics={"mean": np.zeros(config.in_channels), "std": np.ones(config.in_channels)},
+        classes=range(config.num_classes),
+    )
+    task = VelocityTask(store, DiT(repa="stored", **section), None, torch.device("cpu"))  # type: ignore[arg-type]
+    batch = {
+        "texture": given["data"][:, :textures],
+        "semantic": given["data"][:, textures:],
+        "features": given["repa_features"].flatten(2).transpose(1, 2),
+        "labels": given["y"],
+    }
+    draws = {
+        "progress": given["t"] * reference.schedule.end,
+        "noise": given["noise"],
+        "dropped": torch.zeros(len(given["t"]), dtype=torch.bool),
+    }
+    expected = {name: given[key].mean() for name, key in TERMS.items()}
+    return task.losses(reference.model, batch, draws), expected
+
+
+def test_the_objective_is_the_references_in_all_its_terms() -> None:
+    losses, expected = reference_objective()
+    for name, value in (expected | {"loss": sum(expected.values(), torch.zeros(()))}).items():
+        torch.testing.assert_close(losses[name], value, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("cosine", "repa"), [(0.5, 1.0), (1.0, 0.5), (0.5, 0.25), (0.0, 0.0)])
+def test_the_weights_of_the_terms_enter_the_loss_linearly(cosine: float, repa: float) -> None:
+    losses, expected = reference_objective(cosine_weight=cosine, repa_weight=repa)
+    weighted = expected["mse"] + cosine * expected["cosine"] + repa * expected["repa"]
+    torch.testing.assert_close(losses["loss"], weighted, rtol=0, atol=1e-5)
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value, rtol=0, atol=1e-5)
