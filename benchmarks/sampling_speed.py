@@ -4,7 +4,7 @@ The models are trained ones, as in sampling.py; the first of `--offsets` is take
 
 1. Solving: the reference's one-span dopri5 against the recommended setting, without guidance, with classifier-free
    guidance (two network calls, or one of both classes together) and with AutoGuidance; and with textures guided alone,
-   where the null class need not be asked for while they are frozen.
+   where the null class need not be evaluated while they are frozen.
 2. One network call: eager, compiled, in bf16.
 3. `sfd sample` as a whole, which writes PNGs while it goes on sampling, against a plain loop that does one thing
    after another.
@@ -81,7 +81,7 @@ def solving(sampler: Sampler, options: Any) -> list[dict[str, Any]]:
         "classifier-free, one doubled": guided(ClassifierFreeGuidance(dit, conditions, both, space)),
         "AutoGuidance, one-span dopri5 1e-3": guided(auto),
         "AutoGuidance": guided(auto),
-        # Hidden in a function, the guidance cannot be told which streams move.
+        # Hidden in a function, the guidance does not get which streams move.
         "textures guided, asked always": guided(lambda *arguments: alone(*arguments)),
         "textures guided, asked where they move": guided(alone),
     }

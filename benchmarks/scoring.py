@@ -33,7 +33,8 @@ from sfd_cli.evaluation.extractors import Extractor
 from sfd_cli.evaluation.features import FeatureSet, extract
 from sfd_cli.evaluation.frechet import frechet_distance
 from sfd_cli.evaluation.gaussian import FeatureMoments, Gaussian, gaussian_of_subset
-from sfd_cli.evaluation.images import ImageFiles, ImageSource, open_npz
+from sfd_cli.evaluation.images import ImageFiles, ImageSource
+from sfd_cli.evaluation.npz import open_npz
 
 BATCH = 64
 SUBSETS = 10  # of KID's 100, which take their memory one after the other
@@ -110,7 +111,7 @@ def cheap_extractor(width: int, device: torch.device) -> Extractor:
 
 def streamed(path: Path, width: int, device: str, compare: bool) -> tuple[float, ...]:
     """As `sfd fid` does it: batches from the file, moments and rows of their features; then what metrics need."""
-    source: ImageSource | None = ImageFiles(image_files(path)) if path.is_dir() else open_npz(path).images
+    source: ImageSource | None = ImageFiles(image_files(path)) if path.is_dir() else open_npz(path)[0]
     assert source is not None
     extractor = cheap_extractor(width, torch.device(device))
     found = extract(source, path.name, [extractor], BATCH, seed=0)["cheap"]

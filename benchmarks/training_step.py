@@ -51,7 +51,8 @@ from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.processes import Processes
 from sfd_cli.training.settings import LoopSettings
 from sfd_cli.training.step import TrainingStep, seed_of_step
-from sfd_cli.training.throughput import peak_flops, training_flops
+from sfd_cli.training.throughput import peak_flops
+from sfd_cli.training.transformer import flops_per_image
 from sfd_cli.training.velocity_task import VelocityTask
 
 CHECKED_STEPS = 3
@@ -139,7 +140,7 @@ class Ours:
             log_every=1_000_000,
             seed=0,
             ema_decay=EMA_DECAY,
-            precision="bf16" if problem.precision == "bf16" else "fp32",
+            precision=problem.precision,
         )
         model = copy.deepcopy(problem.model)
         self.training = TrainingStep(problem.task, model, settings, Processes(), problem.device)
@@ -242,16 +243,6 @@ def _random_latents(folder: Path, size: LightningDiTConfig, count: int) -> Store
     return Store(folder)
 
 
-def flops_per_image(size: LightningDiTConfig) -> int:
-    """Of a forward and backward pass."""
-
-    def forward(model: nn.Module) -> None:
-        x = torch.empty(1, size.in_channels, size.grid, size.grid)
-        model(x, torch.empty(1), torch.empty(1), torch.empty(1, dtype=torch.int64), True)
-
-    return training_flops(forward, lambda: LightningDiT(size))
-
-
 def measure(name: str, batch_size: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     """All candidates at one size and batch."""
     device, size = torch.device(options.device), SIZES[name].network
@@ -264,7 +255,7 @@ def measure(name: str, batch_size: int, options: argparse.Namespace) -> list[dic
         torch.cuda.empty_cache()
     memory = {candidate: _memory_in_a_process(candidate, name, batch_size, options) for candidate in names}
     flops = flops_per_image(size) * batch_size
-    peak = peak_flops(device, "bf16" if options.precision == "bf16" else "fp32")
+    peak = peak_flops(device, options.precision)
     rows = []
     for candidate, timing in timings.items():
         rows.append(

@@ -11,13 +11,12 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from sfd_cli.config import DiT, Settings, load_settings
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
-from sfd_cli.training.throughput import PEAKS, training_flops
-from sfd_cli.training.transformer import network_config
+from sfd_cli.training.throughput import PEAKS
+from sfd_cli.training.transformer import flops_per_image, network_config
 
 PRESETS = Path(__file__).parents[1] / "sfd_cli" / "presets"
 CLASSES = 1000
@@ -70,16 +69,6 @@ def count_parameters(config: LightningDiTConfig) -> int:
 
 
 @cache
-def flops_per_image(config: LightningDiTConfig) -> int:
-    """Of a training step on one image, the REPA projector included."""
-
-    def forward(network: nn.Module) -> None:
-        x = torch.empty(1, config.in_channels, config.grid, config.grid)
-        network(x, torch.empty(1), torch.empty(1), torch.empty(1, dtype=torch.int64), bool(config.repa_depth))
-
-    return training_flops(forward, lambda: LightningDiT(config))
-
-
 def row(preset: str) -> Row:
     """The row of a preset, for its main transformer; a guide is the row of imagenet256-guide-b."""
     settings = load_settings(PRESETS / f"{preset}.yaml")

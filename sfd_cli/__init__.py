@@ -1,6 +1,6 @@
 """Train, sample and score Semantic-First Diffusion (arXiv 2512.04926) as a chain of cached artifacts.
 
-What a program needs is here by name; nothing is imported before it is asked for, so that the command line starts fast.
+The public names are imported when they are first used, so that the command line starts fast.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is public when it is first asked for."""
+    """Import a public name when it is first used."""
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_PLACES[name]), name)

@@ -33,9 +33,8 @@ def require_transformer(*, width: int, depth: int, heads: int, rope: bool, repa_
 def require_patches(grid: int, patch_size: int) -> None:
     """Patches cover the latent grid."""
     if grid % patch_size:
-        raise SettingError(
-            "patch_size", f"{patch_size} does not divide the {grid}x{grid} grid", "use 1, or another image size"
-        )
+        problem = f"{patch_size} does not divide the {grid}x{grid} grid"
+        raise SettingError("patch_size", problem, "use 1, or another image size")
 
 
 def require_levels(block_channels: Sequence[int], norm_groups: int, attention_levels: Sequence[int]) -> None:

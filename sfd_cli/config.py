@@ -341,7 +341,7 @@ class Fid(Section):
         None,
         description="npz of images or of mu/sigma, an image folder, or adm_imagenet256; unset: the training images",
     )
-    metrics: list[Annotated[str, AfterValidator(METRICS.require)]] = Field(
+    scores: list[Annotated[str, AfterValidator(METRICS.require)]] = Field(
         ["fd", "kid", "precision_recall"], min_length=1, description="what to compute: fd, kid, precision_recall"
     )
     num_images: int | None = Field(None, gt=0, description="score exactly this many samples; unset: all there are")
@@ -411,10 +411,9 @@ class Settings(Section):
         """Encoder and both latents share one grid of tokens."""
         side, size = self.texture_vae.downsampling, self.images.size
         if size % side:
+            below = size - size % side
             problem = f"{size} is not a multiple of the texture VAE's factor {side}"
-            raise SettingError(
-                "images.size", problem, f"try {size - size % side or side} or {size - size % side + side}"
-            )
+            raise SettingError("images.size", problem, f"try {below or side} or {below + side}")
         if size % self.encoder.tiles:
             problem = f"{self.encoder.tiles} do not divide images.size {size}"
             raise SettingError("encoder.tiles", problem, "change one of them")
@@ -480,11 +479,7 @@ def load_settings(path: Path = DEFAULT_PARAMS, overrides: dict[str, dict[str, An
 
 
 def validate_settings(values: dict[str, Any], source: str) -> Settings:
-    """Settings from plain values, section by section.
-
-    Args:
-        values: what the file `source` holds.
-        source: where the values come from, for messages.
+    """Settings from plain values, which the file `source` holds.
 
     Raises:
         UserError: a value is not acceptable; its subject is the key, its problem names `source`.
@@ -493,7 +488,7 @@ def validate_settings(values: dict[str, Any], source: str) -> Settings:
         return Settings.model_validate(values)
     except ValidationError as error:
         found = first_problem(error)
-        raise UserError(found.key, f"{found.problem} (in {source})", found.remedy) from None
+        raise UserError(found.subject, f"{found.problem} (in {source})", found.remedy) from None
 
 
 def section_type(parent: type[Section], key: str) -> type[Section]:
@@ -509,7 +504,7 @@ def first_problem(error: ValidationError, root: type[Section] = Settings) -> Set
     more = f", and {len(others)} more problem{'s' if len(others) > 1 else ''}" if others else ""
     own, remedy = "", "correct it"
     if isinstance(cause, SettingError):
-        own, problem, remedy = cause.key, cause.problem, cause.remedy
+        own, problem, remedy = cause.subject, cause.problem, cause.remedy
     elif first["type"] == "extra_forbidden":
         problem, remedy = "no such setting", _nearest(root, first["loc"])
     elif cause is not None:
@@ -534,4 +529,4 @@ def _within(section: str) -> Iterator[None]:
     try:
         yield
     except SettingError as error:
-        raise SettingError(f"{section}.{error.key}", error.problem, error.remedy) from None
+        raise SettingError(f"{section}.{error.subject}", error.problem, error.remedy) from None

@@ -69,6 +69,6 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(Path(path).read_text())
     except FileNotFoundError:
-        raise UserError(path, "does not exist") from None
+        raise UserError(path, "does not exist", "check the path") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(path, f"is not valid JSON ({error})", "delete it and run its stage again") from None

@@ -1,4 +1,4 @@
-"""The processes of a torchrun, or this one alone."""
+"""The processes of a torchrun, or this one alone, and their devices."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from sfd_cli.errors import UserError
 
 T = TypeVar("T")
 
@@ -49,8 +51,13 @@ class Processes:
         """Whether this process writes files and talks to the user."""
         return self.rank == 0
 
-    def device(self, device: torch.device) -> torch.device:
-        """This process's own GPU where `device` is CUDA without a number, and it is made the current one."""
+    def device(self, name: str) -> torch.device:
+        """The device that `runtime.device` names; a GPU is made the current one, and "cuda" is this process's own.
+
+        Raises:
+            UserError: no such device here.
+        """
+        device = choose_device(name)
         if device.type != "cuda":
             return device
         own = torch.device("cuda", self.local_rank if device.index is None else device.index)
@@ -93,3 +100,21 @@ class Processes:
     def barrier(self) -> None:
         """Wait until every process is here."""
         self.any(False)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU; any other name is the device torch knows by it.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError("runtime.device", f"{name!r} is not a device", "use auto, cpu, cuda or cuda:N") from None
+    here = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= here:
+        raise UserError("runtime.device", f"{name!r} is not here (CUDA devices: {here})", "use auto or cpu")
+    return device

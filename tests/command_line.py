@@ -52,19 +52,6 @@ def done(*arguments: Any) -> Ran:
     return ran
 
 
-def refused(*arguments: Any) -> str:
-    """The one sentence by which the command refuses; it must print nothing else and write nothing below this folder."""
-    before = files_below(Path.cwd())
-    ran = sfd(*arguments)
-    assert ran.code == 2, ran
-    assert ran.out == ""
-    (line,) = ran.err.splitlines()
-    assert line.startswith("sfd: error: ")
-    assert "Traceback" not in line
-    assert files_below(Path.cwd()) == before
-    return line
-
-
 def refusal_of(*arguments: Any) -> UserError:
     """The error behind a refused command; it must print one sentence, write nothing and show no traceback."""
     before = files_below(Path.cwd())

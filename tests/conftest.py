@@ -14,6 +14,11 @@ import pytest
 from sfd_cli.weights.fetch import cache_folder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file comes first, so that other processes work through the rest meanwhile."""
+    items.sort(key=lambda item: item.path.name != "test_dvc_pipeline.py")
+
+
 @pytest.fixture(scope="session")
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache of its own with links to the weights that the user has fetched, so that nothing is written there."""

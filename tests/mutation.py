@@ -46,7 +46,6 @@ MODULES: dict[str, list[str]] = {
     "diffusion/solver.py": ["diffusion/test_solver.py", "diffusion/test_guidance.py", "diffusion/test_extending.py"],
     "evaluation/gaussian.py": ["evaluation/test_frechet.py", "evaluation/test_scores.py"],
     "evaluation/frechet.py": ["evaluation/test_frechet.py", "evaluation/test_scores.py"],
-    "evaluation/gaussian_distance.py": ["evaluation/test_scores.py"],
     "evaluation/kid.py": ["evaluation/test_kid.py", "evaluation/test_scores.py"],
     "evaluation/precision_recall.py": ["evaluation/test_precision_recall.py", "evaluation/test_scores.py"],
     "evaluation/metric.py": ["evaluation/test_scores.py"],

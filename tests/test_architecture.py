@@ -24,7 +24,10 @@ def architecture() -> ModuleType:
 
 def test_the_picture_is_of_todays_stages_layers_and_imports(architecture: ModuleType) -> None:
     committed = json.loads((DOCS / "architecture.json").read_text())
-    assert committed == architecture.graph(), "run: python docs/architecture.py"
+    assert committed == architecture.graph(), (
+        "docs/architecture.json and .png show other stages, layers or imports than the code has (after a merge, too):"
+        " run `python docs/architecture.py` and commit both"
+    )
 
 
 def test_every_room_has_a_layer(architecture: ModuleType) -> None:

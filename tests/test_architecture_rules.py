@@ -48,7 +48,7 @@ def test_settings_and_networks_refuse_the_same_numbers(
     with pytest.raises(ValidationError) as read:
         section(**numbers)
     (problem,) = read.value.errors()
-    assert (built.value.key, problem["ctx"]["error"].key) == (key, key)
+    assert (built.value.subject, problem["ctx"]["error"].subject) == (key, key)
     assert problem["ctx"]["error"].problem == built.value.problem
 
 

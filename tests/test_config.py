@@ -45,7 +45,7 @@ WRONG: dict[str, tuple[str, ...]] = {
     "dit: {delta_t: -0.1}": ("dit.delta_t", "greater than or equal to 0"),
     "dit: {heads: 7}": ("dit.heads", "7 heads", "width 1152"),
     "guide: {width: 90, heads: 9}": ("guide.heads", "divisible by 4"),
-    "semvae: {width: 100, heads: 3}": ("semvae.heads", "3 heads", "semvae.width 100"),
+    "semvae: {width: 100, heads: 3}": ("semvae.heads", "3 heads", "width 100"),
     "semvae: {compressor: pca, weights: a.pt}": ("semvae.weights", "a.pt", "compressor: vae", "pca"),
     "encoder: {image_size: 56}": ("encoder.image_size", "4x4", "8x8", "112"),
     "encoder: {image_size: 57}": ("encoder.image_size", "57", "patch size 14", "56 or 70"),
@@ -98,10 +98,10 @@ def test_a_problem_is_told_by_the_key_counted_from_the_section_in_hand() -> None
     with pytest.raises(ValidationError) as caught:
         Fid.model_validate({"encoder": {"image_size": "wide"}})
     found = first_problem(caught.value, Fid)
-    assert found.key == "encoder.image_size"
+    assert found.subject == "encoder.image_size"
     with pytest.raises(ValidationError) as caught:
         DiT.model_validate({"heads": 7})
-    assert first_problem(caught.value, DiT).key == "heads"
+    assert first_problem(caught.value, DiT).subject == "heads"
 
 
 @pytest.mark.parametrize(

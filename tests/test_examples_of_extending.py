@@ -13,13 +13,19 @@ from typing import Any
 import pytest
 import torch
 from command_line import done, sfd
+from model_loading import load_semantic
 from pydantic import ValidationError
+from tiny_project import random_images, tiny_settings, write_features, write_models, write_training_images
 
 from sfd_cli import AsynchronousSchedule, LatentSpace, integrate, presets
-from sfd_cli.config import Sample, Settings, first_problem, load_settings
-from sfd_cli.data.images import ImageManifest, ImageReader
+from sfd_cli.config import Fid, Sample, Settings, first_problem, load_settings
+from sfd_cli.data.images import ImageManifest, ImageReader, image_files
 from sfd_cli.diffusion.schedule import schedule_of
-from sfd_cli.tables import FORMATS, IMAGE_SOURCES, SCHEDULES, SOLVERS, STAGES, Table
+from sfd_cli.evaluation.extractors import EXTRACTORS, Extractor
+from sfd_cli.evaluation.images import ImageFiles
+from sfd_cli.report.score_table import score_tables
+from sfd_cli.stages import fid, train_semvae
+from sfd_cli.tables import COMPRESSORS, FORMATS, IMAGE_SOURCES, METRICS, SCHEDULES, SOLVERS, STAGES, Table
 from sfd_cli.weights.models import read_latent_statistics
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
@@ -86,6 +92,21 @@ def test_a_solver(monkeypatch: pytest.MonkeyPatch) -> None:
     assert coarse / fine == pytest.approx(4, rel=0.1), "of order two"
 
 
+def test_a_compressor(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example("A compressor", monkeypatch)
+    with added(COMPRESSORS, "random", "of_another_package:RANDOM"):
+        settings = tiny_settings(here, semvae={"compressor": "random", "channels": 3, "seed": 5})
+        write_features(settings)
+        scores = train_semvae.run(settings)
+        model, facts = load_semantic(settings.paths.semvae)
+        tokens = torch.randn(2, 4, 12)
+        channels, _ = model.encode(tokens)
+        assert channels.shape == (2, 4, 3)
+        again, _ = model.encode(model.decode(channels))
+        torch.testing.assert_close(again, channels)
+        assert facts["held_out"]["mse"] == scores["mse"]
+
+
 def test_an_image_source(monkeypatch: pytest.MonkeyPatch) -> None:
     example("An image source", monkeypatch)
     with added(IMAGE_SOURCES, "greys", "of_another_package:greys"):
@@ -104,6 +125,49 @@ def test_a_checkpoint_format(monkeypatch: pytest.MonkeyPatch) -> None:
         done("weights", "import", "stats.pt", "ours")
     assert read_latent_statistics("ours") == found
     assert sfd("weights", "import", "stats.pt", "again").code == 2
+
+
+def test_a_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example("A metric", monkeypatch)
+    settings = tiny_settings(tmp_path)
+    write_training_images(settings)
+    write_models(settings)
+    random_images(settings.paths.samples, [f"{index}.png" for index in range(6)], seed=2, brightness=0.8)
+
+    def colour(images: torch.Tensor) -> torch.Tensor:
+        return images.float().mean(dim=(2, 3))
+
+    extractor = Extractor("dinov2", 3, torch.device("cpu"), colour)
+    monkeypatch.setitem(EXTRACTORS, "dinov2", lambda settings, device: extractor)
+    with (
+        added(METRICS, "nearest", "of_another_package:NEAREST"),
+        added(METRICS, "shift", "of_another_package:SHIFT"),
+    ):
+        chosen = settings.model_copy(update={"fid": Fid(scores=["nearest", "shift"], inception="none")})
+        found = fid.run(chosen)
+        rows = {row["name"]: row["source"] for row in score_tables(found)["rows"]}
+    folders = (settings.paths.samples, settings.paths.images)
+    samples, real = (torch.cat([colour(part) for part in ImageFiles(image_files(path)).batches(8)]) for path in folders)
+    nearest = (samples[:, None] - real).square().sum(dim=2).sqrt().min(dim=1).values.mean().item()
+    assert found["nearest_dinov2"] == pytest.approx(nearest, rel=1e-4)
+    shift = (samples.mean(0) - real.mean(0)).square().sum().item()
+    assert found["shift_dinov2"] == pytest.approx(shift, rel=1e-4)
+    assert {"real", "samples", "untrained"} <= found["shift_dinov2_matched"].keys()
+    assert found["counts"] == {
+        "samples": 6,
+        "nearest_dinov2": [6, 24],
+        "shift_dinov2_reference": 24,
+        "shift_dinov2_halves": [12, 12],
+        "untrained": 6,
+    }
+    assert rows == {
+        "Distance to the nearest image, DINOv2": "6 samples against 24 images",
+        "Distance of means, DINOv2": "6 samples against 24 reference images",
+        "Distance of means of an untrained model, DINOv2": "6 images against 24 reference images",
+        "Distance of means between two halves of the data, DINOv2": "12 against 12 images",
+    }
+    with pytest.raises(ValidationError):
+        Fid(scores=["nearest"])
 
 
 def test_a_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,4 +198,4 @@ def test_a_name_that_is_in_no_table_is_refused_with_the_nearest(key: str, wrong:
     with pytest.raises(ValidationError) as caught:
         Settings.model_validate({section: {name: wrong}})
     found = first_problem(caught.value)
-    assert (found.key, nearest in found.remedy) == (key, True)
+    assert (found.subject, nearest in found.remedy) == (key, True)

@@ -27,7 +27,7 @@ from sfd_cli.formats.ldm import texture_vae_to_ldm
 from sfd_cli.formats.model_folder import load_config
 from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.presets import list_presets, use_preset
-from sfd_cli.stages import train_texture_vae
+from sfd_cli.training import texture_vae_task
 
 # The structurally most different ones; the others are left to `pytest -m systems`.
 ALWAYS = {"redi-sfd", "imagenet512-xl", "dit-xl2"}
@@ -92,7 +92,7 @@ def _small_encoder(name: str) -> Params:
 def texture_weights(folder: Path, registered: str, settings: Settings) -> Path:
     """A random texture VAE of the settings' structure, in the format in which the registered one is published."""
     torch.manual_seed(0)
-    network = TextureVAE(train_texture_vae.architecture(settings.texture_vae))
+    network = TextureVAE(texture_vae_task.network_config(settings.texture_vae))
     if "f16d32" in registered:
         path = folder / f"{registered}.ckpt"
         torch.save({"state_dict": texture_vae_to_ldm(network.config, network.state_dict())}, path)

@@ -12,6 +12,8 @@ from PIL import Image
 
 from sfd_cli.config import Settings
 from sfd_cli.data.images import ImageManifest
+from sfd_cli.data.shards import StoreWriter
+from sfd_cli.data.store import Field
 from sfd_cli.files import write_json
 from sfd_cli.formats.model_folder import save_model
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
@@ -57,6 +59,20 @@ def write_training_images(settings: Settings, count: int = 24) -> None:
     random_images(folder, files, seed=1)
     digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
     ImageManifest.of(folder, digests).save(folder, root=".")
+
+
+def write_features(settings: Settings, count: int = 40) -> None:
+    """Patch tokens that live in three dimensions, so that three channels can hold them."""
+    generator = np.random.default_rng(0)
+    basis = generator.normal(size=(3, 12))
+    tokens = (generator.normal(size=(count, 2, 4, 3)) @ basis).astype(np.float16)
+    folder = settings.paths.features
+    writer = StoreWriter(folder, {"tokens": Field((2, 4, 12))}, count, 16, "features")
+    for shard in range(writer.shard_count):
+        rows = writer.rows(shard)
+        writer.write_shard(shard, {"tokens": tokens[rows.start : rows.stop]})
+    writer.finish([0] * count, [f"a/{row}.png" for row in range(count)], range(count), ["a"])
+    write_json(folder / "settings.json", {"fingerprint": "features", "complete": True})
 
 
 def write_models(settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""What identifies the artifacts that a stage reads."""
+"""Fingerprints of the artifacts that a stage reads, which must be finished."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from sfd_cli.artifacts.recipe import Record
 from sfd_cli.errors import UserError
-from sfd_cli.formats.reference_latents import is_shards
+from sfd_cli.formats.reference_shards import is_shards
 from sfd_cli.weights.models import Model
 
 
@@ -18,9 +18,8 @@ def finished(folder: Path, made_by: str) -> Record:
         UserError: it is not there or not complete; names the command that makes it.
     """
     if is_shards(Path(folder)):
-        raise UserError(
-            folder, "holds latent shards of the reference code", "`sfd weights import` makes a store of them"
-        )
+        problem = "holds latent shards of the reference code"
+        raise UserError(folder, problem, "`sfd weights import` makes a store of them")
     record = Record.read(folder)
     if record is None:
         raise UserError(folder, f"does not hold the output of `{made_by}`", "run that first")

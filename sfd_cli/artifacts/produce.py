@@ -44,9 +44,9 @@ def produce(
             left; returns the facts to record, of which rank 0's count. JSON-able, equal for equal recipes.
         metrics: folder for the timings (`timings/<command>.json`), outside of the artifact because equal recipes
             must give equal bytes; None for work outside the pipeline.
-        is_done: whether a finished artifact with these facts really is all that is asked for; asked in rank 0.
-        start_over: why what an earlier run of this very recipe left cannot be gone on with (a clause that follows the
-            folder's name), or None; asked in rank 0, where there is something.
+        is_done: whether a finished artifact with these facts needs no more work; called in rank 0.
+        start_over: why an earlier run of this very recipe cannot be continued (a clause that follows the folder's
+            name), or None; called in rank 0, if there was such a run.
 
     Returns:
         The facts, in every process.

@@ -50,10 +50,7 @@ class Recipe:
     def changes_from(self, record: Record) -> list[str]:
         """`key old -> new` for every setting or input in which `record` differs, "unset" where one of both has none."""
         before = {key: value for key, value in record.settings.items() if key not in self.free}
-        return [
-            *_changes(before, self.settings),
-            *_changes(record.inputs, self.inputs),
-        ]
+        return _changes(before, self.settings) + _changes(record.inputs, self.inputs)
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ class Record:
 
     @classmethod
     def of(cls, recipe: Recipe, facts: Facts, contents: dict[str, int] | None) -> Record:
-        """The record of an artifact that is in the making, or complete where its `contents` are told."""
+        """The record of an artifact: complete if `contents` is not None, else unfinished."""
         return cls(
             stage=recipe.command,
             version=__version__,

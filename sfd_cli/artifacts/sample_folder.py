@@ -1,7 +1,6 @@
 """The sample folder: one PNG per image, their labels, and an ADM-format npz of them all.
 
-Written by `sfd sample`, equal byte for byte every time. Those who look at samples also take a folder of images from
-elsewhere.
+`sfd sample` writes it, equal byte for byte every time; scores and reports also read other folders of images.
 """
 
 from __future__ import annotations
@@ -33,18 +32,13 @@ WRITTEN_BEHIND = 128
 
 @dataclass(frozen=True)
 class SampleFolder:
-    """The folder that `sfd sample` writes.
-
-    Attributes:
-        path: the folder.
-        workers: threads that read and write PNGs.
-    """
+    """The folder that `sfd sample` writes, with `workers` threads that read and write PNGs."""
 
     path: Path
     workers: int = 2
 
     def image(self, index: int) -> Path:
-        """Where image `index` is."""
+        """The path of image `index`."""
         return self.path / f"{index:06d}.png"
 
     def write(self, images: Iterable[tuple[int, np.ndarray]]) -> Iterator[int]:
@@ -111,8 +105,8 @@ class Samples:
         labels: class index of each; all zero for a folder that `sfd sample` did not write.
         side: side of the square images, pixels, from the first.
         description: where they are, and the fingerprint of what made them.
-        settings: the settings that `sfd sample` recorded, or nothing.
-        class_names: of every class, or nothing.
+        settings: those that `sfd sample` recorded; empty for another folder.
+        class_names: of every class, likewise.
         given_noise: whether the noise came from a file instead of the seed.
     """
 
@@ -141,12 +135,11 @@ class Samples:
         files = [SampleFolder(folder).image(index) for index in range(len(labels))]
         missing = [path for path in files if not path.is_file()]
         if missing:
-            raise UserError(
-                missing[0], f"is missing ({len(missing)} of {len(files)} samples)", "run `sfd sample` again"
-            )
+            problem = f"is missing ({len(missing)} of {len(files)} samples)"
+            raise UserError(missing[0], problem, "run `sfd sample` again")
         description = f"{folder} {record.fingerprint[:16]}"
-        names, given = record.facts["class_names"], "noise" in record.inputs
-        return cls(files, labels, _side(files[0]), description, record.settings, names, given)
+        names, from_file = record.facts["class_names"], "noise" in record.inputs
+        return cls(files, labels, _side(files[0]), description, record.settings, names, from_file)
 
     def choose(self, count: int | None, seed: int) -> list[int]:
         """Indices of `count` random samples, ascending; of all where it is None.
@@ -158,11 +151,7 @@ class Samples:
         if count is None:
             return list(range(available))
         if count > available:
-            raise UserError(
-                "fid.num_images",
-                f"{count} samples asked for, but there are {available}",
-                "run `sfd sample` for more",
-            )
+            raise UserError("fid.num_images", f"{count} is more than {available} samples", "run `sfd sample` for more")
         order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))
         return sorted(order[:count].tolist())
 

@@ -13,9 +13,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
-from sfd_cli.config import DEFAULT_PARAMS, Paths, Settings, load_settings, section_type
+from sfd_cli.config import DEFAULT_PARAMS, Paths, Runtime, Settings, load_settings, section_type
 from sfd_cli.errors import UserError
-from sfd_cli.tables import Stage
+from sfd_cli.stages import Stage
 
 PARAMS = Annotated[Path, typer.Option("--params", help="the settings file", rich_help_panel="Other")]
 DEBUG = Annotated[bool, typer.Option("--debug", help="show tracebacks (also SFD_DEBUG=1)", rich_help_panel="Other")]
@@ -42,23 +42,26 @@ class SettingsCommand(TyperCommand):
 
 
 def stage_options(stage: Stage) -> list[inspect.Parameter]:
-    """A parameter for every key of the stage's sections, for its paths and for `runtime`; None means not given."""
+    """A parameter for every key of the stage's sections, for its paths and for `runtime`; None leaves the setting."""
     options: list[inspect.Parameter] = []
     for section, prefix in stage.sections.items():
-        options += _section_options(section, prefix, f"Settings ({section})")
+        for name, info in section_type(Settings, section).model_fields.items():
+            options += _option(f"{section}{DOT}{name}", info, [prefix + name], f"Settings ({section})")
     for name in stage.paths:
-        flags = [name.replace("_", "-"), *([stage.aliases[name]] if name in stage.aliases else [])]
+        flags = [name, *([stage.aliases[name]] if name in stage.aliases else [])]
         options += _option(f"paths{DOT}{name}", Paths.model_fields[name], flags, "Artifacts")
-    return options + _section_options("runtime", "", "Other")
+    for name, info in Runtime.model_fields.items():
+        options += _option(f"runtime{DOT}{name}", info, [name], "Other")
+    return options
 
 
 def settings_from_flags(params: Path, flags: dict[str, Any], sections: dict[str, str]) -> Settings:
-    """The settings of the file with the flags that were given laid over them.
+    """The settings of the file with the flags laid over them.
 
     Args:
-        params: the settings file; missing, it stands for the defaults only under its usual name.
+        params: the settings file; only under its usual name may it be missing, for the defaults.
         flags: values of `stage_options`.
-        sections: other sections that flags are meant for than those they are named after.
+        sections: section of a flag's name -> section that the flag is meant for, where they differ.
 
     Raises:
         UserError: the file is missing, or a value is not acceptable.
@@ -73,13 +76,6 @@ def settings_from_flags(params: Path, flags: dict[str, Any], sections: dict[str,
     return load_settings(params, overrides)
 
 
-def _section_options(section: str, prefix: str, panel: str) -> list[inspect.Parameter]:
-    options = []
-    for name, info in section_type(Settings, section).model_fields.items():
-        options += _option(f"{section}{DOT}{name}", info, [(prefix + name).replace("_", "-")], panel)
-    return options
-
-
 def _option(name: str, info: FieldInfo, flags: list[str], panel: str) -> list[inspect.Parameter]:
     """A typer option for one key of params.yaml; none for a nested section, which has no flag."""
     kind = info.annotation
@@ -91,8 +87,9 @@ def _option(name: str, info: FieldInfo, flags: list[str], panel: str) -> list[in
     if typing.get_origin(kind) is list:
         extra["parser"] = _integers if typing.get_args(kind) == (int,) else _names
         kind = str
+    names = [flag.replace("_", "-") for flag in flags]
     option = typer.Option(
-        *(f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}" for flag in flags),
+        *(f"--{name}/--no-{name}" if kind is bool else f"--{name}" for name in names),
         help=info.description,
         rich_help_panel=panel,
         **extra,

@@ -1,6 +1,6 @@
-"""Flags that are no settings: each function's parameters are a stage's, and it returns what goes with them to `run`.
+"""Flags that are no settings: a function's parameters are flags of a stage, and it returns keyword arguments of `run`.
 
-A key `stage` in what is returned names another stage to run with the same flags.
+The key `stage` in what it returns names another stage to run with the same flags.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-_FILE = {"dir_okay": False, "rich_help_panel": "Given inputs"}
+_FILE = {"dir_okay": False, "rich_help_panel": "Inputs"}
 
 
 def train(

@@ -14,7 +14,8 @@ from typer.core import TyperGroup
 from sfd_cli.cli.options import DEBUG, PARAMS, SettingsCommand, settings_from_flags, stage_options
 from sfd_cli.cli.terminal import friendly_errors, print_result
 from sfd_cli.config import DEFAULT_PARAMS
-from sfd_cli.tables import STAGES, Stage
+from sfd_cli.stages import Stage
+from sfd_cli.tables import STAGES
 
 
 class StageGroup(TyperGroup):

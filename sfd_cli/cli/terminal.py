@@ -15,7 +15,7 @@ import typer
 
 from sfd_cli.errors import SfdError, StageFailure, UserError
 
-# A path that cannot be read or written as asked; like any mistake, the user's to change.
+# A path that cannot be read or written: the user's to change.
 UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
@@ -48,12 +48,10 @@ def _with_fields(error: Exception) -> SfdError:
     if isinstance(error, SfdError):
         return error
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return StageFailure(
-            error.filename or "the disk", f"is full ({error})", "free some space and run the same command to go on"
-        )
+        remedy = "free some space and run the same command to go on"
+        return StageFailure(error.filename or "the disk", f"is full ({error})", remedy)
     if isinstance(error, OSError) and error.errno in UNUSABLE:
-        problem = f"cannot be used ({error.strerror})"
-        return UserError(error.filename, problem, "give another path or see to this one")
+        return UserError(error.filename, f"cannot be used ({error.strerror})", "give another path, or repair this one")
     return StageFailure(type(error).__name__, " ".join(str(error).split()), "SFD_DEBUG=1 shows the traceback")
 
 

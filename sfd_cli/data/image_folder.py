@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ NAMED_PROBLEMS = 10
 
 
 def image_folder(settings: Settings) -> ImageSet:
-    """The images of `images.folder`; each is decoded and hashed every time, as the contents decide the fingerprint.
+    """The images of `images.folder`, decoded and hashed every time, because the contents decide the fingerprint.
 
     Raises:
         UserError: the folder is not an ImageFolder, holds no whole image, overlaps the folder that is written, or,
@@ -32,16 +31,16 @@ def image_folder(settings: Settings) -> ImageSet:
     listed = [listed[index] for index in evenly_spaced(len(listed), images.limit)]
     results = in_threads(lambda file: _check(root / file), listed, settings.runtime.workers, "checking images")
     checked = dict(zip(listed, results, strict=True))
-    corrupt = {file: result.problem for file, result in checked.items() if result.problem is not None}
+    corrupt = {file: found for file, found in checked.items() if isinstance(found, str)}
+    whole = {file: found for file, found in checked.items() if not isinstance(found, str)}
     _report_corrupt(root, corrupt, images.strict)
-    if len(corrupt) == len(listed):
+    if not whole:
         raise UserError("images.folder", f"none of the {len(listed)} images of {root} can be decoded", "repair them")
-    whole = {file: result for file, result in checked.items() if result.problem is None}
-    manifest = ImageManifest.of(root, {file: result.digest for file, result in whole.items()})
+    manifest = ImageManifest.of(root, {file: digest for file, (digest, _) in whole.items()})
     emptied = {file.split("/", 1)[0] for file in listed} - set(manifest.classes)
     if emptied:
         say(f"left out, no whole image: class folders {', '.join(sorted(emptied))}")
-    sizes = _sizes([result.sides for result in whole.values()], images.size)
+    sizes = _sizes([sides for _, sides in whole.values()], images.size)
 
     def write(folder: Path) -> ImageManifest:
         # An absolute path stays one; a relative one must hold from the manifest's own folder.
@@ -61,42 +60,28 @@ def image_folder(settings: Settings) -> ImageSet:
     )
 
 
-@dataclass(frozen=True)
-class _Checked:
-    """What decoding one file told: the hash of its bytes, its sides in pixels, and what is wrong with it."""
-
-    digest: str = ""
-    sides: tuple[int, int] = (0, 0)
-    problem: str | None = None
-
-
 def _refuse_overlap(root: Path, target: Path) -> None:
     """Nothing may be written into the user's folder, nor may it be swept aside with an old output."""
     own, written = root.resolve(), target.resolve()
     if own == written or own in written.parents or written in own.parents:
-        raise UserError(
-            "images.folder",
-            f"{root} overlaps {target}, where this stage writes",
-            "move your images elsewhere or set paths.images to another folder",
-        )
+        remedy = "move your images elsewhere or set paths.images to another folder"
+        raise UserError("images.folder", f"{root} overlaps {target}, where this stage writes", remedy)
 
 
-def _check(path: Path) -> _Checked:
+def _check(path: Path) -> tuple[str, tuple[int, int]] | str:
+    """Hash of a file's bytes and its sides in pixels, or what is wrong with it."""
     try:
         content = path.read_bytes()
-        return _Checked(hashlib.sha256(content).hexdigest(), decode_image(content).size)
+        return hashlib.sha256(content).hexdigest(), decode_image(content).size
     except DECODE_ERRORS as error:
-        return _Checked(problem=" ".join(str(error).split()) or type(error).__name__)
+        return " ".join(str(error).split()) or type(error).__name__
 
 
 def _report_corrupt(root: Path, corrupt: dict[str, str], strict: bool) -> None:
     named = [f"{root / file} ({problem})" for file, problem in list(corrupt.items())[:NAMED_PROBLEMS]]
     if strict and corrupt:
-        raise UserError(
-            "images.strict",
-            f"{len(corrupt)} corrupt images, the first {named[0]}",
-            "repair or remove them, or leave out --strict",
-        )
+        problem = f"{len(corrupt)} corrupt images, the first {named[0]}"
+        raise UserError("images.strict", problem, "repair or remove them, or leave out --strict")
     for one in named:
         say(f"corrupt, left out: {one}")
     if len(corrupt) > NAMED_PROBLEMS:

@@ -1,4 +1,7 @@
-"""Where the images of `sfd prepare-data` come from: what a source of the table IMAGE_SOURCES tells."""
+"""What a source of images, an entry of the table IMAGE_SOURCES, is: a function of the settings that gives an ImageSet.
+
+It raises UserError where the images cannot be had.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,10 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from sfd_cli.config import Settings
 from sfd_cli.data.images import ImageManifest
 from sfd_cli.data.prefetch import threaded_map
 
@@ -39,17 +41,6 @@ class ImageSet:
     facts: dict[str, Any] = field(default_factory=dict)
     shown: dict[str, Any] = field(default_factory=dict)
     is_kept: bool = True
-
-
-class ImageSource(Protocol):
-    """An entry of IMAGE_SOURCES."""
-
-    def __call__(self, settings: Settings) -> ImageSet:
-        """The images that these settings ask for; the section `images` is what a source reads.
-
-        Raises:
-            UserError: they cannot be had.
-        """
 
 
 def in_threads(work: Callable[[Item], Result], items: Sequence[Item], workers: int, doing: str) -> list[Result]:

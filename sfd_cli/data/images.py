@@ -88,13 +88,12 @@ class ImageManifest:
         except (KeyError, TypeError, AttributeError):
             raise UserError(path, "is not an image manifest", "delete it and run `sfd prepare-data` again") from None
         if not root.is_dir():
-            raise UserError(
-                path, f"names the image folder {root}, which is gone", "put it back or run `sfd prepare-data`"
-            )
+            problem = f"names the image folder {root}, which is gone"
+            raise UserError(path, problem, "put it back or run `sfd prepare-data`")
         return cls(root, classes, files, labels, fingerprint)
 
     def save(self, folder: Path, root: str) -> None:
-        """Write the manifest into `folder`; `root` is recorded as given: absolute, or relative to `folder`."""
+        """Write the manifest into `folder`; `root` is absolute, or relative to `folder`."""
         images: dict[str, list[str]] = {name: [] for name in self.classes}
         for file in self.files:
             name, rest = file.split("/", 1)
@@ -183,8 +182,7 @@ class ImageReader:
     def iterate(self, batches: Iterable[Sequence[int]], ahead: int = 2) -> Iterator[torch.Tensor]:
         """`read` for one batch of indices after the other, up to `ahead` batches being decoded in advance."""
         if self.workers == 0:
-            for batch in batches:
-                yield self._stack([self._load(index) for index in batch])
+            yield from (self._stack(map(self._load, batch)) for batch in batches)
             return
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="images")
         pending: deque[list[Future[np.ndarray]]] = deque()
@@ -192,14 +190,15 @@ class ImageReader:
             for batch in batches:
                 pending.append([pool.submit(self._load, index) for index in batch])
                 if len(pending) > ahead:
-                    yield self._stack([future.result() for future in pending.popleft()])
+                    yield self._stack(future.result() for future in pending.popleft())
             while pending:
-                yield self._stack([future.result() for future in pending.popleft()])
+                yield self._stack(future.result() for future in pending.popleft())
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _stack(self, images: list[np.ndarray]) -> torch.Tensor:
-        stacked = np.stack(images) if images else np.empty((0, self.size, self.size, 3), np.uint8)
+    def _stack(self, images: Iterable[np.ndarray]) -> torch.Tensor:
+        decoded = [*images]
+        stacked = np.stack(decoded) if decoded else np.empty((0, self.size, self.size, 3), np.uint8)
         return torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 3, 1, 2)))
 
     def _load(self, index: int) -> np.ndarray:
@@ -207,9 +206,8 @@ class ImageReader:
         try:
             return np.asarray(center_crop(decode_image(path), self.size))
         except DECODE_ERRORS as error:
-            raise UserError(
-                path, f"cannot be read as an image ({error})", "run `sfd prepare-data` again to leave it out"
-            ) from None
+            problem = f"cannot be read as an image ({error})"
+            raise UserError(path, problem, "run `sfd prepare-data` again to leave it out") from None
 
 
 def list_image_folder(root: Path) -> list[str]:
@@ -226,15 +224,11 @@ def list_image_folder(root: Path) -> list[str]:
     if not classes:
         loose = sum(_is_image(name) for name in entries)
         found = f"loose images ({loose}) but no class folders" if loose else "no class folders and no images"
-        raise UserError(
-            "images.folder", f"{root} holds {found}", f"put images into {root}/CLASS/ (one class: one such folder)"
-        )
+        remedy = f"put images into {root}/CLASS/ (one class: one such folder)"
+        raise UserError("images.folder", f"{root} holds {found}", remedy)
     if set(classes) <= {"train", "training", "val", "valid", "validation", "test"}:
-        raise UserError(
-            "images.folder",
-            f"{root} holds the splits {', '.join(classes)}, not classes",
-            f"name one of them, such as {root / classes[0]}",
-        )
+        problem = f"{root} holds the splits {', '.join(classes)}, not classes"
+        raise UserError("images.folder", problem, f"name one of them, such as {root / classes[0]}")
     files = []
     for name in classes:
         for folder, subfolders, members in os.walk(root / name, followlinks=True):
@@ -242,11 +236,8 @@ def list_image_folder(root: Path) -> list[str]:
             inside = Path(folder).relative_to(root)
             files += [(inside / member).as_posix() for member in members if _is_image(member)]
     if not files:
-        raise UserError(
-            "images.folder",
-            f"the class folders of {root} hold no images",
-            f"put some there ({', '.join(sorted(EXTENSIONS))})",
-        )
+        remedy = f"put some there ({', '.join(sorted(EXTENSIONS))})"
+        raise UserError("images.folder", f"the class folders of {root} hold no images", remedy)
     return sorted(files, key=lambda file: file.split("/"))
 
 

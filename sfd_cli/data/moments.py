@@ -11,15 +11,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and squared deviations of D channels, all float64.
-
-    Merging is the pairwise update of Chan, Golub and LeVeque (1979): no cancellation, one pass over the data.
+    """Count, mean and squared deviations of D channels, float64, merged as by Chan, Golub and LeVeque (1979).
 
     Attributes:
         count: values of each channel.
         mean: (D,).
-        deviations: sum of squared deviations from the mean of each channel, (D,); or the scatter matrix, the sum of
-            their outer products, (D, D).
+        deviations: sum of squared deviations from the mean, (D,); or the scatter matrix, the sum of their outer
+            products, (D, D).
     """
 
     count: int
@@ -28,17 +26,16 @@ class Moments:
 
     @classmethod
     def of(cls, values: np.ndarray, channel_axis: int = -1, *, scatter: bool = False) -> Moments:
-        """Moments of an array of any shape over all axes but `channel_axis`; `scatter` asks for the matrix."""
+        """Moments over all axes but `channel_axis`, with the scatter matrix if `scatter`."""
         channels = np.moveaxis(values, channel_axis, 0).reshape(values.shape[channel_axis], -1).astype(np.float64)
         mean = channels.mean(axis=1)
         channels -= mean[:, None]
-        return cls(
-            channels.shape[1], mean, channels @ channels.T if scatter else np.square(channels, channels).sum(axis=1)
-        )
+        deviations = channels @ channels.T if scatter else np.square(channels, channels).sum(axis=1)
+        return cls(channels.shape[1], mean, deviations)
 
     @classmethod
     def none(cls, width: int, *, scatter: bool = False) -> Moments:
-        """Moments of no values at all, to begin with."""
+        """Moments of no values."""
         return cls(0, np.zeros(width), np.zeros((width, width) if scatter else width))
 
     def merge(self, other: Moments) -> Moments:
@@ -56,26 +53,26 @@ class Moments:
 
     @classmethod
     def merged(cls, parts: Iterable[Moments]) -> Moments:
-        """Moments of all parts together, merged in the order given."""
+        """Moments of all parts together, merged in their order."""
         return reduce(cls.merge, parts)
 
     @property
     def std(self) -> np.ndarray:
-        """Population standard deviation of every channel, (D,)."""
+        """Population standard deviation, (D,)."""
         squares = self.deviations if self.deviations.ndim == 1 else self.deviations.diagonal()
         return np.sqrt(squares / self.count)
 
     def covariance(self, correction: int = 0) -> np.ndarray:
         """The covariance (D, D), with the divisor count - `correction`; needs the scatter matrix."""
         if self.deviations.ndim != 2:
-            raise ValueError("moments of single channels do not tell their covariance")
+            raise ValueError("the covariance needs the scatter matrix")
         return self.deviations / (self.count - correction)
 
     def to_array(self) -> np.ndarray:
-        """Rows count, mean, deviations: (3, D), or (D + 2, D) with a scatter matrix, float64, for keeping in a file."""
+        """Rows count, mean, deviations: float64 (3, D), or (D + 2, D) with a scatter matrix."""
         return np.vstack([np.full_like(self.mean, self.count), self.mean, self.deviations])
 
     @classmethod
     def from_array(cls, array: np.ndarray) -> Moments:
-        """The inverse of `to_array`; of one channel alone there is no telling which it was."""
+        """The inverse of `to_array`; one channel comes back without a scatter matrix."""
         return cls(int(array[0, 0]), array[1], array[2] if len(array) == 3 else array[2:])

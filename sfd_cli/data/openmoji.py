@@ -57,9 +57,8 @@ def package_versions() -> dict[str, str]:
     try:
         return {name: version(name) for name in PACKAGES}
     except PackageNotFoundError as error:
-        raise UserError(
-            "images.source", f"openmoji needs the package {error.name}", "install with `pip install 'sfd-cli[demo]'`"
-        ) from None
+        problem = f"openmoji needs the package {error.name}"
+        raise UserError("images.source", problem, "install with `pip install 'sfd-cli[demo]'`") from None
 
 
 def drawings(skin_tones: bool) -> dict[str, Path]:
@@ -91,15 +90,9 @@ def rasterise(svg: Path, size: int) -> bytes:
     """The drawing on white as a `size` x `size` PNG; depends on the SVG and the version of resvg alone."""
     import resvg_py
 
-    return bytes(
-        resvg_py.svg_to_bytes(
-            svg_string=svg.read_text(encoding="utf-8"),
-            width=size,
-            height=size,
-            background="#ffffff",
-            skip_system_fonts=True,
-        )
-    )
+    text, white = svg.read_text(encoding="utf-8"), "#ffffff"
+    png = resvg_py.svg_to_bytes(svg_string=text, width=size, height=size, background=white, skip_system_fonts=True)
+    return bytes(png)
 
 
 def _write_png(path: Path, content: bytes) -> str:

@@ -25,7 +25,7 @@ class EpochSampler:
     def __init__(self, count: int, batch_size: int, seed: int, indices: np.ndarray | None = None) -> None:
         self.indices = np.arange(count) if indices is None else np.asarray(indices, np.int64)
         if not len(self.indices) or batch_size < 1:
-            raise ValueError(f"no batches of {batch_size} from {len(self.indices)} images")
+            raise ValueError(f"batch_size {batch_size} makes no batches of {len(self.indices)} images")
         if self.indices.min() < 0 or self.indices.max() >= count:
             raise ValueError(f"indices {self.indices.min()} to {self.indices.max()} of a store of {count} images")
         self.batch_size = batch_size

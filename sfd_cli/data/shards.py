@@ -1,4 +1,4 @@
-"""Writes HDF5 stores shard by shard: a killed run goes on, and several processes share the shards."""
+"""Writes HDF5 stores shard by shard, so that a killed run goes on and several processes share the work."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class ShardWriter:
             self._unwritten[name] -= len(array)
 
     def keep(self, name: str, array: np.ndarray) -> None:
-        """Keep a small array about the whole shard, to be had again from `StoreWriter.extra`."""
+        """Keep a small array about the whole shard; `StoreWriter.extra` reads it."""
         self._file.create_dataset(f"{EXTRAS}/{name}", data=array)
 
     def check_filled(self) -> None:
@@ -61,14 +61,14 @@ class ShardWriter:
 
 
 class StoreWriter:
-    """Writes a store; what a killed run left behind is taken up again shard by shard.
+    """Writes a store; finished shards of a killed run are kept.
 
     Args:
         folder: the store.
         fields: the arrays of every image.
         count: images in the store.
         shard_size: images per shard; the last one may hold fewer.
-        fingerprint: of everything that decides the contents; shards of another are not taken up.
+        fingerprint: of everything that decides the contents; shards of another are not kept.
         attributes: JSON-able facts kept in the index.
     """
 
@@ -208,8 +208,8 @@ def write_shards(
 
     Args:
         writer: of the store.
-        batches_of: batches that make up a shard, given its positions in the store.
-        make: arrays (n, *field shape) of one batch after the other, made in a thread, ahead of the writing.
+        batches_of: positions of a shard in the store -> batches that make it up.
+        make: batches -> arrays (n, *field shape) of each, made in a thread, ahead of the writing.
         doing: what the progress bar says.
         streams: fields of latents (n, flips, C, h, w) whose moments per channel are kept for `stream_statistics`.
         share: this process and how many there are, (rank, count); they take the shards in turn.

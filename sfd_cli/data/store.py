@@ -127,9 +127,9 @@ class Store:
     def _read_pieces(self, batch: np.ndarray, shards: np.ndarray, begins: np.ndarray) -> None:
         """Fill `batch` with what begins at bytes `begins` of the files of `shards`.
 
-        Plain reads rather than memory maps: they count no file pages as the program's memory, and a file that is cut
-        short or a disk that fails is an error and no crash. What is not in the page cache is asked for all at once
-        and read last, so that the disk works on many images at a time and not on one after the other.
+        Plain reads rather than memory maps: file pages do not count as the program's memory, and a file cut short or
+        a failing disk is an error and no crash. What is not in the page cache is announced first and read last, so
+        that the disk works on many images at a time.
         """
         if not batch.size:
             return
@@ -193,11 +193,8 @@ class Store:
             raise UserError(path, "is missing", _AGAIN) from None
         except (OSError, KeyError, ValueError) as error:
             if isinstance(error, OSError) and error.errno == errno.EMFILE:
-                raise UserError(
-                    self.folder,
-                    "has more shards than files may be open at once",
-                    "raise `ulimit -n`, or write the store again with a larger shard_size",
-                ) from None
+                remedy = "raise `ulimit -n`, or write the store again with a larger shard_size"
+                raise UserError(self.folder, "has more shards than files may be open at once", remedy) from None
             raise UserError(path, f"is truncated or damaged ({error})", f"delete it and {_AGAIN}") from None
 
 

@@ -6,8 +6,9 @@ under the name that `dit.schedule` and `sample.schedule` give; training, solvers
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, Protocol, Self
 
 from torch import Tensor
 
@@ -15,29 +16,24 @@ from sfd_cli.diffusion.latents import Streams
 from sfd_cli.tables import SCHEDULES
 
 
-class Phase(Protocol):
-    """A stretch of progress on which both streams' times are smooth, so that a solver keeps its order inside it."""
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of progress on which both streams' times are smooth, so that a solver keeps its order inside it.
 
-    @property
-    def start(self) -> float:
-        """Progress at which it begins."""
+    Attributes:
+        start: progress at which it begins.
+        end: progress at which it ends, larger than `start`.
+        times: progress -> both streams' times, continued smoothly past both ends: an adaptive solver evaluates past
+            the end of the phase, where the next one must not show.
+        rates: progress -> dt/dT of both streams, continued likewise; 0 for a frozen stream.
+        moves: whether each stream's time changes in this phase; a stream that does not move is frozen.
+    """
 
-    @property
-    def end(self) -> float:
-        """Progress at which it ends, larger than `start`."""
-
-    @property
-    def moves(self) -> Streams[bool]:
-        """Whether each stream's time changes in this phase; a stream that does not move is frozen."""
-
-    def times(self, progress: float) -> Streams[float]:
-        """Both streams' times at `progress`, continued smoothly past both ends.
-
-        An adaptive solver evaluates past the end of the phase, where the next one must not show.
-        """
-
-    def rates(self, progress: float) -> Streams[float]:
-        """dt/dT of both streams at `progress`, continued likewise; 0 for a frozen stream."""
+    start: float
+    end: float
+    times: Callable[[float], Streams[float]]
+    rates: Callable[[float], Streams[float]]
+    moves: Streams[bool]
 
 
 class Schedule(Protocol):
@@ -65,29 +61,32 @@ def schedule_of(section: Any) -> Schedule:
     return law
 
 
-class LinearPhase(NamedTuple):
+def linear_phase(start: float, end: float, rate: Streams[float], intercept: Streams[float]) -> Phase:
     """A phase on which each stream's time is linear, t = rate * T + intercept."""
 
-    start: float
-    end: float
-    rate: Streams[float]
-    intercept: Streams[float]
+    def times(progress: float) -> Streams[float]:
+        return Streams(rate.texture * progress + intercept.texture, rate.semantic * progress + intercept.semantic)
 
-    @property
-    def moves(self) -> Streams[bool]:
-        """See `Phase`."""
-        return Streams(self.rate.texture != 0, self.rate.semantic != 0)
+    return Phase(start, end, times, lambda progress: rate, Streams(rate.texture != 0, rate.semantic != 0))
 
-    def times(self, progress: float) -> Streams[float]:
-        """See `Phase`."""
-        return Streams(
-            self.rate.texture * progress + self.intercept.texture,
-            self.rate.semantic * progress + self.intercept.semantic,
-        )
 
-    def rates(self, progress: float) -> Streams[float]:
-        """See `Phase`."""
-        return self.rate
+def whole_schedule(schedule: Schedule) -> Phase:
+    """A schedule as one phase inside which rates may jump, for the reference code's grid, which ignores breakpoints.
+
+    At a breakpoint the times are those of the later phase, and a stream that moves on one side moves. Past the end the
+    times go on as in the last phase, the rates stay those at the end.
+    """
+
+    def times(progress: float) -> Streams[float]:
+        return [phase for phase in schedule.phases if phase.start <= max(progress, 0.0)][-1].times(progress)
+
+    def rates(progress: float) -> Streams[float]:
+        progress = min(max(progress, 0.0), schedule.end)
+        touching = [phase.rates(progress) for phase in schedule.phases if phase.start <= progress <= phase.end]
+        first, last = touching[0], touching[-1]
+        return Streams(last.texture or first.texture, last.semantic or first.semantic)
+
+    return Phase(0.0, schedule.end, times, rates, Streams(True, True))
 
 
 @dataclass(frozen=True)
@@ -114,52 +113,15 @@ class AsynchronousSchedule:
         return 1 + self.delta_t
 
     @property
-    def phases(self) -> tuple[LinearPhase, ...]:
+    def phases(self) -> tuple[Phase, ...]:
         """Semantics alone, both streams, textures alone: those of the three that are not empty."""
         three = (
-            LinearPhase(0.0, self.delta_t, Streams(0.0, 1.0), Streams(0.0, 0.0)),
-            LinearPhase(self.delta_t, 1.0, Streams(1.0, 1.0), Streams(-self.delta_t, 0.0)),
-            LinearPhase(1.0, self.end, Streams(1.0, 0.0), Streams(-self.delta_t, 1.0)),
+            linear_phase(0.0, self.delta_t, Streams(0.0, 1.0), Streams(0.0, 0.0)),
+            linear_phase(self.delta_t, 1.0, Streams(1.0, 1.0), Streams(-self.delta_t, 0.0)),
+            linear_phase(1.0, self.end, Streams(1.0, 0.0), Streams(-self.delta_t, 1.0)),
         )
         return tuple(phase for phase in three if phase.end > phase.start)
 
     def times(self, progress: Tensor) -> Streams[Tensor]:
         """See `Schedule`."""
         return Streams((progress - self.delta_t).clamp(0, 1), progress.clamp(0, 1))
-
-
-@dataclass(frozen=True)
-class WholeSchedule:
-    """A whole schedule in place of one phase, for the one-span grid of the reference code, which ignores breakpoints.
-
-    Rates may jump inside it.
-    """
-
-    schedule: Schedule
-
-    @property
-    def start(self) -> float:
-        """See `Phase`."""
-        return 0.0
-
-    @property
-    def end(self) -> float:
-        """See `Phase`."""
-        return self.schedule.end
-
-    @property
-    def moves(self) -> Streams[bool]:
-        """See `Phase`."""
-        return Streams(True, True)
-
-    def times(self, progress: float) -> Streams[float]:
-        """Those of the phase at `progress`: the later one at a breakpoint, the last one past the end."""
-        phase = [phase for phase in self.schedule.phases if phase.start <= max(progress, 0.0)][-1]
-        return phase.times(progress)
-
-    def rates(self, progress: float) -> Streams[float]:
-        """Those at `progress`, or at the end past it; at a breakpoint a stream that moves on one side moves."""
-        progress = min(max(progress, 0.0), self.end)
-        touching = [phase.rates(progress) for phase in self.schedule.phases if phase.start <= progress <= phase.end]
-        first, last = touching[0], touching[-1]
-        return Streams(last.texture or first.texture, last.semantic or first.semantic)

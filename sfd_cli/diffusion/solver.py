@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sfd_cli.diffusion.guidance import VelocityField, guide_moving
 from sfd_cli.diffusion.latents import LatentSpace
-from sfd_cli.diffusion.schedule import Phase, Schedule, WholeSchedule
+from sfd_cli.diffusion.schedule import Phase, Schedule, whole_schedule
 from sfd_cli.tables import SOLVERS
 
 Slope = Callable[[float, Tensor], Tensor]
@@ -159,7 +159,7 @@ def allot(total: int, shares: list[float]) -> list[int]:
 def _stretches(schedule: Schedule, steps: int, grid: str, shift: float) -> list[tuple[Phase, list[float]]]:
     """Stretches to integrate one after another, with the points of each."""
     if grid == "one-span":
-        return [(WholeSchedule(schedule), [schedule.end * shifted(i / steps, shift) for i in range(steps + 1)])]
+        return [(whole_schedule(schedule), [schedule.end * shifted(i / steps, shift) for i in range(steps + 1)])]
     return list(zip(schedule.phases, phase_points(schedule, steps, shift), strict=True))
 
 

@@ -3,68 +3,56 @@
 from __future__ import annotations
 
 from sfd_cli.config import Settings
-from sfd_cli.device import choose_device
 from sfd_cli.errors import UserError
 from sfd_cli.evaluation.extractors import Extractor
 from sfd_cli.evaluation.features import FeatureSet, extract
 from sfd_cli.evaluation.images import ImageSource
-from sfd_cli.evaluation.metric import Compared, Reference
-from sfd_cli.evaluation.reference import ReferenceSource
+from sfd_cli.evaluation.metric import Compared
+from sfd_cli.evaluation.reference import Reference
 from sfd_cli.evaluation.untrained import UntrainedImages
-
-Features = dict[str, FeatureSet]
+from sfd_cli.processes import choose_device
 
 
 def compare(
-    settings: Settings,
-    samples: ImageSource,
-    references: dict[str, ReferenceSource],
-    extractors: list[Extractor],
+    settings: Settings, samples: ImageSource, references: dict[str, Reference], extractors: list[Extractor]
 ) -> dict[str, Compared]:
     """The features of everything that is compared, by extractor.
 
-    Args:
-        settings: the section `fid`; with `fid.baselines` those of the models that sampled.
-        samples: the images to score.
-        references: what they are compared with, by extractor.
-        extractors: what to compute.
-
     Raises:
-        UserError: an image is damaged, or there are fewer than two.
+        UserError: an image is damaged, or there are fewer than two of a kind.
         StageFailure: a feature is not finite.
     """
 
-    def features(images: ImageSource, what: str, wanted: list[Extractor]) -> Features:
+    def features(images: ImageSource, what: str, wanted: list[Extractor]) -> dict[str, FeatureSet]:
         return extract(images, what, wanted, settings.fid.batch_size, settings.fid.seed)
 
-    for found in (samples, *(source.images for source in references.values())):
-        if found is not None and found.count < 2:
-            subject, remedy = ("samples", "sample more") if found is samples else ("fid.reference", "give more")
-            raise UserError(subject, f"a score needs at least 2 images on either side, found {found.count}", remedy)
+    distinct = {id(reference): reference for reference in references.values()}.values()
+    _require_two("samples", samples)
+    for reference in distinct:
+        _require_two("fid.reference", reference.images)
     scored = features(samples, "samples", extractors)
-    real: Features = {}
-    for source in {id(found): found for found in references.values()}.values():
-        if source.images is not None:
-            wanted = [extractor for extractor in extractors if references[extractor.name] is source]
-            real |= features(source.images, "the reference", wanted)
-    untrained, why = _untrained(settings, samples.count)
-    fresh = {} if untrained is None else features(untrained, "an untrained model", extractors)
+    real: dict[str, FeatureSet] = {}
+    for reference in distinct:
+        if reference.images is not None:
+            wanted = [extractor for extractor in extractors if references[extractor.name] is reference]
+            real |= features(reference.images, "the reference", wanted)
+    untrained: dict[str, FeatureSet] = {}
+    why = ""
+    if settings.fid.baselines:
+        try:
+            images = UntrainedImages.open(settings, samples.count, choose_device(settings.runtime.device))
+        except UserError as error:
+            why = str(error)
+        else:
+            untrained = features(images, "an untrained model", extractors)
     return {
-        extractor.name: Compared(
-            scored[extractor.name],
-            Reference(real.get(extractor.name), references[extractor.name].statistics_of_width(extractor.width)),
-            fresh.get(extractor.name),
-            why,
+        name: Compared(
+            scored[name], real.get(name), references[name].statistics_of_width(width), untrained.get(name), why
         )
-        for extractor in extractors
+        for name, width in ((extractor.name, extractor.width) for extractor in extractors)
     }
 
 
-def _untrained(settings: Settings, count: int) -> tuple[ImageSource | None, str]:
-    """The images of an untrained model, or why there are none."""
-    if not settings.fid.baselines:
-        return None, ""
-    try:
-        return UntrainedImages.open(settings, count, choose_device(settings.runtime.device)), ""
-    except UserError as error:
-        return None, str(error)
+def _require_two(subject: str, images: ImageSource | None) -> None:
+    if images is not None and images.count < 2:
+        raise UserError(subject, f"has {images.count} image, but a score needs 2", "add images")

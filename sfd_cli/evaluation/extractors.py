@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import urllib.error
+import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +13,30 @@ import torch
 from torch import Tensor
 
 from sfd_cli.config import Encoder, Settings
-from sfd_cli.device import choose_device
-from sfd_cli.errors import StageFailure, UserError
-from sfd_cli.evaluation.inception import inception_weights
+from sfd_cli.errors import SfdError, UserError
 from sfd_cli.evaluation.reasons import NotComputable
 from sfd_cli.formats.torch_files import read_weights_file
-from sfd_cli.weights.fetch import digest
+from sfd_cli.processes import choose_device
+from sfd_cli.weights.fetch import cache_folder, digest, fetch_weights
+from sfd_cli.weights.registry import Https, find_weights
 from sfd_cli.weights.visual_encoders import encoder_fingerprint, load_visual_encoder
+
+INCEPTION_WEIGHTS = "inception_v3"
+PATIENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """Images to features: `compute` maps uint8 (n, 3, H, W) on `device` to float (n, width)."""
+    """Images to features: `compute` maps uint8 (n, 3, H, W) on `device` to float (n, width).
+
+    `identity` says in `fid.json` which weights were used.
+    """
 
     name: str
     width: int
     device: torch.device
     compute: Callable[[Tensor], Tensor]
+    identity: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features (n, width), float32 on the CPU, of uint8 images (n, 3, H, W)."""
@@ -49,67 +58,75 @@ def inception_extractor(weights: Path, device: torch.device) -> Extractor:
     """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    # torch-fidelity unpickles what it is given; only a file that loads without executing anything gets there.
+    # torch-fidelity unpickles the file, so refuse one that could execute code.
     read_weights_file(weights)
     network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights))
     network.to(device)
     return Extractor("inception", 2048, device, lambda images: network(images)[0])
 
 
-def _open_dinov2(settings: Settings, device: torch.device) -> tuple[Extractor, dict[str, Any]]:
+def inception_weights() -> Path:
+    """Inception's weights file, fetched if it is not here yet.
+
+    `fetch_weights` retries for minutes, but these weights are optional: a server that does not answer within seconds
+    is not tried again.
+
+    Raises:
+        UserError: there is no file and no download.
+    """
+    from torch.hub import get_dir
+
+    weights = find_weights(INCEPTION_WEIGHTS)
+    places = (cache_folder() / weights.file, Path(get_dir()) / "checkpoints" / weights.file)
+    if not any(place.exists() for place in places):
+        assert isinstance(weights.source, Https)
+        remedy = f"`sfd weights fetch {INCEPTION_WEIGHTS}` says which file to put where"
+        try:
+            urllib.request.urlopen(weights.source.url, timeout=PATIENCE_SECONDS).close()
+        except urllib.error.HTTPError as error:
+            raise UserError(weights.source, f"answered HTTP {error.code} {error.reason}", remedy) from None
+        except OSError as error:
+            problem = f"cannot be reached ({getattr(error, 'reason', error)})"
+            raise UserError(weights.source, problem, remedy) from None
+    return fetch_weights(weights)
+
+
+def _open_dinov2(settings: Settings, device: torch.device) -> Extractor:
     encoder = settings.fid.encoder
-    extractor = class_token_extractor(encoder, device)
     identity = encoder.model_dump() | {"token": "class", "fingerprint": encoder_fingerprint(encoder)}
-    return extractor, {"encoder": identity}
+    return replace(class_token_extractor(encoder, device), identity={"encoder": identity})
 
 
-def _open_inception(settings: Settings, device: torch.device) -> tuple[Extractor, dict[str, Any]]:
+def _open_inception(settings: Settings, device: torch.device) -> Extractor:
     if settings.fid.inception == "none":
         raise NotComputable("switched off (fid.inception: none)")
     weights = inception_weights()
-    return inception_extractor(weights, device), {"inception": {"file": weights.name, "sha256": digest(weights)}}
+    identity = {"file": weights.name, "sha256": digest(weights)}
+    return replace(inception_extractor(weights, device), identity={"inception": identity})
 
 
-# By name: opens an extractor, and says what identifies it. The first is the one that works everywhere.
-EXTRACTORS: dict[str, Callable[[Settings, torch.device], tuple[Extractor, dict[str, Any]]]] = {
+EXTRACTORS: dict[str, Callable[[Settings, torch.device], Extractor]] = {
     "dinov2": _open_dinov2,
     "inception": _open_inception,
 }
 LABELS = {"dinov2": "DINOv2", "inception": "Inception"}
 
 
-@dataclass(frozen=True)
-class Extractors:
-    """The extractors there are.
-
-    Attributes:
-        found: ready for use, one at least.
-        missing: why others are not there, by name.
-        identities: what identifies those that are there.
-    """
-
-    found: list[Extractor]
-    missing: dict[str, str]
-    identities: dict[str, Any]
-
-
-def open_extractors(settings: Settings) -> Extractors:
-    """All extractors whose weights can be had.
+def open_extractors(settings: Settings) -> tuple[list[Extractor], dict[str, str]]:
+    """The extractors whose weights can be had, at least one, and why others cannot, by name.
 
     Raises:
         UserError: none can.
     """
     device = choose_device(settings.runtime.device)
-    opened = Extractors([], {}, {})
+    found: list[Extractor] = []
+    missing: dict[str, str] = {}
     for name, open_one in EXTRACTORS.items():
         try:
-            extractor, identity = open_one(settings, device)
-        except (NotComputable, UserError, StageFailure) as error:
-            opened.missing[name] = str(error)
-        else:
-            opened.found.append(extractor)
-            opened.identities.update(identity)
-    if not opened.found:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in opened.missing.items())
+            found.append(open_one(settings, device))
+        except (NotComputable, SfdError) as error:
+            missing[name] = str(error)
+    if not found:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
         raise UserError("fid.encoder", f"no features can be computed ({reasons})", "see `sfd weights list`")
-    return opened
+    return found, missing

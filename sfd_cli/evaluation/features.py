@@ -33,7 +33,7 @@ class FeatureSet:
         if count > ROWS_KEPT:
             self._kept[torch.randperm(count, generator=generator)[ROWS_KEPT:]] = False
         self._halves = (FeatureMoments(width), FeatureMoments(width))
-        # Allocated whole from the start: rows joined later would take twice the memory for a moment.
+        # Allocated at once: concatenating batches later would need twice the memory.
         self._rows = torch.empty(int(self._kept.sum()), width)
         self._filled = 0
 
@@ -82,15 +82,12 @@ def extract(images: ImageSource, what: str, extractors: list[Extractor], size: i
     Args:
         images: where they come from.
         what: what they are, for the progress bar and for messages.
-        extractors: what to compute.
+        extractors: their names are the keys of the result.
         size: images per forward pass.
         seed: see `FeatureSet`.
 
-    Returns:
-        A feature set per extractor name.
-
     Raises:
-        StageFailure: another number of images came than announced, or a feature is not finite.
+        StageFailure: the number of images is not `images.count`, or a feature is not finite.
     """
     sets = {extractor.name: FeatureSet(extractor.width, images.count, seed) for extractor in extractors}
     seen, steps = 0, -(-images.count // size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sfd_cli.evaluation.gaussian import Gaussian
-from sfd_cli.evaluation.gaussian_distance import GaussianDistance
+from sfd_cli.evaluation.metric import GaussianDistance
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
@@ -13,8 +13,8 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
     `|mu_a - mu_b|^2 + Tr(A) + Tr(B) - 2 Tr((AB)^(1/2))`. AB is similar to the symmetric positive
     semi-definite `A^(1/2) B A^(1/2)`, so the trace is the sum of the square roots of the latter's
-    eigenvalues: two symmetric eigendecompositions in float64, which stay exact where covariances are
-    singular (fewer images than features) and where a general matrix square root goes astray.
+    eigenvalues: two symmetric eigendecompositions in float64, which stay exact for singular covariances
+    (fewer images than features), where a general matrix square root does not.
 
     Raises:
         ValueError: the widths differ, or a value is not finite.

@@ -1,4 +1,4 @@
-"""A Gaussian fitted to features, from moments gathered in one pass."""
+"""A Gaussian fitted to features, from moments computed in one pass."""
 
 from __future__ import annotations
 

@@ -52,4 +52,4 @@ def _compute(samples: Tensor, reference: Tensor, options: Fid) -> Scores:
     return {"kid": found["mean"], "kid_std": found["std"]}
 
 
-KID = RowMetric((Score("kid", "Kernel distance (KID), {features}", "{features} KID", spread="kid_std"),), _compute)
+KID = RowMetric((Score("kid", "Kernel distance (KID)", spread="kid_std"),), _compute)

@@ -1,7 +1,7 @@
-"""What a metric is: what it compares, the numbers it gives, and how the page shows them.
+"""What a metric is: numbers from the features of samples and reference, and how the page shows them.
 
-A metric is one entry of `sfd_cli.tables.METRICS` that points to an object with the members of `Metric`. Two kinds
-cover what the field uses: `GaussianDistance`, which needs moments only, and `RowMetric`, on the features themselves.
+A metric is one entry of `sfd_cli.tables.METRICS` that points to a `GaussianDistance` or a `RowMetric`. Keys, counts and
+baselines in `fid.json` and rows of the page follow from it.
 """
 
 from __future__ import annotations
@@ -9,39 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from sfd_cli.config import Fid
 from sfd_cli.evaluation.features import FeatureSet
-from sfd_cli.evaluation.gaussian import Gaussian
+from sfd_cli.evaluation.gaussian import Gaussian, gaussian_of_subset
 from sfd_cli.evaluation.reasons import NotComputable, Scores, unavailable
 
 NO_REFERENCE = "the reference has neither images nor statistics of these features"
 STATISTICS_ONLY = "the reference holds statistics only, and this needs its images"
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What samples are compared with, as one extractor sees it.
-
-    Attributes:
-        images: features of the reference images, if there are images.
-        statistics: published statistics of the reference; a distance between Gaussians prefers them to the images.
-    """
-
-    images: FeatureSet | None
-    statistics: Gaussian | None = None
-
-    @cached_property
-    def gaussian(self) -> Gaussian | None:
-        """What distances between Gaussians are measured to.
-
-        Raises:
-            TooFewImages: there are no statistics and one image.
-        """
-        return self.statistics or (self.images.gaussian() if self.images else None)
+NO_HALVES = "the reference has no images to halve"
 
 
 @dataclass(frozen=True)
@@ -50,53 +29,42 @@ class Compared:
 
     Attributes:
         samples: of the samples.
-        reference: of what they are compared with.
+        reference: of the reference images, if there are any.
+        statistics: published statistics of the reference; a distance between Gaussians prefers them to the images.
         untrained: of the images of an untrained model, for the baselines.
-        why_untrained_is_missing: where there are none.
+        why_untrained_is_missing: the reason where there are none.
     """
 
     samples: FeatureSet
-    reference: Reference
+    reference: FeatureSet | None
+    statistics: Gaussian | None = None
     untrained: FeatureSet | None = None
     why_untrained_is_missing: str = ""
+
+    @cached_property
+    def gaussian(self) -> Gaussian | None:
+        """The Gaussian of the reference: what distances are measured to."""
+        return self.statistics or (self.reference.gaussian() if self.reference else None)
 
 
 @dataclass(frozen=True)
 class Score:
-    """One number that a metric gives, and how the page shows it; `{features}` stands for the extractor's name.
+    """One number that a metric gives.
 
     Attributes:
-        key: in `fid.json`; the extractor's name is put in where there are several.
+        key: in `fid.json`, where `name_of` puts the extractor's name in.
         label: of its row on the page.
-        phrase: what it is called in the sentence that says why it is missing.
-        counted: the images behind it. `{samples}` and `{untrained}` are numbers of images, `{compared}` is what
-            `Metric.counts` gives for the key, `{reference}` says what a Gaussian was compared with.
+        counted: the images behind it. `{samples}` and `{untrained}` are numbers of images, `{compared}` is the pair
+            that stands under `counts` for the key, `{reference}` says what a Gaussian was compared with.
         spread: key of its standard deviation.
+        baseline: it says where another score stands, and is computed only if `fid.baselines`.
     """
 
     key: str
     label: str
-    phrase: str
     counted: str = "{compared[0]:,} samples against {compared[1]:,} images"
     spread: str = ""
-
-
-class Metric(Protocol):
-    """A way to compare samples with a reference."""
-
-    @property
-    def scores(self) -> tuple[Score, ...]:
-        """The numbers it gives, in the order of the page."""
-
-    @property
-    def baselines(self) -> tuple[Score, ...]:
-        """Numbers that say where the first score stands between real images and those of an untrained model."""
-
-    def compute(self, compared: Compared, options: Fid) -> Scores:
-        """The numbers by their keys; the baselines too if `options.baselines`; None, with a reason, for what fails."""
-
-    def counts(self, compared: Compared, options: Fid) -> dict[str, Any]:
-        """By score, how many images stand behind it."""
+    baseline: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,29 +72,99 @@ class RowMetric:
     """A metric on the features of images on both sides.
 
     Attributes:
-        scores: see `Metric`.
-        function: features of samples (n, D) and of the reference (m, D), float32, and the section `fid` to scores by
+        scores: the numbers it gives, in the order of the page.
+        function: features of samples (n, D) and of the reference (m, D), float32, and the section `fid` to numbers by
             key. Raises NotComputable where they do not allow it.
     """
 
     scores: tuple[Score, ...]
     function: Callable[[Tensor, Tensor, Fid], Scores]
-    baselines: tuple[Score, ...] = ()
 
-    def compute(self, compared: Compared, options: Fid) -> Scores:
-        """See `Metric`."""
-        keys, reference = [score.key for score in self.scores], compared.reference
-        if reference.images is None:
-            return unavailable(keys, STATISTICS_ONLY if reference.statistics else NO_REFERENCE)
+    def compute(self, compared: Compared, options: Fid) -> tuple[Scores, dict[str, Any]]:
+        """The numbers, or None and a reason; and how many images stand behind each."""
+        keys = [score.key for score in self.scores]
+        if compared.reference is None:
+            return unavailable(keys, STATISTICS_ONLY if compared.statistics else NO_REFERENCE), {}
+        samples, reference = compared.samples.rows, compared.reference.rows
+        counts: dict[str, Any] = {key: [len(samples), len(reference)] for key in keys}
         try:
-            return self.function(compared.samples.rows, reference.images.rows, options)
+            return self.function(samples, reference, options), counts
         except NotComputable as error:
-            return unavailable(keys, str(error))
+            return unavailable(keys, str(error)), counts
 
-    def counts(self, compared: Compared, options: Fid) -> dict[str, Any]:
-        """The images on both sides, by score."""
-        images = compared.reference.images
-        if images is None:
-            return {}
-        rows = [len(compared.samples.rows), len(images.rows)]
-        return {score.key: rows for score in self.scores}
+
+@dataclass(frozen=True)
+class GaussianDistance:
+    """A distance between Gaussians fitted to features, with where it stands between floor and ceiling.
+
+    `<key>_untrained` is the distance of the images of an untrained model, as many as samples and to the same
+    reference: the ceiling. `<key>_halves` is the distance between two random halves of the reference: the floor. Such
+    a distance grows as images get fewer, so the floor is not quite on the same scale; `<key>_matched` is: see
+    `matched`.
+
+    Attributes:
+        key: in `fid.json`.
+        label: of its row on the page.
+        function: the distance.
+    """
+
+    key: str
+    label: str
+    function: Callable[[Gaussian, Gaussian], float]
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """The distance of the samples, ceiling and floor."""
+        untrained, halves = f"{self.label} of an untrained model", f"{self.label} between two halves of the data"
+        return (
+            Score(self.key, self.label, "{samples:,} samples against {reference}"),
+            Score(f"{self.key}_untrained", untrained, "{untrained:,} images against {reference}", baseline=True),
+            Score(f"{self.key}_halves", halves, "{compared[0]:,} against {compared[1]:,} images", baseline=True),
+        )
+
+    def compute(self, compared: Compared, options: Fid) -> tuple[Scores, dict[str, Any]]:
+        """The distances, or None and a reason; and how many images stand behind each."""
+        key, against, images = self.key, compared.gaussian, compared.reference
+        # None where a statistics file does not say.
+        counts: dict[str, Any] = {f"{key}_reference": against.count if against else 0}
+        scores = self._to_reference(key, compared.samples, against)
+        if not options.baselines:
+            return scores, counts
+        scores |= self._to_reference(f"{key}_untrained", compared.untrained, against, compared.why_untrained_is_missing)
+        if images is not None:
+            counts[f"{key}_halves"] = list(images.half_counts)
+        if images is None or images.count < 4:
+            return scores | unavailable([f"{key}_halves", f"{key}_matched"], NO_HALVES), counts
+        sets = {"samples": compared.samples} | ({"untrained": compared.untrained} if compared.untrained else {})
+        halves = self.function(images.half(0), images.half(1))
+        matched = self.matched(sets, images, options.seed)
+        return scores | {f"{key}_halves": halves, f"{key}_matched": matched}, counts
+
+    def matched(self, sets: dict[str, FeatureSet], reference: FeatureSet, seed: int) -> dict[str, Any]:
+        """Distances that may be compared with each other: all to one half, from equally many images.
+
+        Every set, and the other half of the reference as `real`, is cut to the same number of random images.
+
+        Args:
+            sets: features by name, e.g. of the samples and of an untrained model's images.
+            reference: features of the reference images.
+            seed: draws the images.
+
+        Returns:
+            `images` (compared), `reference_images` (compared to), and the distance of `real` and of each set.
+        """
+        rows = {"real": reference.first_half_rows()} | {name: found.rows for name, found in sets.items()}
+        images = min(len(found) for found in rows.values())
+        against = reference.half(1)
+        distances = {
+            name: self.function(gaussian_of_subset(found, images, seed), against) for name, found in rows.items()
+        }
+        return {"images": images, "reference_images": against.count, **distances}
+
+    def _to_reference(self, key: str, images: FeatureSet | None, against: Gaussian | None, why: str = "") -> Scores:
+        if images is None or against is None:
+            return unavailable([key], why or NO_REFERENCE)
+        return {key: self.function(images.gaussian(), against)}
+
+
+Metric = RowMetric | GaussianDistance

@@ -43,10 +43,4 @@ def _compute(samples: Tensor, reference: Tensor, options: Fid) -> Scores:
     return {"precision": precision, "recall": recall}
 
 
-PRECISION_RECALL = RowMetric(
-    (
-        Score("precision", "Precision, {features}", "{features} precision"),
-        Score("recall", "Recall, {features}", "{features} recall"),
-    ),
-    _compute,
-)
+PRECISION_RECALL = RowMetric((Score("precision", "Precision"), Score("recall", "Recall")), _compute)

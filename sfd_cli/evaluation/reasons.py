@@ -10,16 +10,11 @@ Scores = dict[str, Any]
 
 
 class NotComputable(ValueError):
-    """A score cannot be had; the text is the reason that is reported."""
+    """A score cannot be computed; the text is the reason that is reported."""
 
 
 class TooFewImages(NotComputable):
-    """A set of images is smaller than the score needs.
-
-    Attributes:
-        needed: images that would do.
-        found: images of the smaller set.
-    """
+    """A set of images is smaller than the score needs: `needed` would do, the smaller set has `found`."""
 
     def __init__(self, needed: int, found: int) -> None:
         super().__init__(f"needs more than {needed - 1} images on either side, found {found}")

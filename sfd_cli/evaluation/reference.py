@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from sfd_cli.config import Settings
 from sfd_cli.data.images import ImageManifest, image_files
 from sfd_cli.errors import UserError
 from sfd_cli.evaluation.gaussian import Gaussian
-from sfd_cli.evaluation.images import ImageFiles, ImageSource, open_npz
+from sfd_cli.evaluation.images import ImageFiles, ImageSource
+from sfd_cli.evaluation.npz import open_npz
 from sfd_cli.weights.models import locate
 
 
 @dataclass(frozen=True)
-class ReferenceSource:
-    """Where a reference comes from, before features are computed.
-
-    Attributes:
-        description: for `fid.json`.
-        images: its images, if there are any.
-        statistics: published statistics of features, if there are any.
-    """
+class Reference:
+    """Where a reference comes from, before features are computed; `description` is for `fid.json`."""
 
     description: str
     images: ImageSource | None
@@ -31,7 +27,7 @@ class ReferenceSource:
         return self.statistics if self.statistics is not None and self.statistics.width == width else None
 
 
-def open_references(settings: Settings, widths: dict[str, int], side: int) -> dict[str, ReferenceSource]:
+def open_references(settings: Settings, widths: dict[str, int], side: int) -> dict[str, Reference]:
     """What each extractor's features of the samples are compared with.
 
     That is what `fid.reference` names; the training images where it is unset, and for an extractor of which it says
@@ -45,39 +41,31 @@ def open_references(settings: Settings, widths: dict[str, int], side: int) -> di
     Raises:
         UserError: it is missing, damaged or something else.
     """
-    source = _named(settings, side)
-    if source.images is not None:
-        return dict.fromkeys(widths, source)
-    unscored = [name for name, width in widths.items() if source.statistics_of_width(width) is None]
-    instead = _training_images_if_there(settings, side) if unscored else source
-    return {name: instead if name in unscored else source for name in widths}
+    named = _open_named(settings, side)
+    if named.images is not None:
+        return dict.fromkeys(widths, named)
+    unscored = [name for name, width in widths.items() if named.statistics_of_width(width) is None]
+    instead = Reference("none", None)
+    if unscored:
+        with suppress(UserError):  # without a reference scores are null and say so
+            instead = _training_images(settings, side)
+    return {name: instead if name in unscored else named for name in widths}
 
 
-def _named(settings: Settings, side: int) -> ReferenceSource:
+def _open_named(settings: Settings, side: int) -> Reference:
     if settings.fid.reference is None:
         return _training_images(settings, side)
     path = locate(settings.fid.reference, "metric")
     if path.is_dir():
-        return ReferenceSource(str(path), ImageFiles(image_files(path), side, settings.runtime.workers))
+        return Reference(str(path), ImageFiles(image_files(path), side, settings.runtime.workers))
     if path.suffix == ".npz":
-        opened = open_npz(path)
-        return ReferenceSource(str(path), opened.images, opened.statistics)
-    raise UserError(
-        "fid.reference",
-        f"{path} is neither a folder of images nor an npz",
-        "give one of these, or a name from `sfd weights list`",
-    )
+        return Reference(str(path), *open_npz(path))
+    problem = f"{path} is neither a folder of images nor an npz"
+    raise UserError("fid.reference", problem, "give one of these, or a name from `sfd weights list`")
 
 
-def _training_images(settings: Settings, side: int) -> ReferenceSource:
+def _training_images(settings: Settings, side: int) -> Reference:
     manifest = ImageManifest.load(settings.paths.images)
     files = [manifest.path(index) for index in range(len(manifest))]
     description = f"training images {settings.paths.images} {manifest.fingerprint[:16]}"
-    return ReferenceSource(description, ImageFiles(files, side, settings.runtime.workers))
-
-
-def _training_images_if_there(settings: Settings, side: int) -> ReferenceSource:
-    try:
-        return _training_images(settings, side)
-    except UserError:
-        return ReferenceSource("none", None)
+    return Reference(description, ImageFiles(files, side, settings.runtime.workers))

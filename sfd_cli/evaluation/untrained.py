@@ -24,7 +24,7 @@ class UntrainedImages:
     """The first `count` images that `sfd sample` would give had the network never been trained.
 
     The same architecture with seeded random weights and the same texture VAE; noise and labels follow from
-    `sample.seed`, also where the samples were made from given ones; no guidance.
+    `sample.seed`, even where the samples were made from files of noise and labels; no guidance.
     """
 
     sampler: Sampler

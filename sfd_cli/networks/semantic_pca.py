@@ -59,7 +59,7 @@ class SemanticPCA(nn.Module):
         return network
 
     def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Patch tokens (B, N, D) -> components and logvar, each (B, N, C_s); the variance is as good as none."""
+        """Patch tokens (B, N, D) -> components and logvar, each (B, N, C_s); the logvar is the smallest there is."""
         latents = (tokens - self.mean) / self.scale @ self.components.T
         return latents, torch.full_like(latents, LOGVAR_RANGE[0])
 

@@ -52,11 +52,8 @@ class VisualEncoder(nn.Module):
         self.patch_size = int(self.network.patch_embed.patch_size[0])
         if image_size % self.patch_size:
             below = max(image_size // self.patch_size, 1) * self.patch_size
-            raise UserError(
-                "encoder.image_size",
-                f"{image_size} is not a multiple of the {self.patch_size} px patches of {name}",
-                f"try {below} or {below + self.patch_size}",
-            )
+            problem = f"{image_size} is not a multiple of the {self.patch_size} px patches of {name}"
+            raise UserError("encoder.image_size", problem, f"try {below} or {below + self.patch_size}")
         self.grid = tiles * image_size // self.patch_size
         self.feature_width = int(self.network.embed_dim)
         mean, std = (torch.tensor(self.network.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
@@ -192,9 +189,8 @@ def _create(name: str, image_size: int, architecture: dict[str, Any]) -> Any:
     except (TypeError, KeyError, ValueError) as error:
         raise UserError("encoder.name", f"{refusal} ({error})", "choose another") from None
     except AssertionError as error:
-        raise UserError(
-            "encoder.image_size", f"{name!r} does not take {image_size} px images ({error})", "choose another size"
-        ) from None
+        problem = f"{name!r} does not take {image_size} px images ({error})"
+        raise UserError("encoder.image_size", problem, "choose another size") from None
     if not hasattr(network, "num_prefix_tokens") or not hasattr(network, "patch_embed"):
         raise UserError("encoder.name", refusal, "choose another")
     return network

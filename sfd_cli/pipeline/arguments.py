@@ -30,12 +30,7 @@ S = TypeVar("S", bound=Section)
 
 
 def as_sample(defaults: Mapping[str, Any], changes: Any, *allowed: str) -> Sample:
-    """The section `sample` of a call.
-
-    Args:
-        defaults: settings by name.
-        changes: other settings over them, by name.
-        *allowed: those of `NOT_OF_A_CALL` that are taken nevertheless.
+    """The section `sample` of a call: `changes` over `defaults`, both by name; `allowed` are of NOT_OF_A_CALL.
 
     Raises:
         UserError: one is unknown, has no use in a call, or is not acceptable.
@@ -47,7 +42,7 @@ def as_sample(defaults: Mapping[str, Any], changes: Any, *allowed: str) -> Sampl
 
 
 def as_section(kind: type[S], values: Any, name: str) -> S:
-    """A section of settings from plain values; errors name its settings as those of `name`.
+    """A section of settings from plain values, called `name` in errors.
 
     Raises:
         UserError: a setting is unknown or not acceptable.
@@ -58,7 +53,7 @@ def as_section(kind: type[S], values: Any, name: str) -> S:
         return kind.model_validate(values)
     except ValidationError as error:
         found = first_problem(error, kind)
-        raise UserError(f"{name}.{found.key}", found.problem, found.remedy) from None
+        raise UserError(f"{name}.{found.subject}", found.problem, found.remedy) from None
 
 
 def as_rows(labels: Labels, conditions: Conditions) -> np.ndarray:
@@ -95,11 +90,8 @@ def as_pixels(images: Images, side: int) -> Tensor:
     """
     if isinstance(images, Tensor):
         if images.dtype != torch.uint8 or images.shape[1:] != (3, side, side):
-            raise UserError(
-                "images",
-                f"are {images.dtype} of shape {tuple(images.shape)}",
-                f"give uint8 (n, 3, {side}, {side})",
-            )
+            problem = f"are {images.dtype} of shape {tuple(images.shape)}"
+            raise UserError("images", problem, f"give uint8 (n, 3, {side}, {side})")
         if len(images):
             return images
     pictures = [] if isinstance(images, Tensor) else _listed(images)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
@@ -29,45 +27,23 @@ from sfd_cli.weights.visual_encoders import load_visual_encoder
 Posterior = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True)
-class CompositeEncoder:
-    """The two frozen compressors of one composite latent, on one device; without semantics the second is None."""
+def posteriors(
+    texture_vae: TextureVAE, semantic: SemanticCompressor | None, pixels: Tensor, tokens: Tensor | None
+) -> dict[str, Posterior]:
+    """Mean and logvar of each stream, (n, C, h, w) float32 each; without a semantic compressor of textures alone.
 
-    texture_vae: TextureVAE
-    semantic: SemanticCompressor | None
-
-    @classmethod
-    def load(cls, settings: Settings, device: torch.device) -> Self:
-        """The compressors at `settings.paths`.
-
-        Raises:
-            UserError: one is missing, or the texture VAE's grid is not the one that the settings promise.
-        """
-        texture_vae = open_texture_vae(settings).load().to(device)
-        if settings.images.size != settings.grid * texture_vae.downsampling:
-            side = settings.images.size / texture_vae.downsampling
-            raise UserError(
-                settings.paths.texture_vae,
-                f"makes a {side:g} x {side:g} latent of {settings.images.size} px images, but the settings promise"
-                f" {settings.grid} x {settings.grid}",
-                "run `sfd train-texture-vae` again, or change images.size or encoder.image_size",
-            )
-        semantic = None if settings.semvae.compressor == "none" else open_semantic(settings).load().to(device)
-        return cls(texture_vae, semantic)
-
-    def posteriors(self, pixels: Tensor, tokens: Tensor | None) -> dict[str, Posterior]:
-        """Mean and logvar of each stream, (n, C, h, w) float32 each.
-
-        Args:
-            pixels: uint8 (n, 3, H, W).
-            tokens: patch tokens of the same images, (n, N, D); not needed without semantics.
-        """
-        posteriors: dict[str, Posterior] = {"texture": self.texture_vae.encode(to_signed(pixels))}
-        if self.semantic is not None:
-            assert tokens is not None
-            mean, logvar = self.semantic.encode(tokens.float())
-            posteriors["semantic"] = (as_grid(mean), as_grid(logvar))
-        return posteriors
+    Args:
+        texture_vae: makes the texture latent.
+        semantic: makes the semantic latent.
+        pixels: uint8 (n, 3, H, W).
+        tokens: patch tokens of the same images, (n, N, D); not needed without semantics.
+    """
+    found: dict[str, Posterior] = {"texture": texture_vae.encode(to_signed(pixels))}
+    if semantic is not None:
+        assert tokens is not None
+        mean, logvar = semantic.encode(tokens.float())
+        found["semantic"] = (as_grid(mean), as_grid(logvar))
+    return found
 
 
 def as_grid(values: Tensor) -> Tensor:
@@ -89,8 +65,7 @@ class LatentEncoder:
     """Images of the manifest to composite latents and patch tokens.
 
     Args:
-        settings: all settings; the sections `images`, `encoder`, `latents`,
-            `paths` and `runtime` are read.
+        settings: the sections `images`, `encoder`, `latents`, `semvae`, `paths` and `runtime` are read.
         manifest: the images.
         inputs: fingerprints of the images and the encoder, which stored features must share.
         device: where the networks run.
@@ -105,13 +80,12 @@ class LatentEncoder:
     def __init__(
         self, settings: Settings, manifest: ImageManifest, inputs: dict[str, str], device: torch.device
     ) -> None:
-        self._settings = settings
-        self._manifest = manifest
-        self._device = device
-        self._composite = CompositeEncoder.load(settings, device)
-        semantic = self._composite.semantic
-        channels = 0 if semantic is None else semantic.config.channels
-        self.space = LatentSpace(self._composite.texture_vae.latent_channels, channels, settings.grid)
+        self._settings, self._manifest, self._device = settings, manifest, device
+        self._texture_vae = _open_texture_vae(settings).to(device)
+        has_semantics = settings.semvae.compressor != "none"
+        self._semantic = open_semantic(settings).load().to(device) if has_semantics else None
+        channels = 0 if self._semantic is None else self._semantic.config.channels
+        self.space = LatentSpace(self._texture_vae.latent_channels, channels, settings.grid)
         self._features = open_features(settings, inputs) if settings.needs_encoder else None
         self._rows = np.full(len(manifest), -1)
         if self._features is not None:
@@ -151,11 +125,11 @@ class LatentEncoder:
         pixels = torch.stack([images, images.flip(-1)], dim=1).flatten(0, 1)
         tokens = self._tokens(np.asarray(indices), images) if self._settings.needs_encoder else None
         features = None if tokens is None else torch.from_numpy(tokens).to(self._device).flatten(0, 1)
-        posteriors = self._composite.posteriors(pixels, features)
-        shapes = [mean.shape[1:] for mean, _ in posteriors.values()]
+        found = posteriors(self._texture_vae, self._semantic, pixels, features)
+        shapes = [mean.shape[1:] for mean, _ in found.values()]
         noise = posterior_noise(self._settings.latents.seed, indices, shapes)
         arrays = {}
-        for (name, (mean, logvar)), draws in zip(posteriors.items(), noise, strict=True):
+        for (name, (mean, logvar)), draws in zip(found.items(), noise, strict=True):
             sample = draw(mean, logvar, draws.to(self._device).flatten(0, 1))
             arrays[name] = sample.unflatten(0, (-1, 2)).half().cpu().numpy()
         if self._settings.latents.store_features and tokens is not None:
@@ -184,29 +158,34 @@ class LatentEncoder:
     @property
     def _feature_width(self) -> int:
         """Width of the patch tokens, as the semantic compressor expects it."""
-        semantic = self._composite.semantic
-        return self._encoder.feature_width if semantic is None else semantic.config.feature_width
+        return self._encoder.feature_width if self._semantic is None else self._semantic.config.feature_width
 
     def _require_width(self, width: int) -> None:
-        semantic = self._composite.semantic
-        expected = width if semantic is None else semantic.config.feature_width
+        expected = width if self._semantic is None else self._semantic.config.feature_width
         if width != expected:
-            raise UserError(
-                self._settings.paths.semvae,
-                f"was trained on tokens {expected} wide, but {self._settings.encoder.name} gives {width}",
-                "run `sfd train-semvae` again",
-            )
+            problem = f"was trained on tokens {expected} wide, but {self._settings.encoder.name} gives {width}"
+            raise UserError(self._settings.paths.semvae, problem, "run `sfd train-semvae` again")
 
     def _require_finite(self, indices: Sequence[int], arrays: dict[str, np.ndarray]) -> None:
         for name, array in arrays.items():
             whole = np.isfinite(array).reshape(len(array), -1).all(axis=1)
             if not whole.all():
-                file = self._manifest.path(indices[int(np.argmin(whole))])
-                raise StageFailure(
-                    file,
-                    f"its {name} latents are not finite in float16",
-                    "see whether the network that makes them is damaged",
-                )
+                file, problem = self._manifest.path(indices[int(np.argmin(whole))]), f"{name} latents are not finite"
+                raise StageFailure(file, f"its {problem} in float16", "the network that makes them may be damaged")
+
+
+def _open_texture_vae(settings: Settings) -> TextureVAE:
+    """The texture VAE, whose grid must be the one that the settings promise to other stages."""
+    texture_vae = open_texture_vae(settings).load()
+    size, grid = settings.images.size, settings.grid
+    if size != grid * texture_vae.downsampling:
+        side = size / texture_vae.downsampling
+        raise UserError(
+            settings.paths.texture_vae,
+            f"makes a {side:g} x {side:g} latent of {size} px images, but the settings promise {grid} x {grid}",
+            "run `sfd train-texture-vae` again, or change images.size or encoder.image_size",
+        )
+    return texture_vae
 
 
 def posterior_noise(seed: int, indices: Iterable[int], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
@@ -237,7 +216,6 @@ def open_features(settings: Settings, inputs: dict[str, str]) -> Store | None:
     record = finished(folder, "sfd extract-features")
     same_size = record.settings.get("image_size") == settings.images.size
     if not same_size or any(record.inputs.get(name) != value for name, value in inputs.items()):
-        raise UserError(
-            folder, "was made of other images or by another encoder", "run `sfd extract-features` again or remove it"
-        )
+        problem = "was made of other images or by another encoder"
+        raise UserError(folder, problem, "run `sfd extract-features` again or remove it")
     return Store(folder)

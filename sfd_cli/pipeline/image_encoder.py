@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -12,56 +10,48 @@ from sfd_cli.errors import UserError
 from sfd_cli.networks.gaussian import draw
 from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.networks.visual_encoder import VisualEncoder
-from sfd_cli.pipeline.encoding import CompositeEncoder
+from sfd_cli.pipeline.encoding import posteriors
 from sfd_cli.weights.models import SemanticCompressor
 
 IMAGES_AT_ONCE = 16
 
 
-@dataclass(frozen=True)
-class ImageEncoder:
-    """The networks that make a composite latent of an image, on one device.
+@torch.inference_mode()
+def encode_images(
+    pixels: Tensor,
+    space: LatentSpace,
+    texture_vae: TextureVAE,
+    semantic: SemanticCompressor | None,
+    encoder: VisualEncoder | None,
+    seed: int | None = None,
+) -> Tensor:
+    """Normalised composite latents (n, C, h, w) of uint8 images (n, 3, H, W).
 
-    Attributes:
+    Args:
+        pixels: the images.
         space: layout and scale of the latents.
         texture_vae: makes the texture latent.
         semantic: makes the semantic latent of patch tokens; not needed where the space has no semantic channels.
         encoder: makes the patch tokens.
+        seed: draws a sample of the posterior; without it the latent is the posterior's mean.
 
     Raises:
-        UserError: one is missing, or they do not make latents of this space.
+        UserError: a network is missing, or they do not make latents of this space.
     """
-
-    space: LatentSpace
-    texture_vae: TextureVAE
-    semantic: SemanticCompressor | None
-    encoder: VisualEncoder | None
-
-    def __post_init__(self) -> None:
-        require_encoders(self.space, self.semantic, self.encoder)
-
-    @torch.inference_mode()
-    def encode(self, pixels: Tensor, seed: int | None = None) -> Tensor:
-        """Normalised composite latents (n, C, h, w) of uint8 images (n, 3, H, W).
-
-        `seed` draws a sample of the posterior; without it the posterior's mean is given.
-        """
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        return torch.cat([self._encode(part, generator) for part in pixels.split(IMAGES_AT_ONCE)])
-
-    def _encode(self, pixels: Tensor, generator: torch.Generator | None) -> Tensor:
-        device = next(self.texture_vae.parameters()).device
-        pixels = pixels.to(device)
-        with_semantics = bool(self.space.semantic)
-        tokens = self.encoder(pixels.float() / 255)[0] if with_semantics and self.encoder is not None else None
-        composite = CompositeEncoder(self.texture_vae, self.semantic if with_semantics else None)
-        streams = []
-        for mean, logvar in composite.posteriors(pixels, tokens).values():
+    require_encoders(space, semantic, encoder)
+    if not space.semantic:
+        semantic = encoder = None
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    device, latents = next(texture_vae.parameters()).device, []
+    for part in pixels.split(IMAGES_AT_ONCE):
+        part, streams = part.to(device), []
+        tokens = None if encoder is None else encoder(part.float() / 255)[0]
+        for mean, logvar in posteriors(texture_vae, semantic, part, tokens).values():
             if generator is not None:
                 mean = draw(mean, logvar, torch.randn(mean.shape, generator=generator).to(device))
             streams.append(mean)
-        texture, semantic = streams if with_semantics else (*streams, pixels[:, :0])
-        return self.space.join(Streams(texture, semantic))
+        latents.append(space.join(Streams(streams[0], streams[1] if space.semantic else part[:, :0])))
+    return torch.cat(latents)
 
 
 def require_encoders(space: LatentSpace, semantic: SemanticCompressor | None, encoder: VisualEncoder | None) -> None:
@@ -86,8 +76,5 @@ def require_encoders(space: LatentSpace, semantic: SemanticCompressor | None, en
         ("side of the encoder's grid", encoder.grid, space.grid),
     ):
         if found != wanted:
-            raise UserError(
-                "encoder",
-                f"cannot encode: {what}: {found} instead of {wanted}",
-                "use the encoder and the semantic compressor of the latents that the transformer was trained on",
-            )
+            problem = f"cannot encode: {what}: {found} instead of {wanted}"
+            raise UserError("encoder", problem, "use those of the latents that the transformer was trained on")

@@ -1,4 +1,4 @@
-"""Noise and labels of every image of a sampling run: drawn from the seed, or given in `.npy` files."""
+"""Noise and labels of every image of a sampling run: drawn from the seed, or read from `.npy` files."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class SampleInputs:
     """What each image starts from.
 
     Attributes:
-        seed: of the noise, where none is given.
-        classes: class indices that images take in turn, where no labels are given; None for all classes.
-        noise: given noise (N, C, h, w), mapped from its file.
-        labels: given labels (N,).
+        seed: of the noise, where `noise` is None.
+        classes: class indices that images take in turn, where `labels` is None; None for all classes.
         count: images of the run.
-        fingerprints: SHA-256 of the files given.
+        noise: (N, C, h, w), mapped from its file.
+        labels: (N,).
+        fingerprints: SHA-256 of the files.
     """
 
     seed: int
@@ -41,13 +41,13 @@ class SampleInputs:
 
     @classmethod
     def open(cls, sample: Sample, noise: Path | None = None, labels: Path | None = None) -> Self:
-        """The inputs of a run; a file given decides how many images there are.
+        """The inputs of a run; a file decides how many images there are.
 
         Raises:
             UserError: a file is not an array of the kind, or the two have different lengths.
         """
-        given = {"noise": noise, "labels": labels}
-        arrays = {name: _read_array(path) for name, path in given.items() if path is not None}
+        files = {name: path for name, path in (("noise", noise), ("labels", labels)) if path is not None}
+        arrays = {name: _read_array(path) for name, path in files.items()}
         if "noise" in arrays and (arrays["noise"].ndim != 4 or arrays["noise"].dtype.kind != "f"):
             raise UserError(noise, f"is {_kind(arrays['noise'])}", "give floats of shape (N, C, h, w)")
         if "labels" in arrays and (arrays["labels"].ndim != 1 or arrays["labels"].dtype.kind not in "iu"):
@@ -58,7 +58,7 @@ class SampleInputs:
         count = next(iter(counts.values()), sample.num_images)
         if not count:
             raise UserError(noise or labels, "is empty", "give at least one image")
-        digests = tuple((name, sha256_file(path)) for name, path in given.items() if path is not None)
+        digests = tuple((name, sha256_file(path)) for name, path in files.items())
         return cls(sample.seed, sample.classes, count, arrays.get("noise"), arrays.get("labels"), digests)
 
     def require_fit(self, space: LatentSpace, conditions: Conditions) -> None:
@@ -83,7 +83,7 @@ class SampleInputs:
                 raise UserError(name, f"{wrong[:5] if wrong else 'an empty list'} cannot be sampled", known)
 
     def noise_of(self, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
-        """Noise (n, *shape) float32 on the CPU; past the end of what is given it begins again."""
+        """Noise (n, *shape) float32 on the CPU; past the end of a file it begins again."""
         if self.noise is None:
             return initial_noise(self.seed, indices, shape)
         return torch.from_numpy(_float32(self.noise[np.asarray(indices) % self.count]))

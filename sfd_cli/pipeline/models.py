@@ -12,7 +12,7 @@ from sfd_cli.config import Sample, Settings
 from sfd_cli.errors import UserError
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.texture_vae import TextureVAE
-from sfd_cli.pipeline.sampler import Sampler
+from sfd_cli.pipeline.sampler import STATISTICS_REMEDY, Sampler
 from sfd_cli.weights.models import Model, conditions_of, open_dit, open_texture_vae, space_of
 
 
@@ -66,9 +66,8 @@ class SamplingModels:
             UserError: a model is damaged, or they do not belong together.
         """
         self._require_together()
-        dit = self.dit.load().to(device)
         sampler = Sampler(
-            dit,
+            self.dit.load().to(device),
             sample,
             space_of(self.dit),
             conditions_of(self.dit),
@@ -76,6 +75,7 @@ class SamplingModels:
             None if self.texture_vae is None else self.texture_vae.load().to(device),
             self.dit.facts.get("delta_t"),
             self.dit.source,
+            None if self.guide is None else self.guide.source,
         )
         if sample.compile:
             for network in (sampler.dit, sampler.guide):
@@ -94,6 +94,10 @@ class SamplingModels:
             if why is not None:
                 problem = f"cannot guide {dit.source}: it has {why}"
                 raise UserError(guide.source, problem, "train both on the same latents")
+        known, channels = (dit.facts.get("statistics") or {}).get("mean", ()), space_of(dit).channels
+        if texture_vae is not None and known and len(known) != channels:
+            problem = f"has latent statistics for {len(known)} channels, but makes {channels} channels"
+            raise UserError(dit.source, problem, STATISTICS_REMEDY)
         trained_on = dit.facts.get("texture_vae")
         if texture_vae is not None and trained_on not in (None, texture_vae.fingerprint):
             problem = f"was trained on latents of another texture VAE than {texture_vae.source}"

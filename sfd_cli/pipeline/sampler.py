@@ -28,6 +28,11 @@ from sfd_cli.tables import SOLVERS
 # Images per call of the VAE decoder, whose activations are far larger than the transformer's.
 DECODED_AT_ONCE = 16
 
+STATISTICS_REMEDY = (
+    "give those of its training set (--foreign-texture-statistics and --foreign-semantic-statistics,"
+    " --texture-statistics and --semantic-statistics of `sfd weights import`, or the section `foreign`)"
+)
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -42,6 +47,7 @@ class Sampler:
         texture_vae: decodes texture latents; None where latents are all that is wanted.
         trained_delta_t: the offset that the transformer was trained with, where its folder says so.
         name: where the transformer is, for messages.
+        guide_name: where the guide is.
 
     Raises:
         UserError: models and settings do not belong together.
@@ -55,6 +61,7 @@ class Sampler:
     texture_vae: TextureVAE | None = None
     trained_delta_t: float | None = None
     name: str = "dit"
+    guide_name: str | None = None
 
     def __post_init__(self) -> None:
         self._require_offset()
@@ -80,7 +87,7 @@ class Sampler:
         return group or self.sample.batch_size
 
     def share(self, count: int, processes: Processes) -> list[int]:
-        """Indices of this process's part of `count` images: the processes take batches in turn."""
+        """Indices of this process's images of `count`: the processes take batches in turn."""
         return [index for index in range(count) if index // self.batch_size % processes.count == processes.rank]
 
     def batches(self, inputs: SampleInputs, indices: Iterable[int]) -> Iterator[tuple[list[int], Tensor]]:
@@ -107,7 +114,7 @@ class Sampler:
     def latents(self, inputs: SampleInputs, indices: Iterable[int], on_point: OnPoint | None = None) -> Tensor:
         """Normalised composite latents (n, C, h, w) of the images `indices`, integrated together.
 
-        `on_point` is told the solution at T = 0 and after every step.
+        `on_point` is called with T and the solution at T = 0 and after every step.
 
         Raises:
             StageFailure: one is not finite.
@@ -117,11 +124,8 @@ class Sampler:
         labels = inputs.labels_of(indices, len(self.conditions)).to(self.device)
         latents = self.solve(noise, labels, on_point)
         if not bool(latents.isfinite().all()):
-            raise StageFailure(
-                "sample",
-                f"the latents of images {indices[0]} to {indices[-1]} are not finite",
-                "sample with more steps or a smaller scale, or look at the training losses",
-            )
+            problem = f"the latents of images {indices[0]} to {indices[-1]} are not finite"
+            raise StageFailure("sample", problem, "use more steps or a smaller scale, or look at the training losses")
         return latents
 
     @torch.inference_mode()
@@ -190,24 +194,20 @@ class Sampler:
             return
         if self.space.semantic == 0:
             raise UserError("sample.delta_t", f"{self.name} has no semantic channels to offset", "use 0")
-        for network, name in ((self.dit, self.name), (self.guide, "the guide")):
+        for network, name in ((self.dit, self.name), (self.guide, self.guide_name or "the guide")):
             if network is not None and network.config.time_embedding == "single":
                 raise UserError("sample.delta_t", f"{name} has one time for both streams", "use 0")
 
     def _require_decodable(self, texture_vae: TextureVAE) -> None:
         if self.space.texture != texture_vae.latent_channels:
-            raise UserError(
-                "paths.texture_vae",
-                f"it decodes {texture_vae.latent_channels} texture channels, but {self.name} makes"
-                f" {self.space.texture}",
-                "use the one that its latents were encoded with",
-            )
+            found, wanted = texture_vae.latent_channels, self.space.texture
+            problem = f"it decodes {found} texture channels, but {self.name} makes {wanted}"
+            raise UserError("paths.texture_vae", problem, "use the one that its latents were encoded with")
         if not self.space.is_scaled:
             raise UserError(
                 self.name,
                 f"has no latent statistics for {self.space.channels} channels, without which samples cannot be decoded",
-                "give those of its training set (--foreign-texture-statistics and --foreign-semantic-statistics,"
-                " --texture-statistics and --semantic-statistics of `sfd weights import`, or the section `foreign`)",
+                STATISTICS_REMEDY,
             )
 
 

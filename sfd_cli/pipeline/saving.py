@@ -22,11 +22,7 @@ ENCODER_ENTRY = ("name", "image_size", "tiles")
 
 
 def save(
-    folder: Path,
-    class_name: str,
-    sampler: Sampler,
-    semantic: SemanticCompressor | None,
-    encoder: VisualEncoder | None,
+    folder: Path, class_name: str, sampler: Sampler, semantic: SemanticCompressor | None, encoder: VisualEncoder | None
 ) -> None:
     """Write the components as safetensors and JSON; the index comes last, so that a folder that has one is whole.
 
@@ -86,9 +82,8 @@ def read_index(folder: Path, class_name: str) -> dict[str, Any]:
 
 def _facts(sampler: Sampler) -> dict[str, Any]:
     """What the transformer's folder says beside its architecture, as far as it is known."""
-    facts: dict[str, Any] = {"delta_t": sampler.trained_delta_t, "classes": list(sampler.conditions.names)}
-    if sampler.trained_delta_t is None:
-        del facts["delta_t"]
+    known = {} if sampler.trained_delta_t is None else {"delta_t": sampler.trained_delta_t}
+    facts: dict[str, Any] = known | {"classes": list(sampler.conditions.names)}
     if sampler.space.is_scaled:
         facts["statistics"] = sampler.space.statistics
     if sampler.texture_vae is not None:

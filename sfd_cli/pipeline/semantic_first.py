@@ -13,16 +13,16 @@ from PIL import Image
 from torch import Tensor
 
 from sfd_cli.config import Settings, load_settings
-from sfd_cli.device import choose_device
 from sfd_cli.errors import UserError
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.networks.visual_encoder import VisualEncoder
 from sfd_cli.pipeline import loading, saving
 from sfd_cli.pipeline.arguments import NOT_OF_A_CALL, Images, Labels, as_noise, as_pixels, as_rows, as_sample
-from sfd_cli.pipeline.image_encoder import ImageEncoder
+from sfd_cli.pipeline.image_encoder import encode_images
 from sfd_cli.pipeline.inputs import SampleInputs
 from sfd_cli.pipeline.sampler import Sampler
+from sfd_cli.processes import choose_device
 from sfd_cli.weights.models import SemanticCompressor
 
 OUTPUTS = ("pil", "uint8", "latent")
@@ -30,11 +30,7 @@ OUTPUTS = ("pil", "uint8", "latent")
 
 @dataclass(frozen=True)
 class PipelineOutput:
-    """What a call gives.
-
-    Attributes:
-        images: PIL images; or, as asked for, uint8 (n, 3, H, W), or normalised composite latents (n, C, h, w).
-    """
+    """PIL images; or, by `output`, uint8 (n, 3, H, W) or normalised composite latents (n, C, h, w)."""
 
     images: list[Image.Image] | Tensor
 
@@ -216,13 +212,13 @@ class SemanticFirstPipeline:
 
         Args:
             images: PIL images, which are centre-cropped, or uint8 (n, 3, H, W) of the pipeline's size.
-            seed: draws a sample of the posterior; without it the posterior's mean is given.
+            seed: draws a sample of the posterior; without it the latent is the posterior's mean.
 
         Raises:
             UserError: the pipeline has no encoder or one that does not fit, or images are none or of the wrong size.
         """
-        encoder = ImageEncoder(self._sampler.space, self.texture_vae, self.semantic, self.encoder)
-        return encoder.encode(as_pixels(images, self.image_size), seed)
+        pixels, space = as_pixels(images, self.image_size), self._sampler.space
+        return encode_images(pixels, space, self.texture_vae, self.semantic, self.encoder, seed)
 
     def to(self, device: str | torch.device) -> Self:
         """Move all models; returns the pipeline itself.
@@ -242,10 +238,10 @@ def _prepared(
 ) -> tuple[Sampler, SampleInputs]:
     """The pipeline's own sampler with the settings of a call, and what its images start from."""
     sample = as_sample(own.sample.model_dump(exclude=set(NOT_OF_A_CALL)), sampling)
-    rows, given = as_rows(labels, own.conditions), None if noise is None else as_noise(noise)
-    if given is not None and len(given) != len(rows):
-        raise UserError("noise", f"{len(given)} images of noise for {len(rows)} labels", "give as many")
-    inputs = SampleInputs(sample.seed, None, len(rows), given, rows)
+    rows, start = as_rows(labels, own.conditions), None if noise is None else as_noise(noise)
+    if start is not None and len(start) != len(rows):
+        raise UserError("noise", f"{len(start)} images of noise for {len(rows)} labels", "give as many")
+    inputs = SampleInputs(sample.seed, None, len(rows), start, rows)
     inputs.require_fit(own.space, own.conditions)
     # Batches of equal size: the last one of a run is filled up, which a call for a few images must not pay for.
     batches = -(-len(rows) // sample.batch_size)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from sfd_cli.artifacts.sample_folder import Samples
 from sfd_cli.config import Sample, Settings
-from sfd_cli.device import choose_device
 from sfd_cli.diffusion.schedule import Schedule, schedule_of
 from sfd_cli.errors import UserError
 from sfd_cli.pipeline.inputs import SampleInputs
 from sfd_cli.pipeline.models import SamplingModels
+from sfd_cli.processes import choose_device
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,7 @@ def follow_samples(settings: Settings, samples: Samples, indices: list[int]) -> 
     """
     sample = recorded_sample(settings.sample, samples)
     models = SamplingModels.open(settings.model_copy(update={"sample": sample}))
-    sampler, schedule = (
-        models.load(sample, choose_device(settings.runtime.device)),
-        schedule_of(sample),
-    )
+    sampler, schedule = models.load(sample, choose_device(settings.runtime.device)), schedule_of(sample)
     inputs = SampleInputs(sample.seed, None, len(samples.labels), labels=np.asarray(samples.labels))
     points: dict[float, Tensor] = {}
     sampler.latents(inputs, indices, on_point=points.__setitem__)
@@ -67,7 +64,7 @@ def recorded_sample(section: Sample, samples: Samples) -> Sample:
     if not samples.settings:
         raise UserError(samples.description, "holds no images of `sfd sample`", "their way from noise is not known")
     if samples.given_noise:
-        raise UserError(samples.description, "was sampled from given noise", "the seed does not give it again")
+        raise UserError(samples.description, "was sampled from a file of noise", "sample from the seed")
     recorded = {key: value for key, value in samples.settings.items() if key in Sample.model_fields}
     if "interval" in samples.settings:
         recorded["interval_start"], recorded["interval_end"] = samples.settings["interval"]

@@ -51,7 +51,7 @@ def use_preset(name: str, params: Path, images: Path | None = None) -> list[str]
         if not images.is_dir():
             raise UserError("--images", f"{images} is not a folder", "give one with a folder of images per class")
         if not _FOLDER_LINE.search(text):
-            raise UserError("--images", f"the preset {name!r} brings its own images", "leave it away")
+            raise UserError("--images", f"the preset {name!r} brings its own images", "leave it out")
         quoted = yaml.safe_dump(str(images.resolve()), width=10_000, allow_unicode=True).splitlines()[0]
         text = _FOLDER_LINE.sub(lambda _: f"  folder: {quoted}", text)
     done = []

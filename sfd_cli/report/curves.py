@@ -12,7 +12,7 @@ import numpy as np
 
 from sfd_cli.errors import UserError
 
-# Matplotlib needs a colour; the page needs "whatever the text is". This one is replaced after drawing.
+# Matplotlib needs a colour: this one is replaced by the page's text colour after drawing.
 TEXT = "#010203"
 NOT_LOSSES = {"learning_rate", "images_per_second", "mfu", "gradient_norm"}
 COLOURS = ("#3b82c4", "#d9822b", "#3f9d63", "#b65fc0", "#c9504d", "#8a7a3d", "#4aa6a8")
@@ -53,15 +53,9 @@ def read_curves(folder: Path) -> list[Curve]:
 
 
 def draw_curves(title: str, curves: list[Curve], identity: str) -> str:
-    """Loss curves over steps, each also smoothed, on a logarithmic axis where all are positive.
+    """At least one loss curve over steps, also smoothed, as an SVG element; logarithmic where all are positive.
 
-    Args:
-        title: said above the axes.
-        curves: the lines, at least one.
-        identity: tells this picture's element ids from those of others on the page.
-
-    Returns:
-        An SVG element.
+    `identity` makes the element ids differ from those of other pictures on the page.
     """
     import matplotlib
 
@@ -90,7 +84,10 @@ def draw_curves(title: str, curves: list[Curve], identity: str) -> str:
             spine.set_visible(side in ("left", "bottom"))
             spine.set_color("#888888")
         axes.legend(frameon=False, labelcolor=TEXT, fontsize=8)
-        return _inline(figure)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :].replace(TEXT, "currentColor")
 
 
 def smooth(values: np.ndarray, window: int = 15) -> np.ndarray:
@@ -100,10 +97,3 @@ def smooth(values: np.ndarray, window: int = 15) -> np.ndarray:
     index = np.arange(len(values))
     low, high = np.maximum(index - reach, 0), np.minimum(index + reach + 1, len(values))
     return (total[high] - total[low]) / (high - low)
-
-
-def _inline(figure: Any) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :].replace(TEXT, "currentColor")

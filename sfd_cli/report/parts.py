@@ -26,14 +26,7 @@ LOGS = {"semvae": "Semantic VAE", "texture_vae": "Texture VAE", "dit": "Diffusio
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of the page, or the reason why there is none.
-
-    Attributes:
-        picture: data URI of the PNG.
-        caption: below it.
-        story: above it.
-        reason: why there is none.
-    """
+    """A picture (data URI of a PNG) with a story above it and a caption below, or the reason why there is none."""
 
     picture: str = ""
     caption: str = ""
@@ -81,7 +74,11 @@ def scores(settings: Settings) -> dict[str, Any]:
         return {"rows": [], "reason": "There are no scores yet; run `sfd fid`."}
     found = read_json(path)
     tables = score_tables(found)
-    if found.get("used", {}).get("samples") != _description(settings):
+    try:
+        shown = Samples.open(settings.paths.samples).description
+    except UserError:
+        shown = ""
+    if found.get("used", {}).get("samples") != shown:
         tables["notes"].insert(0, "These scores are of other samples than those shown above; run `sfd fid` again.")
     return tables
 
@@ -112,7 +109,7 @@ def spread_over_classes(labels: list[int], count: int) -> list[int]:
 
 
 def tell_phases(schedule: Schedule, semantics: bool) -> str:
-    """Which latent moves when, in words; without `semantics` there is only that of the textures."""
+    """Which latent moves when, in words; without `semantics` there is only the texture latent."""
     if not semantics:
         return f"Sampling runs along one progress T, from noise at T = 0 to the image at T = {schedule.end:g}."
     moving = {
@@ -120,12 +117,5 @@ def tell_phases(schedule: Schedule, semantics: bool) -> str:
         (False, True): "only the semantic latent moves",
         (True, False): "only the texture latent moves",
     }
-    told = [f"up to T = {phase.end:g} {moving[phase.moves]}" for phase in schedule.phases]
-    return f"Sampling runs along one progress T: {', '.join(told)}."
-
-
-def _description(settings: Settings) -> str:
-    try:
-        return Samples.open(settings.paths.samples).description
-    except UserError:
-        return ""
+    phases = [f"up to T = {phase.end:g} {moving[phase.moves]}" for phase in schedule.phases]
+    return f"Sampling runs along one progress T: {', '.join(phases)}."

@@ -39,7 +39,7 @@ def principal_colours(latents: np.ndarray) -> np.ndarray:
     mean = final.mean(axis=0)
     _, vectors = np.linalg.eigh(np.cov(final, rowvar=False).reshape(channels, channels))
     directions = vectors[:, ::-1][:, :3]
-    # An eigenvector's sign is arbitrary and differs between libraries: fix it, so that equal runs look equal.
+    # An eigenvector's sign is arbitrary and differs between libraries; a fixed one makes equal runs look equal.
     strongest = directions[np.abs(directions).argmax(axis=0), np.arange(directions.shape[1])]
     directions = directions * np.where(strongest < 0, -1.0, 1.0)
     projected = (tokens - mean) @ directions
@@ -84,9 +84,10 @@ def draw_trajectory(path: Path, trajectory: Trajectory, schedule: Schedule) -> N
             _show(grid[streams * sample, point], trajectory.textures[point, sample])
             if colours is not None:
                 _show(grid[streams * sample + 1, point], colours[point, sample])
-        _name_row(grid[streams * sample, 0], f"{shorten(trajectory.captions[sample])}\ntexture", TEXTURE)
+        name = f"{shorten(trajectory.captions[sample])}\ntexture"
+        grid[streams * sample, 0].set_ylabel(name, fontsize=7, color=TEXTURE)
         if colours is not None:
-            _name_row(grid[streams * sample + 1, 0], "semantics", SEMANTIC)
+            grid[streams * sample + 1, 0].set_ylabel("semantics", fontsize=7, color=SEMANTIC)
     for axes, progress in zip(grid[0], trajectory.progress, strict=True):
         axes.set_title(f"T = {progress:.2f}", fontsize=8)
     _write(figure, path)
@@ -127,10 +128,6 @@ def _show(axes: Axes, image: np.ndarray) -> None:
     for spine in axes.spines.values():
         spine.set_color("#cccccc")
         spine.set_linewidth(0.5)
-
-
-def _name_row(axes: Axes, text: str, colour: str) -> None:
-    axes.set_ylabel(text, fontsize=7, color=colour)
 
 
 def _write(figure: Figure, path: Path) -> None:

@@ -21,18 +21,18 @@ def score_tables(found: dict[str, Any]) -> dict[str, Any]:
         shown, missing = [], []
         for name in METRICS:
             metric: Metric = METRICS[name]
-            for score in (*metric.scores, *metric.baselines):
+            for score in metric.scores:
                 key = name_of(extractor, score.key)
                 if found.get(key) is not None:
                     shown.append(_row(found, metric, score, extractor))
                 elif reason := found.get(f"{key}_reason"):
-                    missing.append((score.phrase.format(features=features), reason))
+                    missing.append((f"{score.label}, {features}", reason))
             matched = found.get(name_of(extractor, f"{metric.scores[0].key}_matched"))
-            if matched and matched.get("untrained") is not None:
-                rulers.append(_ruler(matched, metric.scores[0].phrase.format(features=features)))
+            if matched and "untrained" in matched:
+                rulers.append(_ruler(matched, f"{metric.scores[0].label}, {features}"))
         rows += shown
         if shown:
-            notes += [f"No {phrase}: {reason}." for phrase, reason in missing]
+            notes += [f"{label}: none; {reason}." for label, reason in missing]
         else:
             notes.append(f"No {features} scores: {missing[0][1] if missing else 'not computed'}.")
     return {"rows": rows, "rulers": rulers, "notes": notes, "reason": ""}
@@ -40,16 +40,15 @@ def score_tables(found: dict[str, Any]) -> dict[str, Any]:
 
 def headlines(found: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Of each extractor there is: name, value and note of the number that is looked for first."""
-    told = []
+    lines = []
     for extractor, features in LABELS.items():
         value = found.get(name_of(extractor, HEADLINE))
         if value is not None:
-            (score,) = METRICS[HEADLINE].scores
             beside = [("untrained", "an untrained model"), ("halves", "two halves of the data")]
             there = [(found.get(name_of(extractor, f"{HEADLINE}_{key}")), what) for key, what in beside]
-            stands = [f"{other:.4g} {what}" for other, what in there if other is not None]
-            told.append((score.label.format(features=features), f"{value:.4g}", "; ".join(stands)))
-    return told
+            note = "; ".join(f"{other:.4g} {what}" for other, what in there if other is not None)
+            lines.append((f"{METRICS[HEADLINE].label}, {features}", f"{value:.4g}", note))
+    return lines
 
 
 def _row(found: dict[str, Any], metric: Metric, score: Score, extractor: str) -> dict[str, Any]:
@@ -64,13 +63,13 @@ def _row(found: dict[str, Any], metric: Metric, score: Score, extractor: str) ->
         compared=counts.get(name_of(extractor, score.key), (0, 0)),
         reference=f"{reference:,} reference images" if reference else "published statistics",
     )
-    label = score.label.format(features=LABELS[extractor])
+    label = f"{score.label}, {LABELS[extractor]}"
     return {"name": label, "value": value, "source": images, "main": score.key == HEADLINE}
 
 
-def _ruler(found: dict[str, Any], phrase: str) -> dict[str, Any]:
+def _ruler(matched: dict[str, Any], label: str) -> dict[str, Any]:
     caption = (
-        f"{phrase}, like with like: {found['images']:,} images of each kind, against the same"
-        f" {found['reference_images']:,} real images. The real ones on the left are others than these."
+        f"{label}, like with like: {matched['images']:,} images of each kind, against the same"
+        f" {matched['reference_images']:,} real images. The real ones on the left are others than these."
     )
-    return {"svg": draw_ruler(found["real"], found["samples"], found["untrained"]), "caption": caption}
+    return {"svg": draw_ruler(matched["real"], matched["samples"], matched["untrained"]), "caption": caption}

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from sfd_cli.artifacts.recipe import Record
 from sfd_cli.config import Section, Settings
 from sfd_cli.files import read_json
 from sfd_cli.report.score_table import headlines
@@ -14,7 +15,7 @@ from sfd_cli.tables import STAGES
 
 
 def facts(settings: Settings, total_seconds: str) -> list[dict[str, str]]:
-    """The few numbers a reader looks for first, as name, value and note; those that are there."""
+    """The few numbers a reader looks for first, as far as they are there: name, value and note."""
     metrics = settings.paths.metrics
     found = headlines(_read(metrics / "fid.json"))
     sample = _recorded(settings.paths.samples)
@@ -55,7 +56,7 @@ def timing_rows(folder: Path) -> tuple[list[dict[str, Any]], str]:
 
 
 def _runs(segments: list[dict[str, Any]]) -> str:
-    """A killed run records no time, so only the first segment of a stage can tell that it was the whole of it."""
+    # A killed run records no time: if the first segment was resumed, an unknown one came before it.
     if segments[0]["resumed"]:
         return "resumed: an interrupted run before it is not counted"
     return "in one go" if len(segments) == 1 else f"in {len(segments)} runs"
@@ -84,8 +85,8 @@ def setting_tables(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _recorded(folder: Path | None) -> dict[str, Any]:
-    record = Path(folder) / "settings.json" if folder else None
-    return dict(read_json(record).get("settings", {})) if record and record.exists() else {}
+    record = Record.read(folder) if folder else None
+    return record.settings if record else {}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,1 +1,136 @@
-"""The pipeline: one module per stage, each reading artifacts and writing artifacts."""
+"""One module for every command of the pipeline, and what the command line says about each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the pipeline as a command.
+
+    Attributes:
+        module: the module whose `run(settings, **own)` does the work; imported when the command is called.
+        panel: the heading under which `sfd --help` lists it.
+        help: what `sfd STAGE --help` says.
+        sections: sections of params.yaml whose keys become flags, each with the flags' prefix.
+        paths: keys of the section `paths` that become flags.
+        aliases: further names of such flags.
+        own: `module:function` whose parameters become flags too and which returns keyword arguments of `run`.
+    """
+
+    module: str
+    panel: str
+    help: str
+    sections: dict[str, str] = field(default_factory=dict)
+    paths: tuple[str, ...] = ()
+    aliases: dict[str, str] = field(default_factory=dict)
+    own: str = ""
+
+
+DATA, MODELS, IMAGES = "1. Data", "2. Models", "3. Images and scores"
+# A checkpoint of the reference code may stand where the trained transformer does.
+CHECKPOINT = {"dit": "checkpoint"}
+
+PREPARE_DATA = Stage(
+    "sfd_cli.stages.prepare_data",
+    DATA,
+    "Build the OpenMoji image set, or check an ImageFolder of your own.\n\n"
+    "Reports class counts, sizes and corrupt files, and writes the manifest that the other stages read."
+    " Your own folder is never written to.",
+    {"images": ""},
+    ("images",),
+)
+
+EXTRACT_FEATURES = Stage(
+    "sfd_cli.stages.extract_features",
+    DATA,
+    "Write the frozen encoder's patch tokens, both flips, to HDF5.\n\nResumes shard by shard after an interruption.",
+    {"features": "", "encoder": "encoder-"},
+    ("images", "features"),
+)
+
+TRAIN_SEMVAE = Stage(
+    "sfd_cli.stages.train_semvae",
+    MODELS,
+    "Train the Semantic VAE that compresses patch tokens to a few channels, import one, or fit principal"
+    " components.\n\n"
+    "Reports reconstruction MSE, cosine and KL on held-out images. Resumes from its last checkpoint.",
+    {"semvae": ""},
+    ("features", "semvae", "metrics"),
+)
+
+TRAIN_TEXTURE_VAE = Stage(
+    "sfd_cli.stages.train_texture_vae",
+    MODELS,
+    "Train a small image VAE, or import published weights (--weights).\n\n"
+    "Reports PSNR on held-out images and writes a picture of reconstructions. Resumes from its last checkpoint.",
+    {"texture_vae": ""},
+    ("images", "texture_vae", "metrics"),
+)
+
+ENCODE_LATENTS = Stage(
+    "sfd_cli.stages.encode_latents",
+    DATA,
+    "Encode every image, both flips, as a composite latent in HDF5.\n\n"
+    "Centre crop, texture VAE and Semantic VAE; posterior samples; per-channel statistics. Resumes shard by shard.",
+    {"latents": "", "encoder": "encoder-"},
+    ("images", "features", "semvae", "texture_vae", "latents"),
+)
+
+TRAIN = Stage(
+    "sfd_cli.stages.train",
+    MODELS,
+    "Train the diffusion transformer with the asynchronous objective.\n\n"
+    "Resumes exactly after an interruption; more --steps continue a finished run."
+    " Several processes: torchrun --nproc-per-node 8 -m sfd_cli train",
+    {"dit": ""},
+    ("latents", "semvae", "texture_vae", "dit", "guide", "metrics"),
+    own="sfd_cli.cli.own_flags:train",
+)
+
+TRAIN_GUIDE = Stage(
+    "sfd_cli.stages.train_guide",
+    MODELS,
+    "Train the weaker model that AutoGuidance guides by.\n\nAs `sfd train`, from the section `guide`.",
+    {"guide": ""},
+    ("latents", "semvae", "texture_vae", "guide", "metrics"),
+)
+
+SAMPLE = Stage(
+    "sfd_cli.stages.sample",
+    IMAGES,
+    "Sample images: PNGs, their labels and an ADM-format npz.\n\n"
+    "Image i depends on the seed and i alone. Resumes where it stopped. Models may be folders made here,"
+    " checkpoints of the reference code, or names from `sfd weights list`.",
+    {"sample": "", "foreign": "foreign-"},
+    ("dit", "guide", "texture_vae", "samples", "metrics"),
+    CHECKPOINT,
+    "sfd_cli.cli.own_flags:sample",
+)
+
+FID = Stage(
+    "sfd_cli.stages.fid",
+    IMAGES,
+    "Score the samples: Fréchet distance, KID, precision and recall.\n\n"
+    "With Inception features where their weights can be had, and with DINOv2 features always.",
+    {"fid": "", "foreign": "foreign-"},
+    ("samples", "images", "dit", "texture_vae", "metrics"),
+    CHECKPOINT,
+)
+
+REPORT = Stage(
+    "sfd_cli.stages.report",
+    IMAGES,
+    "Write one self-contained HTML page: settings, losses, samples, phases, scores, timings.",
+    {"report": "", "foreign": "foreign-"},
+    ("samples", "images", "semvae", "texture_vae", "latents", "dit", "guide", "metrics", "reports"),
+    CHECKPOINT,
+)
+
+SHOW = Stage(
+    "sfd_cli.stages.show",
+    IMAGES,
+    "Print where the sample grid, the report and the scores are, and the scores.",
+    paths=("metrics", "reports"),
+)

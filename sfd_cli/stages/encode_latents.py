@@ -12,7 +12,6 @@ from sfd_cli.config import Settings
 from sfd_cli.data.images import ImageManifest
 from sfd_cli.data.shards import StoreWriter, split, stream_statistics, write_shards
 from sfd_cli.data.store import Store, is_readable
-from sfd_cli.device import choose_device
 from sfd_cli.pipeline.encoding import LatentEncoder
 from sfd_cli.processes import Processes
 from sfd_cli.weights.models import open_semantic, open_texture_vae
@@ -44,7 +43,7 @@ def run(settings: Settings) -> dict[str, Any]:
     recipe = _recipe(settings, sources)
 
     def load(processes: Processes) -> LatentEncoder:
-        device = processes.device(choose_device(settings.runtime.device))
+        device = processes.device(settings.runtime.device)
         return LatentEncoder(settings, manifest, sources, device)
 
     produce(

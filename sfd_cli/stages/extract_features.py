@@ -15,7 +15,6 @@ from sfd_cli.config import Settings
 from sfd_cli.data.images import ImageManifest, ImageReader, evenly_spaced
 from sfd_cli.data.shards import StoreWriter, split, write_shards
 from sfd_cli.data.store import Field, Store, is_readable
-from sfd_cli.device import choose_device
 from sfd_cli.networks.visual_encoder import VisualEncoder
 from sfd_cli.pipeline.encoding import encode_flips
 from sfd_cli.processes import Processes
@@ -46,7 +45,7 @@ def run(settings: Settings) -> dict[str, Any]:
     recipe = _recipe(settings, manifest)
 
     def load(processes: Processes) -> VisualEncoder:
-        return load_visual_encoder(encoder).to(processes.device(choose_device(settings.runtime.device)))
+        return load_visual_encoder(encoder).to(processes.device(settings.runtime.device))
 
     produce(
         recipe,

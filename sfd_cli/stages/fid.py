@@ -26,20 +26,21 @@ def run(settings: Settings) -> dict[str, Any]:
         The contents of `fid.json`.
 
     Raises:
-        UserError: samples or reference are missing, damaged, or fewer than asked for; or nothing can be scored.
+        UserError: samples or reference are missing, damaged, or fewer than `fid.num_images`; or there is no extractor.
     """
     started = time.monotonic()
     samples = Samples.open(settings.paths.samples)
     chosen = samples.choose(settings.fid.num_images, settings.fid.seed)
-    extractors = open_extractors(settings)
-    widths = {extractor.name: extractor.width for extractor in extractors.found}
-    references = open_references(settings, widths, samples.side)
+    extractors, missing = open_extractors(settings)
+    references = open_references(settings, {found.name: found.width for found in extractors}, samples.side)
 
     images = ImageFiles([samples.files[index] for index in chosen], None, settings.runtime.workers)
-    compared = compare(settings, images, references, extractors.found)
-    result = summarise(compared, extractors, settings.fid)
+    compared = compare(settings, images, references, extractors)
+    result = summarise(compared, extractors, missing, settings.fid)
 
-    used = extractors.identities
+    used: dict[str, Any] = {}
+    for extractor in extractors:
+        used |= extractor.identity
     used |= {f"{name_of(name, 'fd')}_reference": found.description for name, found in references.items()}
     used |= {"samples": samples.description, "settings": settings.fid.model_dump(mode="json")}
     result["used"] = used | {"torch_fidelity": version("torch-fidelity")}

@@ -19,11 +19,7 @@ from sfd_cli.report.tables import facts, setting_tables, timing_rows
 def run(settings: Settings) -> dict[str, Any]:
     """Write `reports/index.html`, `reports/samples.png` and `reports/trajectory.png`.
 
-    A part that cannot be shown yet is named on the page with the reason, so that the page may be made at any
-    time.
-
-    Returns:
-        The page and its size in bytes.
+    What cannot be shown yet is named on the page with the reason. Returns the page and its size in bytes.
     """
     started = time.monotonic()
     folder, metrics = settings.paths.reports, settings.paths.metrics
@@ -41,7 +37,9 @@ def run(settings: Settings) -> dict[str, Any]:
     timings, total = timing_rows(metrics / "timings")
     page = render_page(
         title=settings.report.title,
-        subtitle=_subtitle(settings),
+        subtitle="Semantics first: one flow, two streams, textures following by an offset (arXiv 2512.04926)."
+        if settings.dit.delta_t
+        else "A system that Semantic-First Diffusion (arXiv 2512.04926) is compared with.",
         version=__version__,
         facts=facts(settings, total),
         samples=samples,
@@ -58,9 +56,3 @@ def run(settings: Settings) -> dict[str, Any]:
     for reason in {samples.reason, phases.reason, scores["reason"]} - {""}:
         say(f"not on the page: {reason}")
     return {"page": str(folder / "index.html"), "bytes": len(page.encode())}
-
-
-def _subtitle(settings: Settings) -> str:
-    if settings.dit.delta_t:
-        return "Semantics first: one flow, two streams, textures following by an offset (arXiv 2512.04926)."
-    return "A system that Semantic-First Diffusion (arXiv 2512.04926) is compared with."

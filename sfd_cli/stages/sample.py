@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 from tqdm import tqdm
 
 from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Facts, Recipe
 from sfd_cli.artifacts.sample_folder import LABELS, NPZ, SampleFolder, read_png
 from sfd_cli.config import Sample, Settings
-from sfd_cli.device import choose_device
 from sfd_cli.errors import UserError
 from sfd_cli.files import read_json
 from sfd_cli.messages import say
@@ -45,8 +43,8 @@ def run(
         grid: also draw the first images with their classes, as one PNG.
         noise: `.npy` of float (N, C, h, w) to start from, instead of noise drawn from the seed.
         labels: `.npy` of int (N,), instead of classes in turn.
-        latents_out: write the normalised composite latents, float32 (N, C, h, w), to this `.npy`, and no images;
-            neither a texture VAE nor latent statistics are needed then.
+        latents_out: write the normalised composite latents, float32 (N, C, h, w), to this `.npy`, and no images, for
+            which neither a texture VAE nor latent statistics are needed.
 
     Returns:
         The summary to print; empty in all processes but the first.
@@ -75,11 +73,7 @@ def run(
 
 
 def effective_settings(sample: Sample) -> dict[str, Any]:
-    """The settings that bear on the images, so that changing another leaves finished samples as they are.
-
-    The batch size and compiling move an image by rounding only, so that a run short of memory may go on with smaller
-    batches.
-    """
+    """The settings that decide the images; batch size and compiling move them by rounding at most."""
     settings = sample.model_dump(exclude={"batch_size", "compile", "scale", "interval_start", "interval_end"})
     unused = set(SOLVERS[sample.solver].unused)
     if sample.guidance == "none":
@@ -90,30 +84,33 @@ def effective_settings(sample: Sample) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in unused}
 
 
-def _recipe(folder: Path, sample: Sample, given: SampleInputs, models: SamplingModels) -> Recipe:
-    """What decides the images' bytes; settings that a given file stands for are free."""
-    chosen = effective_settings(sample.model_copy(update={"num_images": given.count}))
+def _recipe(folder: Path, sample: Sample, inputs: SampleInputs, models: SamplingModels) -> Recipe:
+    """What decides the images' bytes; settings that a file replaces are free."""
+    chosen = effective_settings(sample.model_copy(update={"num_images": inputs.count}))
     free = sample.model_dump(include={"batch_size", "compile"})
-    for name, array in (("seed", given.noise), ("classes", given.labels)):
+    for name, array in (("seed", inputs.noise), ("classes", inputs.labels)):
         if array is not None:
             free[name] = chosen.pop(name)
-    return Recipe("sample", folder, chosen, dict(given.fingerprints) | models.fingerprints(), free)
+    return Recipe("sample", folder, chosen, dict(inputs.fingerprints) | models.fingerprints(), free)
 
 
 def _load(models: SamplingModels, sample: Sample, inputs: SampleInputs, device: str, processes: Processes) -> Sampler:
     """The models on this process's device, checked against one another and the inputs."""
-    sampler = models.load(sample, processes.device(choose_device(device)))
+    sampler = models.load(sample, processes.device(device))
     inputs.require_fit(sampler.space, sampler.conditions)
-    trained, asked = sampler.trained_delta_t, sample.delta_t
-    if processes.is_main and trained is not None and trained != asked:
-        say(f"sampling with delta_t {asked}, but the model was trained with {trained}")
+    if processes.is_main and sampler.trained_delta_t not in (None, sample.delta_t):
+        say(f"sampling with delta_t {sample.delta_t}, but the model was trained with {sampler.trained_delta_t}")
     return sampler
 
 
 def _write_images(inputs: SampleInputs, folder: SampleFolder, processes: Processes, sampler: Sampler) -> Facts:
     """Write this process's share of the PNGs, keeping those that are whole, and then the npz of all."""
     wanted = folder.missing(sampler.share(inputs.count, processes))
-    images = _one_by_one(sampler.batches(inputs, wanted))
+    images = (
+        pair
+        for indices, batch in sampler.batches(inputs, wanted)
+        for pair in zip(indices, batch.permute(0, 2, 3, 1).contiguous().cpu().numpy(), strict=True)
+    )
     for _ in tqdm(folder.write(images), "sampling", len(wanted), unit="image", disable=not processes.is_main or None):
         pass
     processes.barrier()
@@ -122,20 +119,17 @@ def _write_images(inputs: SampleInputs, folder: SampleFolder, processes: Process
     return {"images": inputs.count, "class_names": list(sampler.conditions.names)}
 
 
-def _one_by_one(batches: Iterator[tuple[list[int], Tensor]]) -> Iterator[tuple[int, np.ndarray]]:
-    """Each image (H, W, 3) of the batches with its index."""
-    for indices, images in batches:
-        yield from zip(indices, images.permute(0, 2, 3, 1).contiguous().cpu().numpy(), strict=True)
-
-
 def _require_new_file(path: Path, grid: Path | None) -> None:
-    """Raise UserError unless latents can be written to `path`, and no picture is asked for."""
+    """Raise UserError unless latents can be written to `path`, and there is no grid to draw."""
     if grid is not None:
         raise UserError("--grid", "--latents-out writes no images to draw", "leave one of them out")
     if path.suffix != ".npy":
         raise UserError("--latents-out", f"{path} does not end in .npy", "give such a name")
     if path.exists():
         raise UserError("--latents-out", f"{path} exists already", "remove it or give another name")
+    nearest = next(parent for parent in path.parents if parent.exists())
+    if not nearest.is_dir():
+        raise UserError("--latents-out", f"{nearest} is not a folder", "give another path")
 
 
 def _write_latents(load: Callable[[Processes], Sampler], inputs: SampleInputs, path: Path) -> dict[str, Any]:

@@ -9,13 +9,5 @@ from sfd_cli.training.transformer import train_transformer
 
 
 def run(settings: Settings) -> dict[str, Any]:
-    """Train into `models/dit/`, with curves and sample grids under `metrics/dit/`.
-
-    Returns:
-        The summary to print.
-
-    Raises:
-        UserError: an input is missing or does not fit.
-        StageFailure: the loss was not finite for several steps in a row.
-    """
+    """Train into `models/dit/`, with curves and sample grids under `metrics/dit/`; the summary to print."""
     return train_transformer(settings, "dit", settings.dit, "train")

@@ -15,17 +15,10 @@ COMMAND = "train-guide"
 
 
 def run(settings: Settings) -> dict[str, Any]:
-    """Train into `models/guide/`, with curves and sample grids under `metrics/guide/`.
+    """Train into `models/guide/`, with curves and sample grids under `metrics/guide/`; the summary to print.
 
-    With `guide: null` only the record that there is none is written, unless `paths.guide` names one that was trained
-    elsewhere: that is left as it is.
-
-    Returns:
-        The summary to print.
-
-    Raises:
-        UserError: an input is missing or does not fit.
-        StageFailure: the loss was not finite for several steps in a row.
+    With `guide: null` only the record that there is none is written, and none where `paths.guide` is another folder,
+    which may hold a guide trained elsewhere.
     """
     if settings.guide is not None:
         return train_transformer(settings, "guide", settings.guide, COMMAND)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from sfd_cli.artifacts.recipe import Facts, Recipe
 from sfd_cli.config import Settings
 from sfd_cli.data.store import Store
 from sfd_cli.data.validation_split import validation_split
-from sfd_cli.device import choose_device
 from sfd_cli.errors import SettingError, UserError
 from sfd_cli.files import write_json
 from sfd_cli.formats.model_folder import save_model
@@ -53,7 +52,7 @@ def run(settings: Settings) -> dict[str, Any]:
     facts = produce(
         Recipe("train-semvae", paths.semvae, chosen, inputs, free),
         load=lambda processes: None if compressor is None else _load(settings, compressor, processes),
-        make=lambda processes, job: {"compressor": "none"} if job is None else _make(settings, job, processes),
+        make=lambda processes, job: {"compressor": "none"} if job is None else _make(settings, processes, *job),
         metrics=paths.metrics,
     )
     if Processes.join().is_main:
@@ -66,72 +65,58 @@ def run(settings: Settings) -> dict[str, Any]:
     return facts | {"folder": str(paths.semvae)}
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What there is to do: fit to the training images, unless a network was imported, and score on the others."""
-
-    compressor: Compressor
-    fitting: Fitting
-    held_out: np.ndarray
-    imported: SemanticCompressor | None
-
-
-def _load(settings: Settings, compressor: Compressor, processes: Processes) -> _Job:
-    paths, section = settings.paths, settings.semvae
-    store = Store(paths.features)
+def _load(
+    settings: Settings, compressor: Compressor, processes: Processes
+) -> tuple[Compressor, Fitting, np.ndarray, SemanticCompressor | None]:
+    """The compressor, what it is fitted to, the held-out rows, and the network to import instead of fitting one."""
+    section, store = settings.semvae, Store(settings.paths.features)
     training, held_out = validation_split(len(store), section.holdout)
-    fitting = Fitting(
-        section=section,
-        tiles=settings.encoder.tiles,
-        store=store,
-        rows=training,
-        checkpoints=paths.semvae / CHECKPOINTS,
-        log=paths.metrics / "semvae",
-        device=processes.device(choose_device(settings.runtime.device)),
-    )
+    fitting = Fitting(settings, store, training, processes.device(settings.runtime.device))
     if section.weights is not None:
-        return _Job(compressor, fitting, held_out, _imported(settings, fitting.width))
+        return compressor, fitting, held_out, _imported(settings, fitting.width)
     try:
         compressor.check(fitting, processes)
     except SettingError as error:
-        raise UserError(f"semvae.{error.key}", error.problem, error.remedy) from None
-    return _Job(compressor, fitting, held_out, None)
+        raise UserError(f"semvae.{error.subject}", error.problem, error.remedy) from None
+    return compressor, fitting, held_out, None
 
 
-def _make(settings: Settings, job: _Job, processes: Processes) -> Facts:
-    """The facts to record, in rank 0; the model folder has been written then."""
-    model = job.imported
-    if model is None and (job.compressor.is_trained or processes.is_main):
-        model = job.compressor.fit(job.fitting)
+def _make(
+    settings: Settings,
+    processes: Processes,
+    compressor: Compressor,
+    fitting: Fitting,
+    held_out: np.ndarray,
+    model: SemanticCompressor | None,
+) -> Facts:
+    """Fit the compressor unless it is imported, score and save it; the scores, in rank 0."""
+    if model is None and (compressor.is_trained or processes.is_main):
+        model = compressor.fit(fitting)
     if model is None or not processes.is_main:
         return {}
-    store, batch, device = job.fitting.store, settings.semvae.batch_size, job.fitting.device
-    scores = semantic_scores(model.to(device), store, job.held_out, batch, device)
+    batch, device = settings.semvae.batch_size, fitting.device
+    scores = semantic_scores(model.to(device), fitting.store, held_out, batch, device)
     weights = {"model": model.state_dict()}
     save_model(settings.paths.semvae, type(model).__name__, model.config, weights, {"held_out": scores})
     return scores
 
 
 def _imported(settings: Settings, width: int) -> SemanticCompressor:
-    """The network at `semvae.weights`, which must be made for the stored tokens, `width` wide."""
+    """The network at `semvae.weights`, which must be of the settings' size and compress tokens `width` wide."""
     section, tiles = settings.semvae, settings.encoder.tiles
     model = open_semantic(settings, section.weights).load()
-    wanted = {key: getattr(section, key) for key in ("channels", "width", "depth", "heads")}
     if not isinstance(model, SemanticVAE):
-        raise UserError(
-            "semvae.weights", f"{section.weights} is a {type(model).__name__}, not a SemanticVAE", "import another"
-        )
+        problem = f"{section.weights} is a {type(model).__name__}, not a SemanticVAE"
+        raise UserError("semvae.weights", problem, "import another")
+    found = {key: getattr(model.config, key) for key in ("channels", "width", "depth", "heads")}
     wrong = [
-        f"{key} {getattr(model.config, key)} instead of {value}"
-        for key, value in wanted.items()
-        if value != getattr(model.config, key)
+        f"{key} {value} instead of {getattr(section, key)}"
+        for key, value in found.items()
+        if value != getattr(section, key)
     ]
     if wrong:
-        raise UserError(
-            "semvae.weights",
-            f"{section.weights} has {', '.join(wrong)}",
-            "set these in the section semvae (no tensor tells the heads)",
-        )
+        remedy = "set these in the section semvae (no tensor tells the heads)"
+        raise UserError("semvae.weights", f"{section.weights} has {', '.join(wrong)}", remedy)
     if model.config.feature_width != width:
         raise UserError(
             "semvae.weights",

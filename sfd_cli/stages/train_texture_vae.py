@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,20 +13,18 @@ from sfd_cli.artifacts.fingerprints import finished
 from sfd_cli.artifacts.produce import CHECKPOINTS, produce
 from sfd_cli.artifacts.recipe import Facts, Recipe
 from sfd_cli.config import Settings
-from sfd_cli.config import TextureVAE as Section
 from sfd_cli.data.images import ImageManifest, ImageReader
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.validation_split import validation_split
-from sfd_cli.device import choose_device
 from sfd_cli.errors import SettingError, UserError
 from sfd_cli.files import write_json
 from sfd_cli.formats.model_folder import save_model
-from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
+from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.processes import Processes
 from sfd_cli.training.fit import fit
 from sfd_cli.training.held_out import save_reconstructions, texture_scores
 from sfd_cli.training.settings import vae_loop
-from sfd_cli.training.texture_vae_task import TextureVAETask
+from sfd_cli.training.texture_vae_task import TextureVAETask, network_config
 from sfd_cli.weights.models import open_texture_vae
 
 FREE = {"weights", "checkpoint_every", "log_every"}
@@ -65,7 +63,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Job:
-    """What there is to do: train on the training images, unless a network was imported, and score on the others."""
+    """What there is to do: train on the training images, unless a network is imported, and score on the others."""
 
     reader: ImageReader
     training: np.ndarray
@@ -82,13 +80,12 @@ def _load(settings: Settings, manifest: ImageManifest, processes: Processes) -> 
     try:
         vae_loop(section).micro_batch(processes.count)
     except SettingError as error:
-        raise UserError(f"texture_vae.{error.key}", error.problem, error.remedy) from None
-    device = processes.device(choose_device(settings.runtime.device))
-    return _Job(reader, training, held_out, imported, device)
+        raise UserError(f"texture_vae.{error.subject}", error.problem, error.remedy) from None
+    return _Job(reader, training, held_out, imported, processes.device(settings.runtime.device))
 
 
 def _make(settings: Settings, job: _Job, processes: Processes) -> Facts:
-    """The facts to record, in rank 0; the model folder and the picture have been written then."""
+    """Train the VAE unless it is imported, score, save and picture it; the scores, in rank 0."""
     section, pictures = settings.texture_vae, settings.paths.metrics / "texture_vae"
     model = job.imported or _trained(settings, job)
     if not processes.is_main:
@@ -107,7 +104,7 @@ def _make(settings: Settings, job: _Job, processes: Processes) -> Facts:
 def _trained(settings: Settings, job: _Job) -> TextureVAE:
     section = settings.texture_vae
     torch.manual_seed(section.seed)
-    model = TextureVAE(_architecture(section))
+    model = TextureVAE(network_config(section))
     side = settings.images.size // model.downsampling
     return fit(
         TextureVAETask(job.reader, (model.latent_channels, side, side), section),
@@ -121,28 +118,13 @@ def _trained(settings: Settings, job: _Job) -> TextureVAE:
     ).model
 
 
-def _architecture(section: Section) -> TextureVAEConfig:
-    return TextureVAEConfig(
-        channels=section.channels,
-        block_channels=tuple(section.block_channels),
-        layers_per_block=section.layers_per_block,
-        attention_levels=tuple(section.attention_levels),
-        norm_groups=section.norm_groups,
-        space_to_depth=section.space_to_depth,
-    )
-
-
 def _imported(settings: Settings) -> TextureVAE:
     """The network at `texture_vae.weights`, which must give the latent that the settings promise to other stages."""
     section = settings.texture_vae
     model = open_texture_vae(settings, source=section.weights).load()
-    found = model.config
-    wanted = (section.channels, tuple(section.block_channels), section.space_to_depth)
-    if wanted != (found.channels, found.block_channels, found.space_to_depth):
-        raise UserError(
-            "texture_vae.weights",
-            f"{section.weights} has channels {found.channels}, block_channels {list(found.block_channels)} and"
-            f" space_to_depth {found.space_to_depth}",
-            "set these in the section texture_vae",
-        )
+    wanted, found = asdict(network_config(section)), asdict(model.config)
+    wrong = [key for key in ("channels", "block_channels", "space_to_depth") if found[key] != wanted[key]]
+    if wrong:
+        problem = " and ".join(f"{key} {found[key]} instead of {wanted[key]}" for key in wrong)
+        raise UserError("texture_vae.weights", f"{section.weights} has {problem}", "set these in the section")
     return model

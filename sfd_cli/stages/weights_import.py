@@ -14,7 +14,8 @@ from sfd_cli.errors import UserError
 from sfd_cli.formats.files import hints_of, read_file
 from sfd_cli.formats.format import Hints, ModelParts
 from sfd_cli.formats.model_folder import save_parts
-from sfd_cli.formats.reference_latents import ATTRIBUTE, check_latents, import_latents, is_shards, latents_fingerprint
+from sfd_cli.formats.reference_latents import ATTRIBUTE, check_latents, import_latents, latents_fingerprint
+from sfd_cli.formats.reference_shards import is_shards
 from sfd_cli.messages import say
 from sfd_cli.networks.lightning_dit import LightningDiTConfig
 from sfd_cli.processes import Processes

@@ -25,13 +25,9 @@ _NAME = re.compile(r"step-(\d{7,})")
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What training goes on from. The order of images and all noise follow from the seed and the step.
+    """What training goes on from: the order of images and all noise follow from the seed and the step.
 
-    Attributes:
-        step: optimiser steps done.
-        model: weights by name.
-        ema: averaged weights by name, None where none are kept.
-        optimizer: per-parameter state of the optimiser, `<parameter's number>.<name>`; its settings are the run's.
+    `optimizer` is the per-parameter state by `<parameter's number>.<name>`; its settings are the run's.
     """
 
     step: int
@@ -66,12 +62,12 @@ class Checkpoints:
         self.folder = Path(folder)
 
     def steps(self) -> list[int]:
-        """Steps there are checkpoints of, ascending."""
+        """The steps of all checkpoints, ascending."""
         names = (_NAME.fullmatch(path.name) for path in self.folder.glob("step-*"))
         return sorted(int(name.group(1)) for name in names if name)
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of `step` is."""
+        """The folder of the checkpoint of `step`."""
         return self.folder / f"step-{step:07d}"
 
     def save(self, state: TrainingState) -> None:
@@ -112,11 +108,8 @@ class Checkpoints:
     def _require_finite(self, state: TrainingState) -> None:
         weights = [*state.model.values(), *(state.ema or {}).values()]
         if not bool(torch.stack([tensor.isfinite().all() for tensor in weights]).all()):
-            raise StageFailure(
-                self.path(state.step),
-                f"is not written, for the weights after step {state.step} are not finite",
-                "a lower learning rate, clipping or fp32 may help",
-            )
+            problem = f"is not written, because the weights after step {state.step} are not finite"
+            raise StageFailure(self.path(state.step), problem, "a lower learning rate, clipping or fp32 may help")
 
     def load(self, step: int) -> TrainingState:
         """The checkpoint of `step`, on the CPU.
@@ -134,7 +127,7 @@ class Checkpoints:
             raise ValueError(f"{folder}: {' '.join(str(error).split())[:200]}") from None
 
     def load_last(self) -> TrainingState | None:
-        """The last checkpoint that can be read, or None where there is none; says which it had to pass over."""
+        """The last checkpoint that can be read, or None; reports those that cannot."""
         for step in reversed(self.steps()):
             try:
                 return self.load(step)

@@ -1,11 +1,9 @@
-"""How semantic compressors come to be, by the names that `semvae.compressor` knows: see the table COMPRESSORS."""
+"""The semantic compressors that `semvae.compressor` names; see the table COMPRESSORS."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +11,8 @@ from torch import nn
 from tqdm import tqdm
 
 from sfd_cli.architecture import require_components
-from sfd_cli.config import SemVAE
+from sfd_cli.artifacts.produce import CHECKPOINTS
+from sfd_cli.config import SemVAE, Settings
 from sfd_cli.data.moments import Moments
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.store import Store
@@ -28,25 +27,24 @@ from sfd_cli.weights.models import SemanticCompressor
 
 @dataclass(frozen=True)
 class Fitting:
-    """What a compressor is fitted to, and where.
+    """What a compressor is fitted to.
 
     Attributes:
-        section: the settings.
-        tiles: `encoder.tiles`.
+        settings: of which the sections `semvae`, `encoder` and `paths` are read.
         store: the feature store; its field `tokens` is (2, N, D) float16, axis 0 being (as is, flipped).
         rows: of the training images.
-        checkpoints: folder for checkpoints.
-        log: folder for curves.
         device: this process's own.
     """
 
-    section: SemVAE
-    tiles: int
+    settings: Settings
     store: Store
     rows: np.ndarray
-    checkpoints: Path
-    log: Path
     device: torch.device
+
+    @property
+    def section(self) -> SemVAE:
+        """The section `semvae`."""
+        return self.settings.semvae
 
     @property
     def width(self) -> int:
@@ -59,18 +57,18 @@ class Compressor:
     """One kind of semantic compressor.
 
     Attributes:
-        network: its class, which encodes and decodes as SemanticVAE does.
-        config: the dataclass of its architecture.
-        check: raises SettingError where the settings do not go with the tokens; called before anything is moved.
+        network: class of the network, which encodes and decodes as SemanticVAE does.
+        config: its configuration dataclass; the door to models builds networks from both.
         fit: makes one.
-        is_trained: whether `fit` is called in every process and logs curves, rather than in rank 0 and without.
+        check: raises SettingError where the settings do not go with the tokens; called before anything is moved.
+        is_trained: whether `fit` runs in every process and logs curves, rather than in rank 0 and without.
     """
 
     network: type[nn.Module]
-    config: type[Any]
-    check: Callable[[Fitting, Processes], None]
+    config: type
     fit: Callable[[Fitting], SemanticCompressor]
-    is_trained: bool
+    check: Callable[[Fitting, Processes], None] = lambda fitting, processes: None
+    is_trained: bool = False
 
 
 def _check_batch(fitting: Fitting, processes: Processes) -> None:
@@ -79,22 +77,21 @@ def _check_batch(fitting: Fitting, processes: Processes) -> None:
 
 def train_vae(fitting: Fitting) -> SemanticVAE:
     """Train a Semantic VAE on patch tokens, from the last checkpoint."""
-    section = fitting.section
+    section, paths = fitting.section, fitting.settings.paths
     config = SemanticVAEConfig(
-        fitting.width, section.channels, section.width, section.depth, section.heads, fitting.tiles
+        fitting.width, section.channels, section.width, section.depth, section.heads, fitting.settings.encoder.tiles
     )
     torch.manual_seed(section.seed)
-    result = fit(
+    return fit(
         SemanticVAETask(fitting.store, section.channels, section.kl_weight),
         SemanticVAE(config),
         EpochSampler(len(fitting.store), section.batch_size, section.seed, fitting.rows),
         vae_loop(section),
-        fitting.checkpoints,
-        fitting.log,
+        paths.semvae / CHECKPOINTS,
+        paths.metrics / "semvae",
         fitting.device,
         "Semantic VAE",
-    )
-    return result.model
+    ).model
 
 
 def _check_components(fitting: Fitting, processes: Processes) -> None:
@@ -112,7 +109,7 @@ def fit_components(fitting: Fitting) -> SemanticPCA:
     return SemanticPCA.of_tokens(mean, covariance, section.channels)
 
 
-VAE = Compressor(SemanticVAE, SemanticVAEConfig, _check_batch, train_vae, is_trained=True)
-PCA = Compressor(SemanticPCA, SemanticPCAConfig, _check_components, fit_components, is_trained=False)
+VAE = Compressor(SemanticVAE, SemanticVAEConfig, train_vae, _check_batch, is_trained=True)
+PCA = Compressor(SemanticPCA, SemanticPCAConfig, fit_components, _check_components)
 NONE = None
 """No semantics at all."""

@@ -21,7 +21,6 @@ from sfd_cli.processes import Processes
 from sfd_cli.training.checkpoints import Checkpoints, TrainingState
 from sfd_cli.training.interrupt import raise_for, stop_requests
 from sfd_cli.training.live_log import LiveLog
-from sfd_cli.training.running_means import Reading
 from sfd_cli.training.settings import LoopSettings, learning_rate
 from sfd_cli.training.step import Task, TrainingStep
 from sfd_cli.training.throughput import Throughput, peak_flops
@@ -31,18 +30,12 @@ BAD_STEPS_IN_A_ROW = 10
 
 M = TypeVar("M", bound=nn.Module)
 OnStep = Callable[[int, nn.Module], None]
-"""Told the steps done and the averaged module (the trained one where none is kept), in rank 0 only."""
+"""Called with the steps done and the averaged module (the trained one where none is kept), in rank 0 only."""
 
 
 @dataclass(frozen=True)
 class LoopResult(Generic[M]):
-    """A finished run.
-
-    Attributes:
-        step: optimiser steps done.
-        model: the trained module, on the training device.
-        ema: the averaged module, None where none is kept.
-    """
+    """The steps done, the trained module on the training device, and the averaged one, None where none is kept."""
 
     step: int
     model: M
@@ -72,8 +65,8 @@ def fit(
         settings: how to train.
         checkpoints: folder of this run's checkpoints.
         log: folder for dvclive.
-        device: to train on; of several processes each takes its own GPU.
-        description: said beside the progress bar and in errors.
+        device: this process's own.
+        description: shown beside the progress bar and in errors.
         on_step: called after every step in rank 0.
         flops_per_image: of one forward and backward pass, for the utilisation (MFU) in the log.
 
@@ -83,11 +76,11 @@ def fit(
         StageFailure: the loss was not finite for ten steps in a row; the last good checkpoint is there.
     """
     processes = Processes.join()
-    step = TrainingStep(task, model, settings, processes, processes.device(device))
+    step = TrainingStep(task, model, settings, processes, device)
     store = Checkpoints(checkpoints)
     _resume(step, store)
     if step.number < settings.steps:
-        peak = peak_flops(step.device, settings.precision)
+        peak = peak_flops(device, settings.precision)
         speed = Throughput(flops_per_image, peak and peak * processes.count)
         live = LiveLog(log, step.number) if processes.is_main else None
         _take_steps(step, sampler, store, _Progress(step, description, live, speed, store), on_step)
@@ -101,8 +94,8 @@ def _resume(step: TrainingStep, checkpoints: Checkpoints) -> None:
     if done > step.settings.steps:
         raise UserError(
             checkpoints.folder,
-            f"is at step {done} already, past the {step.settings.steps} asked for",
-            f"ask for at least {done} steps, or move {checkpoints.folder.parent} away to start over",
+            f"is at step {done} already, past {step.settings.steps}",
+            f"use {done} steps or more, or move {checkpoints.folder.parent} away to start over",
         )
     if done:
         state = state or checkpoints.load(done)
@@ -149,15 +142,7 @@ def _batches(step: TrainingStep, sampler: EpochSampler) -> Iterator[dict[str, Te
 
 
 class _Progress:
-    """What is told of a run on the way: the bar, the log, and how fast it goes.
-
-    Args:
-        step: the run.
-        description: said beside the bar and in errors.
-        live: the log, None in all processes but rank 0.
-        speed: images per second.
-        checkpoints: the last one is named where the run cannot go on.
-    """
+    """The bar, the log (in rank 0 only), and how fast a run goes."""
 
     def __init__(
         self, step: TrainingStep, description: str, live: LiveLog | None, speed: Throughput, checkpoints: Checkpoints
@@ -165,13 +150,8 @@ class _Progress:
         self.step, self.description = step, description
         self.live, self.speed, self.checkpoints = live, speed, checkpoints
         self.read_at = step.number
-        self.bar = tqdm(
-            desc=description,
-            total=step.settings.steps,
-            initial=step.number,
-            unit="step",
-            disable=True if live is None else None,
-        )
+        disable = True if live is None else None
+        self.bar = tqdm(desc=description, total=step.settings.steps, initial=step.number, unit="step", disable=disable)
 
     def read(self) -> None:
         """Wait for the device and log what happened since the last reading.
@@ -180,7 +160,8 @@ class _Progress:
             StageFailure: too many steps in a row were skipped.
         """
         reading, number = self.step.means.read(), self.step.number
-        self._require_progress(reading)
+        if reading.longest >= BAD_STEPS_IN_A_ROW:
+            raise self._failure(reading.longest)
         speed = self.speed.read((number - self.read_at) * self.step.settings.batch_size)
         self.read_at = number
         if self.live is None:
@@ -193,14 +174,9 @@ class _Progress:
         if reading.means:
             self.bar.set_postfix(loss=f"{reading.means['loss']:.4g}", refresh=False)
 
-    def _require_progress(self, reading: Reading) -> None:
-        if reading.longest < BAD_STEPS_IN_A_ROW:
-            return
+    def _failure(self, bad: int) -> StageFailure:
         steps = self.checkpoints.steps()
         kept = f"the last good checkpoint is {self.checkpoints.path(steps[-1])}" if steps else "there is no checkpoint"
-        raise StageFailure(
-            self.description,
-            f"the loss or its gradient was not finite in {reading.longest} steps in a row before step"
-            f" {self.step.number} ({kept})",
-            "a lower learning rate, clipping or fp32 may help",
-        )
+        problem = f"the loss or its gradient was not finite in {bad} steps in a row before step {self.step.number}"
+        remedy = "a lower learning rate, clipping or fp32 may help"
+        return StageFailure(self.description, f"{problem} ({kept})", remedy)

@@ -27,8 +27,8 @@ def semantic_scores(
     """Reconstruction of the posterior means and latent statistics of held-out images, unflipped.
 
     Returns:
-        mse, cosine (similarity, 1 is perfect), of a VAE kl (nats per image), images, and per-channel latent mean and
-        std.
+        mse, cosine (similarity, 1 is perfect), of a VAE kl (nats per image), images, and latent_mean and latent_std of
+        every channel.
     """
     model.eval()
     totals = dict.fromkeys(("mse", "cosine", *(("kl",) if isinstance(model, SemanticVAE) else ())), 0.0)

@@ -32,7 +32,7 @@ class LiveLog:
 
 
 def clear_log(folder: Path) -> None:
-    """Make `folder` the log of no training: no curves of an earlier one, but a file, for git keeps no empty folder."""
+    """Remove the curves of an earlier training; a file stays, because git keeps no empty folder."""
     shutil.rmtree(folder, ignore_errors=True)
     write_json(folder / "metrics.json", {})
 
@@ -46,7 +46,7 @@ def _open(folder: Path, resume: bool):  # type: ignore[no-untyped-def]
         def _init_dvc(self) -> None:
             pass
 
-    # dvclive writes this file in place, so a killed run may have left half of it; the TSVs tell the same.
+    # dvclive writes this file in place, so a killed run may have left half of it; the TSVs hold the same values.
     (folder / "metrics.json").unlink(missing_ok=True)
     return Quiet(str(folder), resume=resume, report=None, save_dvc_exp=False, dvcyaml=None)
 

@@ -4,49 +4,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from sfd_cli.config import DiT, Sample, Settings
-from sfd_cli.diffusion.conditions import Conditions
-from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.pipeline.inputs import balanced_labels, initial_noise
 from sfd_cli.pipeline.sampler import Sampler
 from sfd_cli.report.pictures import draw_samples
+from sfd_cli.training.velocity_task import VelocityTask
 from sfd_cli.weights.models import open_texture_vae
 
 GRID_IMAGES, GRID_STEPS = 36, 20
 
 
 class SampleGrids:
-    """Draws the same noise and classes as PNGs every `sample_every` steps, without guidance.
+    """Draws the same noise and classes as PNGs in `folder` every `sample_every` steps, without guidance."""
 
-    Args:
-        settings: where the texture VAE is.
-        section: the offset to sample with and how often.
-        space: the latents that the transformer is trained on.
-        conditions: the classes that it knows.
-        device: of the transformer.
-        folder: where the pictures go.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        section: DiT,
-        space: LatentSpace,
-        conditions: Conditions,
-        device: torch.device,
-        folder: Path,
-    ) -> None:
-        self._section, self._space, self._conditions, self._folder = section, space, conditions, folder
+    def __init__(self, settings: Settings, section: DiT, task: VelocityTask, folder: Path) -> None:
+        self._section, self._space, self._conditions, self._folder = section, task.space, task.conditions, folder
         self._sample = Sample(schedule=section.schedule, delta_t=section.delta_t, steps=GRID_STEPS, guidance="none")
-        self._texture_vae = open_texture_vae(settings, space.texture).load().to(device)
+        self._texture_vae = open_texture_vae(settings, task.space.texture).load().to(task.device)
         indices = range(GRID_IMAGES)
-        self._noise = initial_noise(section.seed, indices, space.shape).to(device)
-        self._labels = balanced_labels(indices, range(len(conditions))).to(device)
-        self._captions = [conditions.names[label] for label in self._labels.tolist()]
+        self._noise = initial_noise(section.seed, indices, task.space.shape).to(task.device)
+        self._labels = balanced_labels(indices, range(len(task.conditions))).to(task.device)
+        self._captions = [task.conditions.names[label] for label in self._labels.tolist()]
 
     def forget_after(self, step: int) -> None:
         """Remove the pictures of steps that are about to be done again; all where `step` is 0."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -57,18 +57,11 @@ def learning_rate(settings: LoopSettings, step: int) -> float:
 
 def transformer_loop(section: DiT, device: torch.device) -> LoopSettings:
     """How a diffusion transformer is optimised."""
-    return LoopSettings(
-        steps=section.steps,
-        batch_size=section.batch_size,
-        learning_rate=section.learning_rate,
-        checkpoint_every=section.checkpoint_every,
-        log_every=section.log_every,
-        seed=section.seed,
+    return _loop(
+        section,
         accumulate=section.accumulate,
         beta2=section.beta2,
         weight_decay=section.weight_decay,
-        warmup_steps=section.warmup_steps,
-        decay="constant",
         clip_norm=section.clip_norm,
         ema_decay=section.ema_decay,
         precision=choose_precision(section.precision, device),
@@ -78,6 +71,10 @@ def transformer_loop(section: DiT, device: torch.device) -> LoopSettings:
 
 def vae_loop(section: VAETraining) -> LoopSettings:
     """How a VAE is optimised: cosine decay after a warmup, gradients clipped to norm 1, no average."""
+    return _loop(section, decay="cosine", clip_norm=1.0)
+
+
+def _loop(section: DiT | VAETraining, **own: Any) -> LoopSettings:
     return LoopSettings(
         steps=section.steps,
         batch_size=section.batch_size,
@@ -86,6 +83,5 @@ def vae_loop(section: VAETraining) -> LoopSettings:
         log_every=section.log_every,
         seed=section.seed,
         warmup_steps=section.warmup_steps,
-        decay="cosine",
-        clip_norm=1.0,
+        **own,
     )

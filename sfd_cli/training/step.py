@@ -21,37 +21,28 @@ from sfd_cli.training.settings import LoopSettings, learning_rate
 
 
 class Task(Protocol):
-    """What is trained. A function of its inputs: `losses` draws nothing itself, and a resume is exact."""
+    """What is trained for. `losses` draws nothing itself, so that a resume is exact."""
 
     def fetch(self, indices: np.ndarray, flips: np.ndarray) -> dict[str, Tensor]:
         """CPU tensors of the images at `indices`, batch first. Runs in a thread, ahead of its use."""
 
     def draw(self, generator: torch.Generator, count: int) -> dict[str, Tensor]:
-        """All randomness of one global batch of `count` images, batch first, on the generator's device."""
+        """All randomness of a global batch of `count` images, batch first, on the generator's device."""
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Scalar means over the images given; "loss" is minimised, all are logged."""
+        """Scalar means over the batch; "loss" is minimised, all are logged."""
 
 
 class TrainingStep:
     """What changes in training, and the step that changes it: `step(batch)` is the next one.
 
-    The optimiser is fused AdamW with betas 0.9 and `beta2` and decoupled weight decay of all parameters.
-
-    Args:
-        task: what to train for.
-        model: on any device; trained in place.
-        settings: how to optimise.
-        processes: that share every batch; all step alike.
-        device: this process's own.
-
     Attributes:
         number: steps done; the next one draws and takes its learning rate by it.
+        share: this process's rows of every global batch.
         model: the trained module.
         network: the module that is called: the model, through DDP where there are several processes.
         ema: its average, None where none is kept.
-        optimizer: AdamW.
-        share: rows of every global batch that are this process's.
+        optimizer: fused AdamW with betas 0.9 and `beta2`, and decoupled weight decay of all parameters.
         means: of the losses and the gradient's norm since they were last read.
 
     Raises:
@@ -62,10 +53,10 @@ class TrainingStep:
         self, task: Task, model: nn.Module, settings: LoopSettings, processes: Processes, device: torch.device
     ) -> None:
         self.task, self.settings, self.processes, self.device = task, settings, processes, device
+        self.number = 0
         self.micro = settings.micro_batch(processes.count)
         rows = self.micro * settings.accumulate
         self.share = slice(processes.rank * rows, (processes.rank + 1) * rows)
-        self.number = 0
         self.model = model.to(device).train()
         self.ema = None if settings.ema_decay is None else EMA(self.model, settings.ema_decay)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -85,8 +76,12 @@ class TrainingStep:
         skipped step. Nothing here waits for the device.
         """
         settings, totals = self.settings, dict[str, Tensor]()
+
+        # Draw for the global batch, of which this process uses its share.
         self.generator.manual_seed(seed_of_step(settings.seed, self.number))
         draws = self.task.draw(self.generator, settings.batch_size)
+
+        # Accumulate gradients over the micro-batches; the last one averages them over the processes.
         for micro in range(settings.accumulate):
             rows = slice(micro * self.micro, (micro + 1) * self.micro)
             here = {name: tensor[rows].to(self.device, non_blocking=True) for name, tensor in batch.items()}
@@ -95,22 +90,26 @@ class TrainingStep:
             with nullcontext() if is_last else self.processes.without_sync(self.network):
                 with autocast(settings.precision, self.device):
                     losses = self.task.losses(self.network, here, drawn)
-                # A loss that is not finite makes the whole gradient NaN, so that the gradient's norm tells of either
-                # and, summed by DDP, tells every process.
+                # A loss that is not finite makes the whole gradient NaN: its norm, summed by DDP, tells every process.
                 seed = torch.where(losses["loss"].detach().isfinite(), 1 / settings.accumulate, torch.nan)
                 losses["loss"].backward(seed.to(losses["loss"].dtype))
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0) + value.detach() / settings.accumulate
+
+        # Clip.
         norm = nn.utils.get_total_norm([weight.grad for weight in self.parameters if weight.grad is not None])
         if settings.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, settings.clip_norm, norm)
         skipped = ~norm.isfinite()
+
+        # Update the weights. The fused kernel leaves everything as it is where `found_inf` is set, as for GradScaler.
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.number)
-        # The fused kernel leaves everything as it is where this flag is set: it is how GradScaler skips a step.
         self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+        # Update the average and the means.
         if self.ema is not None:
             self.ema.update(self.model)
         self.means.add(totals | {"gradient_norm": norm}, skipped)

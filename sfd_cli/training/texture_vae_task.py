@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sfd_cli.config import TextureVAE
 from sfd_cli.data.images import ImageReader
 from sfd_cli.networks.gaussian import kl_divergence
-from sfd_cli.networks.texture_vae import to_signed
+from sfd_cli.networks.texture_vae import TextureVAEConfig, to_signed
 
 # A set that takes no more than this once decoded is decoded once, not in every epoch.
 KEPT_BYTES = 1 << 30
@@ -60,3 +60,15 @@ class TextureVAETask:
         weights = self.section
         loss = l1 + weights.l2_weight * mse + weights.edge_weight * edge + weights.kl_weight * kl
         return {"loss": loss, "l1": l1, "mse": mse, "edge": edge, "kl": kl}
+
+
+def network_config(section: TextureVAE) -> TextureVAEConfig:
+    """The architecture that the settings describe."""
+    return TextureVAEConfig(
+        channels=section.channels,
+        block_channels=tuple(section.block_channels),
+        layers_per_block=section.layers_per_block,
+        attention_levels=tuple(section.attention_levels),
+        norm_groups=section.norm_groups,
+        space_to_depth=section.space_to_depth,
+    )

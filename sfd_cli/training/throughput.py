@@ -41,12 +41,8 @@ def peak_flops(device: torch.device, precision: Precision) -> float | None:
 def training_flops(forward: Callable[[nn.Module], object], build: Callable[[], nn.Module]) -> int:
     """FLOPs of a forward and backward pass, a multiplication and an addition being two.
 
-    The architecture is built and run on the meta device, so nothing is computed and no memory is taken. The
-    backward pass counts twice the forward pass; recomputed activations do not count, as is the custom for MFU.
-
-    Args:
-        forward: calls the module on inputs it makes itself, with no device named.
-        build: makes the module.
+    `build` and `forward`, which makes its own inputs, run on the meta device: nothing is computed. The backward pass
+    counts twice the forward pass; recomputed activations do not count, as is the custom for MFU.
     """
     with torch.device("meta"), torch.no_grad():
         module = build()
@@ -69,7 +65,7 @@ class Throughput:
         self._started = time.perf_counter()
 
     def read(self, images: int) -> dict[str, float]:
-        """`images_per_second` and, where it can be told, `mfu`, of `images` since the last reading; starts over."""
+        """`images_per_second` and, where known, `mfu`, of `images` since the last reading; starts over."""
         now = time.perf_counter()
         rate = images / (now - self._started)
         self._started = now

@@ -15,7 +15,6 @@ from sfd_cli.artifacts.recipe import Facts, Recipe, Record
 from sfd_cli.config import DiT, Settings
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.store import Store
-from sfd_cli.device import choose_device
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.errors import SettingError, UserError
 from sfd_cli.files import read_json
@@ -26,35 +25,19 @@ from sfd_cli.processes import Processes
 from sfd_cli.training.checkpoints import Checkpoints
 from sfd_cli.training.fit import fit
 from sfd_cli.training.sample_grids import SampleGrids
-from sfd_cli.training.settings import LoopSettings, transformer_loop
+from sfd_cli.training.settings import transformer_loop
 from sfd_cli.training.throughput import training_flops
 from sfd_cli.training.velocity_task import VelocityTask
 from sfd_cli.weights.models import Model, open_model, open_semantic
 
-# How far a run goes and how it is carried out: none of it moves a result by more than rounding; and where initial
-# weights lie, for their digest is among the inputs.
-FREE = {
-    "init",
-    "steps",
-    "accumulate",
-    "compile",
-    "checkpoint_activations",
-    "checkpoint_every",
-    "log_every",
-    "sample_every",
-}
+# None of these moves a result by more than rounding; the digest of the weights at `init` is among the inputs.
+EXECUTION = {"accumulate", "compile", "checkpoint_activations", "checkpoint_every", "log_every", "sample_every"}
+FREE = {"init", "steps", *EXECUTION}
 
 
 @dataclass(frozen=True)
 class Training:
-    """One of the two trainings.
-
-    Attributes:
-        settings: `paths` and `runtime` are read.
-        key: names the section, the path of the artifact and the folder of the log.
-        section: of the settings.
-        latents: the record of the latents to train on.
-    """
+    """One of the two trainings; `key` names its section, the path of its artifact and the folder of its log."""
 
     settings: Settings
     key: Literal["dit", "guide"]
@@ -80,8 +63,8 @@ class Training:
 def train_transformer(settings: Settings, key: Literal["dit", "guide"], section: DiT, command: str) -> dict[str, Any]:
     """Train into `models/<key>/`, with curves and sample grids under `metrics/<key>/`.
 
-    Goes on from the last checkpoint; more steps continue a finished run, and a run that went further than now asked
-    for starts over. Under torchrun the processes share every batch.
+    Goes on from the last checkpoint; more steps continue a finished run, and with fewer steps than are done it starts
+    over. Under torchrun the processes share every batch.
 
     Returns:
         The summary to print.
@@ -94,7 +77,7 @@ def train_transformer(settings: Settings, key: Literal["dit", "guide"], section:
     facts = produce(
         _recipe(training, command),
         load=lambda processes: _load(training, processes),
-        make=lambda processes, learner: _make(training, learner, processes),
+        make=lambda processes, loaded: _make(training, *loaded, processes),
         metrics=settings.paths.metrics,
         is_done=lambda facts: facts.get("steps") == section.steps,
         start_over=lambda: _too_far(training),
@@ -122,87 +105,70 @@ def _recipe(training: Training, command: str) -> Recipe:
 
 
 def _too_far(training: Training) -> str | None:
-    """Why the run cannot go back to the steps that are now asked for."""
-    done = max(training.checkpoints.steps(), default=0)
-    return (
-        f"is at step {done} already, past the {training.section.steps} asked for"
-        if done > training.section.steps
-        else None
-    )
+    """Why the run cannot go back to the number of steps in the settings."""
+    done, steps = max(training.checkpoints.steps(), default=0), training.section.steps
+    return f"is at step {done} already, past {steps}" if done > steps else None
 
 
-@dataclass(frozen=True)
-class Learner:
-    """What is trained, on what, and how."""
-
-    store: Store
-    task: VelocityTask
-    model: LightningDiT
-    loop: LoopSettings
-    device: torch.device
-
-
-def _load(training: Training, processes: Processes) -> Learner:
-    """The network with its first weights, its task and the latents.
+def _load(training: Training, processes: Processes) -> tuple[VelocityTask, LightningDiT]:
+    """The task on the stored latents, and the network with its first weights.
 
     Raises:
         UserError: they are missing or do not fit together.
     """
     settings, section = training.settings, training.section
-    device = processes.device(choose_device(settings.runtime.device))
-    store = Store(settings.paths.latents)
+    device = processes.device(settings.runtime.device)
     decoder = open_semantic(settings).load().to(device) if section.repa == "decoded" else None
     try:
-        task = VelocityTask(store, section, decoder, device)
-        config = network_config(section, task.space, task.feature_width, len(store.classes))
-        loop = transformer_loop(section, device)
-        loop.micro_batch(processes.count)
+        task = VelocityTask(Store(settings.paths.latents), section, decoder, device)
+        config = network_config(section, task.space, task.feature_width, len(task.conditions))
+        transformer_loop(section, device).micro_batch(processes.count)
     except SettingError as error:
-        raise UserError(f"{training.key}.{error.key}", error.problem, error.remedy) from None
+        raise UserError(f"{training.key}.{error.subject}", error.problem, error.remedy) from None
     torch.manual_seed(section.seed)
     model = LightningDiT(config)
     if section.init is not None:
         model.load_state_dict(_initial_weights(training, config))
     model.checkpoint_activations = section.checkpoint_activations
-    return Learner(store, task, model, loop, device)
+    return task, model
 
 
-def _make(training: Training, learner: Learner, processes: Processes) -> Facts:
-    section, task, config, checkpoints = training.section, learner.task, learner.model.config, training.checkpoints
+def _make(training: Training, task: VelocityTask, model: LightningDiT, processes: Processes) -> Facts:
+    section, checkpoints, device = training.section, training.checkpoints, task.device
     grids = None
     if section.sample_every and processes.is_main:
-        folder = training.log / "samples"
-        grids = SampleGrids(training.settings, section, task.space, task.conditions, learner.device, folder)
+        grids = SampleGrids(training.settings, section, task, training.log / "samples")
         grids.forget_after(max(checkpoints.steps(), default=0))
     result = fit(
         task,
-        learner.model,
-        EpochSampler(len(learner.store), section.batch_size, section.seed),
-        learner.loop,
+        model,
+        EpochSampler(len(task.store), section.batch_size, section.seed),
+        transformer_loop(section, device),
         checkpoints.folder,
         training.log,
-        learner.device,
+        device,
         training.folder.name,
         on_step=grids,
-        flops_per_image=_flops(config) if learner.device.type == "cuda" else None,
+        flops_per_image=flops_per_image(model.config) if device.type == "cuda" else None,
     )
     if processes.is_main:
         assert result.ema is not None
         weights = {"model": result.model.state_dict(), "ema": result.ema.state_dict()}
-        save_model(training.folder, "LightningDiT", config, weights, _description(training, learner))
-        # Which other checkpoints there are tells how often the run was interrupted; equal settings, equal artifacts.
+        description = {
+            "statistics": task.space.statistics,
+            "delta_t": section.delta_t,
+            "classes": task.store.classes,
+            "image_size": task.store.attributes["image_size"],
+            "texture_vae": training.latents.inputs.get("texture_vae"),
+        }
+        save_model(training.folder, "LightningDiT", model.config, weights, description)
+        # How many checkpoints there are depends on interruptions; equal settings must give equal artifacts.
         checkpoints.keep(1)
     return {"steps": result.step, "parameters": sum(parameter.numel() for parameter in result.model.parameters())}
 
 
 def network_config(section: DiT, space: LatentSpace, feature_width: int, num_classes: int) -> LightningDiTConfig:
-    """The architecture that the settings and the latents ask for.
-
-    Args:
-        section: the settings.
-        space: layout of the composite latents.
-        feature_width: of the patch tokens that REPA looks at.
-        num_classes: of the data set.
+    """The architecture for the settings and the latents; `feature_width` is that of REPA's patch tokens.
 
     Raises:
         SettingError: they do not fit together.
@@ -229,8 +195,18 @@ def network_config(section: DiT, space: LatentSpace, feature_width: int, num_cla
     )
 
 
+def flops_per_image(config: LightningDiTConfig) -> int:
+    """FLOPs of a forward and backward pass on one image, as MFU counts them."""
+
+    def forward(model: nn.Module) -> None:
+        x = torch.empty(1, config.in_channels, config.grid, config.grid)
+        model(x, torch.empty(1), torch.empty(1), torch.empty(1, dtype=torch.int64), bool(config.repa_depth))
+
+    return training_flops(forward, lambda: LightningDiT(config))
+
+
 def _initial(training: Training) -> Model[LightningDiT]:
-    """The transformer that training starts from; settings and latents tell what a file of other code does not."""
+    """The transformer that training starts from; settings and latents give what a file of other code does not say."""
     section, fields = training.section, Store(training.settings.paths.latents).fields
     semantic = fields["semantic"].shape[1] if section.semantics else 0
     hints = Hints(section.heads, repa_depth=section.repa_depth, semantic_channels=semantic)
@@ -241,37 +217,15 @@ def _initial(training: Training) -> Model[LightningDiT]:
 
 
 def _initial_weights(training: Training, config: LightningDiTConfig) -> dict[str, Tensor]:
-    """Averaged weights of a transformer of the architecture `config`, to start training from.
+    """Averaged weights of the transformer to start from.
 
     Raises:
-        UserError: it is damaged or of another architecture; names what differs.
+        UserError: it is damaged or of another architecture than `config`; names what differs.
     """
     network = _initial(training).load()
     ours, theirs = asdict(config), asdict(network.config)
     wrong = [f"{key} {value} instead of {ours[key]}" for key, value in theirs.items() if value != ours[key]]
     if wrong:
-        raise UserError(
-            f"{training.key}.init",
-            f"{training.section.init} has another architecture than the settings: {', '.join(wrong)}",
-            "set these in the section, or start from another file",
-        )
+        problem = f"{training.section.init} has {', '.join(wrong)}"
+        raise UserError(f"{training.key}.init", problem, "set these in the section, or start from another file")
     return network.state_dict()
-
-
-def _flops(config: LightningDiTConfig) -> int:
-    def forward(model: nn.Module) -> None:
-        x = torch.empty(1, config.in_channels, config.grid, config.grid)
-        model(x, torch.empty(1), torch.empty(1), torch.empty(1, dtype=torch.int64), bool(config.repa_depth))
-
-    return training_flops(forward, lambda: LightningDiT(config))
-
-
-def _description(training: Training, learner: Learner) -> dict[str, Any]:
-    """What sampling needs to know beside the architecture."""
-    return {
-        "statistics": learner.task.space.statistics,
-        "delta_t": training.section.delta_t,
-        "classes": learner.store.classes,
-        "image_size": learner.store.attributes["image_size"],
-        "texture_vae": training.latents.inputs.get("texture_vae"),
-    }

@@ -22,7 +22,7 @@ class VelocityTask:
     Args:
         store: the latent store; its fields are (2, ...) float16, axis 0 being (as is, flipped).
         section: settings of the objective.
-        decoder: the frozen semantic compressor, for `repa: decoded`; on the training device.
+        decoder: the frozen semantic compressor on the training device, for `repa: decoded`.
         device: the training device.
 
     Attributes:
@@ -34,15 +34,15 @@ class VelocityTask:
     """
 
     def __init__(self, store: Store, section: DiT, decoder: SemanticCompressor | None, device: torch.device) -> None:
-        self._store, self._section, self._decoder, self._device = store, section, decoder, device
+        self.store, self.device, self._section, self._decoder = store, device, section, decoder
         if section.repa == "stored" and "features" not in store.fields:
-            raise SettingError(
-                "repa",
-                f"{store.folder} holds no features to compare with",
-                "encode again with latents.store_features: true, or use repa: 'decoded' or 'none'",
-            )
+            remedy = "encode again with latents.store_features: true, or use repa: 'decoded' or 'none'"
+            raise SettingError("repa", f"{store.folder} holds no features to compare with", remedy)
         self._schedule = schedule_of(section)
-        self.space = _space(store, section.semantics)
+        texture = store.fields["texture"].shape  # (2, C_z, h, w)
+        layout = LatentSpace(texture[1], store.fields["semantic"].shape[1] if section.semantics else 0, texture[-1])
+        mean, std = (store.statistics[name][: layout.channels] for name in ("mean", "std"))
+        self.space = layout.scaled(mean, std)
         self.conditions = Conditions(tuple(store.classes))
         needs_semantics = section.semantics or section.repa == "decoded"
         needed = {"texture": True, "semantic": needs_semantics, "features": section.repa == "stored"}
@@ -52,20 +52,20 @@ class VelocityTask:
     def feature_width(self) -> int:
         """Width of the patch tokens that REPA compares with, 0 without REPA."""
         if self._section.repa == "stored":
-            return self._store.fields["features"].shape[-1]
+            return self.store.fields["features"].shape[-1]
         return self._decoder.config.feature_width if self._decoder else 0
 
     def fetch(self, indices: np.ndarray, flips: np.ndarray) -> dict[str, Tensor]:
         """Labels (B,) int64 and the stored arrays (B, ...) float16, not normalised."""
         arrays = {name: self._read(name, indices, flips) for name in self._fields}
-        return arrays | {"labels": torch.from_numpy(self._store.labels[indices])}
+        return arrays | {"labels": torch.from_numpy(self.store.labels[indices])}
 
     def _read(self, name: str, indices: np.ndarray, flips: np.ndarray) -> Tensor:
         """One field of a batch; for a GPU read into pinned memory, which PyTorch's allocator reuses."""
-        if self._device.type != "cuda":
-            return torch.from_numpy(self._store.read(name, indices, flips))
-        out = torch.empty((len(indices), *self._store.fields[name].shape[1:]), dtype=torch.float16, pin_memory=True)
-        self._store.read(name, indices, flips, out=out.numpy())
+        if self.device.type != "cuda":
+            return torch.from_numpy(self.store.read(name, indices, flips))
+        out = torch.empty((len(indices), *self.store.fields[name].shape[1:]), dtype=torch.float16, pin_memory=True)
+        self.store.read(name, indices, flips, out=out.numpy())
         return out
 
     def draw(self, generator: torch.Generator, count: int) -> dict[str, Tensor]:
@@ -100,12 +100,3 @@ class VelocityTask:
         if self._decoder is None:
             return batch["features"].float()
         return self._decoder.decode(batch["semantic"].float().flatten(2).transpose(1, 2)).float()
-
-
-def _space(store: Store, semantics: bool) -> LatentSpace:
-    """The space of a store's composite latents, or of its texture latents alone."""
-    texture = store.fields["texture"].shape  # (2, C_z, h, w)
-    semantic = store.fields["semantic"].shape[1] if semantics else 0
-    layout = LatentSpace(texture[1], semantic, texture[-1])
-    mean, std = (store.statistics[name][: layout.channels] for name in ("mean", "std"))
-    return layout.scaled(mean, std)

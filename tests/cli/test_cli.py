@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from sfd_cli import __version__
 from sfd_cli.cli import app
 from sfd_cli.cli.stages import stage_command
-from sfd_cli.tables import STAGES, Stage
+from sfd_cli.stages import Stage
+from sfd_cli.tables import STAGES
 
 REPOSITORY = Path(__file__).parents[2]
 NAMES = [name for name in STAGES if name != "show"]

@@ -19,8 +19,7 @@ from command_line import (
     training_checkpoint,
 )
 from reference_files import contents, part
-
-from sfd_cli.errors import UserError
+from refusals import require_refusal
 
 QKV = "blocks.1.attn.qkv.weight"
 
@@ -104,182 +103,184 @@ IMAGES = ("--texture-vae", "vae.ckpt", *TOLD, "--num-images", 2, *ALONE)
 AUTO = ("--guidance", "autoguidance", "--guide")
 
 
-def require_named(error: UserError, *named: str) -> None:
-    """Each key, number, path and flag of `named` is in a field of the error, which says what to do."""
-    fields = (error.subject, error.problem, error.remedy)
-    for name in named:
-        assert any(name in field for field in fields), f"{name} is not named in {fields}"
-
-
-# By the file: what the error must name beside it.
+# By the file, whose name is the subject: what the error must name beside it.
 CHECKPOINTS = {
-    "cut": (),
-    "empty": (),
-    "semvae": ("SemanticVAE", "LightningDiT"),
-    "texture": ("LatentStatistics", "LightningDiT"),
+    "cut": ("damaged", "copy it again"),
+    "empty": ("damaged", "copy it again"),
+    "semvae": ("SemanticVAE", "LightningDiT", "the path"),
+    "texture": ("LatentStatistics", "LightningDiT", "the path"),
     "code": ("posix.system", "torch.save(model.state_dict()"),
-    "missing": (QKV,),
-    "extra": ("blocks.1.attn.gate",),
-    "shape": (QKV, "(2, 3)", "(192, 64)"),
-    "list": ("list", "state_dict()"),
-    "nowhere": ("sfd weights list",),
+    "missing": ("LightningDiT", f"{QKV} is missing"),
+    "extra": ("LightningDiT", "blocks.1.attn.gate is unknown"),
+    "shape": ("LightningDiT", f"{QKV} is (2, 3) instead of (192, 64)"),
+    "list": ("a list", "state_dict()"),
+    "nowhere": ("does not exist", "`sfd weights list`"),
 }
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 @pytest.mark.parametrize("flags", [LATENTS, IMAGES])
 def test_a_checkpoint_that_will_not_do(name: str, flags: tuple[Any, ...]) -> None:
-    require_named(refusal_of("sample", "--checkpoint", f"{name}.pt", *flags), f"{name}.pt", *CHECKPOINTS[name])
+    require_refusal(refusal_of("sample", "--checkpoint", f"{name}.pt", *flags), f"{name}.pt", *CHECKPOINTS[name])
     assert not Path("executed").exists()
 
 
+# Arguments after `sfd sample --checkpoint`: the subject, and what the error must name beside it.
 SAMPLING: dict[tuple[Any, ...], tuple[str, ...]] = {
     ("dit.pt", *IMAGES, "--texture-vae", "semvae.pt"): ("semvae.pt", "SemanticVAE", "TextureVAE"),
-    ("dit.pt", *IMAGES, "--texture-vae", "away.ckpt"): ("away.ckpt",),
-    ("dit.pt", *IMAGES, "--texture-vae", "vae6.ckpt"): ("dit.pt", "8 ", "6"),
-    ("dit.pt", *IMAGES, TOLD[0], "six.pt"): ("dit.pt", "12", "10"),
-    ("dit.pt", *IMAGES, TOLD[2], "six.pt"): ("dit.pt", "12", "14"),
+    ("dit.pt", *IMAGES, "--texture-vae", "away.ckpt"): ("away.ckpt", "does not exist"),
+    ("dit.pt", *IMAGES, "--texture-vae", "vae6.ckpt"): ("paths.texture_vae", "decodes 6", "dit.pt makes 8"),
+    ("dit.pt", *IMAGES, TOLD[0], "six.pt"): ("dit.pt", "10 channels", "12 channels", TOLD[0]),
+    ("dit.pt", *IMAGES, TOLD[2], "six.pt"): ("dit.pt", "14 channels", "12 channels", TOLD[2]),
     ("dit.pt", *IMAGES, TOLD[0], "dit.pt"): ("dit.pt", "LightningDiT", "LatentStatistics"),
-    ("dit.pt", *IMAGES, TOLD[0], "away.pt"): ("away.pt",),
+    ("dit.pt", *IMAGES, TOLD[0], "away.pt"): ("away.pt", "does not exist"),
     ("dit.pt", "--texture-vae", "vae.ckpt", "--foreign-semantic-channels", 4, *ALONE): (
         "dit.pt",
-        "12",
-        "--foreign-texture-statistics",
-        "--foreign-semantic-statistics",
+        "no latent statistics for 12 channels",
+        "--foreign-texture-statistics and --foreign-semantic-statistics",
     ),
-    ("dit.pt", "--latents-out", "x.npy"): ("dit.pt", "--foreign-semantic-channels"),
-    ("plain.pt", "--latents-out", "x.npy", "--delta-t", 0): ("plain.pt", "--foreign-heads"),
-    ("plain.pt", "--latents-out", "x.npy", "--delta-t", 0, "--foreign-heads", 7): ("64", "7"),
-    ("dit.pt", "--latents-out", "x.npy", "--foreign-semantic-channels", 40): ("40", "12"),
-    ("ema.pt", *LATENTS, "--weights", "model"): ("ema.pt", "model", "ema"),
-    ("sync.pt", *LATENTS[2:], "--delta-t", 0.3): ("sample.delta_t", "sync.pt", "use 0"),
-    ("sync.pt", *LATENTS, "--delta-t", 0.3): ("sample.delta_t", "sync.pt", "use 0"),
-    ("dit.pt", *LATENTS, *AUTO, "plain.pt", "--foreign-guide-heads", 4): ("plain.pt", "dit.pt", "grid", "8"),
-    ("dit.pt", *LATENTS, *AUTO, "sync.pt"): ("sync.pt", "delta_t"),
-    ("dit.pt", *LATENTS, *AUTO, "away.pt"): ("away.pt",),
-    ("dit.pt", *LATENTS[:2], "--latents-out", "z.npy"): ("z.npy",),
+    ("dit.pt", "--latents-out", "x.npy"): ("dit.pt", "`semantic_channels` (--foreign-semantic-channels"),
+    ("plain.pt", "--latents-out", "x.npy", "--delta-t", 0): ("plain.pt", "`heads` (--foreign-heads"),
+    ("plain.pt", "--latents-out", "x.npy", "--delta-t", 0, "--foreign-heads", 7): ("plain.pt", "7 heads", "width 64"),
+    ("dit.pt", "--latents-out", "x.npy", "--foreign-semantic-channels", 40): ("dit.pt", "12 channels", "40"),
+    ("ema.pt", *LATENTS, "--weights", "model"): ("ema.pt", "model", "ema", "--weights"),
+    ("sync.pt", *LATENTS[2:], "--delta-t", 0.3): ("sample.delta_t", "sync.pt has no semantic channels", "use 0"),
+    ("sync.pt", *LATENTS, "--delta-t", 0.3): ("sample.delta_t", "sync.pt has one time", "use 0"),
+    ("dit.pt", *LATENTS, *AUTO, "plain.pt", "--foreign-guide-heads", 4): ("plain.pt", "dit.pt", "grid 8 instead of 4"),
+    ("dit.pt", *LATENTS, *AUTO, "sync.pt"): ("sample.delta_t", "sync.pt has one time", "use 0"),
+    ("dit.pt", *LATENTS, *AUTO, "away.pt"): ("away.pt", "does not exist"),
+    ("dit.pt", *LATENTS[:2], "--latents-out", "z.npy"): ("--latents-out", "z.npy exists", "another name"),
     ("dit.pt", *LATENTS[:2], "--latents-out", "x.npz"): ("--latents-out", "x.npz", ".npy"),
-    ("dit.pt", *LATENTS[:2], "--latents-out", "z.npy/x.npy"): ("z.npy", "Not a directory"),
-    ("dit.pt", *LATENTS, "--classes", "0,10"): ("sample.classes", "10", "0 to 9"),
-    ("dit.pt", *IMAGES, "--classes", "-1"): ("sample.classes", "-1", "0 to 9"),
+    ("dit.pt", *LATENTS[:2], "--latents-out", "z.npy/x.npy"): ("--latents-out", "z.npy is not a folder"),
+    ("dit.pt", *LATENTS, "--classes", "0,10"): ("sample.classes", "[10]", "classes 0 to 9"),
+    ("dit.pt", *IMAGES, "--classes", "-1"): ("sample.classes", "[-1]", "classes 0 to 9"),
 }
 
 
 @pytest.mark.parametrize("arguments", SAMPLING, ids=lambda arguments: " ".join(map(str, arguments))[:80])
 def test_models_and_flags_that_do_not_fit(arguments: tuple[Any, ...]) -> None:
-    require_named(refusal_of("sample", "--checkpoint", *arguments), *SAMPLING[arguments])
+    require_refusal(refusal_of("sample", "--checkpoint", *arguments), *SAMPLING[arguments])
 
 
+WRITE = "numpy.save"
 ARRAYS = {
-    ("--labels", "high.npy"): ("10", "0 to 9"),
-    ("--labels", "negative.npy"): ("-1", "0 to 9"),
-    ("--labels", "floats.npy"): ("floats.npy", "float64", "(3,)", "(N,)"),
-    ("--labels", "column.npy"): ("column.npy", "int64", "(3, 1)", "(N,)"),
-    ("--labels", "unlabelled.npy"): ("unlabelled.npy",),
-    ("--labels", "z.npy"): ("z.npy", "float32", "(3, 12, 4, 4)", "(N,)"),
-    ("--labels", "away.npy"): ("away.npy",),
-    ("--noise", "small.npy"): ("(3, 12, 3, 3)", "(N, 12, 4, 4)"),
-    ("--noise", "flat.npy"): ("flat.npy", "float32", "(12, 4, 4)", "(N, C, h, w)"),
-    ("--noise", "integers.npy"): ("integers.npy", "int64", "(3, 12, 4, 4)"),
-    ("--noise", "nan.npy"): ("image 1", "float32"),
-    ("--noise", "huge.npy"): ("image 0", "float32"),
-    ("--noise", "none.npy"): ("none.npy",),
-    ("--noise", "objects.npy"): ("objects.npy", "numpy.save"),
-    ("--noise", "cut.npy"): ("cut.npy", "numpy.save"),
-    ("--noise", "cut.npz"): ("cut.npz", "numpy.save"),
-    ("--noise", "text.npy"): ("text.npy", "numpy.save"),
-    ("--noise", "z.npz"): ("z.npz", "numpy.save"),
-    ("--noise", "z.npy", "--labels", "two.npy"): ("2 ", "3 "),
+    ("--labels", "high.npy"): ("labels", "[10]", "classes 0 to 9"),
+    ("--labels", "negative.npy"): ("labels", "[-1]", "classes 0 to 9"),
+    ("--labels", "floats.npy"): ("floats.npy", "float64", "(3,)", "whole numbers of shape (N,)"),
+    ("--labels", "column.npy"): ("column.npy", "int64", "(3, 1)", "whole numbers of shape (N,)"),
+    ("--labels", "unlabelled.npy"): ("unlabelled.npy", "is empty", "at least one"),
+    ("--labels", "z.npy"): ("z.npy", "float32", "(3, 12, 4, 4)", "whole numbers of shape (N,)"),
+    ("--labels", "away.npy"): ("away.npy", "does not exist"),
+    ("--noise", "small.npy"): ("noise", "(3, 12, 3, 3)", "(N, 12, 4, 4)"),
+    ("--noise", "flat.npy"): ("flat.npy", "float32", "(12, 4, 4)", "floats of shape (N, C, h, w)"),
+    ("--noise", "integers.npy"): ("integers.npy", "int64", "(3, 12, 4, 4)", "floats"),
+    ("--noise", "nan.npy"): ("noise", "image 1", "float32", "standard normal"),
+    ("--noise", "huge.npy"): ("noise", "image 0", "float32", "standard normal"),
+    ("--noise", "none.npy"): ("none.npy", "is empty", "at least one"),
+    ("--noise", "objects.npy"): ("objects.npy", "not a whole .npy", WRITE),
+    ("--noise", "cut.npy"): ("cut.npy", "not a whole .npy", WRITE),
+    ("--noise", "cut.npz"): ("cut.npz", "not a whole .npy", WRITE),
+    ("--noise", "text.npy"): ("text.npy", "not a whole .npy", WRITE),
+    ("--noise", "z.npz"): ("z.npz", "archive", "one array", WRITE),
+    ("--noise", "z.npy", "--labels", "two.npy"): ("two.npy", "2 labels", "3 images"),
 }
 
 
 @pytest.mark.parametrize("given", ARRAYS, ids=" ".join)
 @pytest.mark.parametrize("flags", [LATENTS, IMAGES])
 def test_noise_and_labels_that_will_not_do(given: tuple[str, ...], flags: tuple[Any, ...]) -> None:
-    require_named(refusal_of("sample", "--checkpoint", "dit.pt", *flags, *given), *ARRAYS[given])
+    require_refusal(refusal_of("sample", "--checkpoint", "dit.pt", *flags, *given), *ARRAYS[given])
 
 
 IMPORTS: dict[tuple[Any, ...], tuple[str, ...]] = {
-    ("cut.pt", "out"): ("cut.pt",),
+    ("cut.pt", "out"): ("cut.pt", "damaged"),
     ("code.pt", "out"): ("code.pt", "posix.system"),
-    ("missing.pt", "out", "--semantic-channels", 4): ("missing.pt", QKV),
-    ("extra.pt", "out", "--semantic-channels", 4): ("extra.pt", "blocks.1.attn.gate"),
-    ("dit.pt", "out", "--semantic-channels", 4, "--heads", 3): ("dit.pt", "--heads", "3", "4"),
+    ("missing.pt", "out", "--semantic-channels", 4): ("missing.pt", f"{QKV} is missing"),
+    ("extra.pt", "out", "--semantic-channels", 4): ("extra.pt", "blocks.1.attn.gate is unknown"),
+    ("dit.pt", "out", "--semantic-channels", 4, "--heads", 3): ("--heads", "is 3", "q/k norms", "4 heads", "dit.pt"),
     ("dit.pt", "out", "--semantic-channels", 3, "--semantic-statistics", "semantic.pt"): (
-        "dit.pt",
         "--semantic-channels",
-        "3",
-        "4",
+        "is 3",
+        "statistics are of 4",
+        "dit.pt",
     ),
-    ("sync.pt", "out", "--delta-t", 0.5): ("sync.pt", "--delta-t", "0.5"),
-    ("plain.pt", "out", "--heads", 4, "--repa-depth", 2): ("plain.pt", "--repa-depth", "2"),
-    ("vae.ckpt", "out", "--heads", 3): ("vae.ckpt", "TextureVAE", "--heads"),
-    ("semvae.pt", "out", "--heads", 4, "--delta-t", 0): ("semvae.pt", "SemanticVAE", "--delta-t"),
-    ("vae.ckpt", "out", "--num-classes", 3, "--encoder", "x"): ("vae.ckpt", "--encoder", "--num-classes"),
-    ("away.pt", "out"): ("away.pt", "sfd weights list"),
-    ("folder", "out"): ("folder", "diffusers"),
-    ("semvae.pt", "out"): ("semvae.pt", "--heads", "sfd weights import"),
-    ("semvae.pt", "out", "--heads", 7): ("semvae.pt", "7"),
-    ("plain.pt", "out"): ("plain.pt", "--heads", "sfd weights import"),
-    ("dit.pt", "out"): ("dit.pt", "--semantic-channels", "sfd weights import"),
-    ("adm_imagenet256", "out"): ("adm_imagenet256",),
-    ("vae.ckpt", "folder"): ("folder",),
-    ("vae.ckpt", "z.npy"): ("z.npy",),
-    ("vae.ckpt", "z.npy/out"): ("z.npy", "Not a directory"),
-    ("vae.ckpt", "out", "--texture-statistics", "texture.pt"): ("vae.ckpt", "TextureVAE"),
-    ("dit.pt", "out", "--semantic-statistics", "semantic.pt", "--texture-statistics", "six.pt"): ("10", "12"),
+    ("sync.pt", "out", "--delta-t", 0.5): ("--delta-t", "is 0.5", "one time", "sync.pt"),
+    ("plain.pt", "out", "--heads", 4, "--repa-depth", 2): ("--repa-depth", "is 2", "REPA projector", "plain.pt"),
+    ("vae.ckpt", "out", "--heads", 3): ("--heads", "vae.ckpt", "TextureVAE", "leave it"),
+    ("semvae.pt", "out", "--heads", 4, "--delta-t", 0): ("--delta-t", "semvae.pt", "SemanticVAE", "leave it"),
+    ("vae.ckpt", "out", "--num-classes", 3, "--encoder", "x"): (
+        "--encoder and --num-classes",
+        "vae.ckpt",
+        "latent shards",
+    ),
+    ("away.pt", "out"): ("away.pt", "no file, no folder", "`sfd weights list`"),
+    ("folder", "out"): ("folder", "diffusers", "config.json"),
+    ("semvae.pt", "out"): ("semvae.pt", "`heads` (--heads of `sfd weights import`"),
+    ("semvae.pt", "out", "--heads", 7): ("semvae.pt", "heads 7", "64"),
+    ("plain.pt", "out"): ("plain.pt", "`heads` (", "--heads of `sfd weights import`"),
+    ("dit.pt", "out"): ("dit.pt", "--semantic-channels of `sfd weights import`"),
+    ("adm_imagenet256", "out"): ("adm_imagenet256", "metrics", "a transformer or ", "`sfd weights list`"),
+    ("vae.ckpt", "folder"): ("folder", "exists already", "another name"),
+    ("vae.ckpt", "z.npy"): ("z.npy", "exists already", "another name"),
+    ("vae.ckpt", "z.npy/out"): ("z.npy/out/config.json", "Not a directory", "another path"),
+    ("vae.ckpt", "out", "--texture-statistics", "texture.pt"): ("vae.ckpt", "TextureVAE", "only a transformer"),
+    ("dit.pt", "out", "--semantic-statistics", "semantic.pt", "--texture-statistics", "six.pt"): (
+        "dit.pt",
+        "12 channels",
+        "statistics are of 10",
+    ),
 }
 
 
 @pytest.mark.parametrize("arguments", IMPORTS, ids=lambda arguments: " ".join(map(str, arguments)))
 def test_files_that_cannot_be_imported(arguments: tuple[Any, ...]) -> None:
-    require_named(refusal_of("weights", "import", *arguments), *IMPORTS[arguments])
+    require_refusal(refusal_of("weights", "import", *arguments), *IMPORTS[arguments])
     assert not Path("executed").exists()
 
 
 OTHERS: dict[tuple[Any, ...], tuple[str, ...]] = {
-    ("weights", "export", "folder", "out.pt"): ("folder",),
-    ("weights", "export", "away", "out.pt"): ("away",),
-    ("weights", "export", "dit.pt", "out.pt"): ("dit.pt",),
-    ("weights", "info", "sfd_x"): ("sfd_x", "'sfd_xl'"),
-    ("weights", "verify", "sfd_x"): ("sfd_x", "'sfd_xl'"),
-    ("preset", "use", "imagenet256-x"): ("imagenet256-x", "'imagenet256-xl'"),
-    ("preset", "show", "zzz"): ("zzz", "demo, "),
-    ("preset", "use", "demo", "--images", "folder"): ("--images", "'demo'"),
-    ("preset", "use", "imagenet256-xl", "--images", "away"): ("--images", "away"),
-    ("preset", "use", "imagenet256-xl", "--images", "z.npy"): ("--images", "z.npy"),
+    ("weights", "export", "folder", "out.pt"): ("folder", "no whole model", "config.json"),
+    ("weights", "export", "away", "out.pt"): ("away", "does not exist"),
+    ("weights", "export", "dit.pt", "out.pt"): ("dit.pt", "is a file", "model folder or latent store"),
+    ("weights", "info", "sfd_x"): ("sfd_x", "published weights", "did you mean 'sfd_xl'?"),
+    ("weights", "verify", "sfd_x"): ("sfd_x", "published weights", "did you mean 'sfd_xl'?"),
+    ("preset", "use", "imagenet256-x"): ("imagenet256-x", "preset", "did you mean 'imagenet256-xl'?"),
+    ("preset", "show", "zzz"): ("zzz", "preset", "known: demo, "),
+    ("preset", "use", "demo", "--images", "folder"): ("--images", "'demo'", "its own images"),
+    ("preset", "use", "imagenet256-xl", "--images", "away"): ("--images", "away is not a folder"),
+    ("preset", "use", "imagenet256-xl", "--images", "z.npy"): ("--images", "z.npy is not a folder"),
     ("preset", "use", "demo", "--params", "folder"): ("folder", "Is a directory"),
 }
 
 
 @pytest.mark.parametrize("arguments", OTHERS, ids=" ".join)
 def test_other_commands(arguments: tuple[Any, ...]) -> None:
-    require_named(refusal_of(*arguments), *OTHERS[arguments])
+    require_refusal(refusal_of(*arguments), *OTHERS[arguments])
 
 
 @pytest.mark.parametrize(
-    "mistake",
+    ("mistake", "subject"),
     [
-        ("--labels", "high.npy"),
-        ("--noise", "small.npy"),
-        ("--checkpoint", "semvae.pt"),
-        ("--checkpoint", "shape.pt"),
-        ("--texture-vae", "vae6.ckpt"),
-        (TOLD[0], "six.pt"),
-        ("--classes", "77"),
-        (*AUTO, "plain.pt", "--foreign-guide-heads", "4"),
+        (("--labels", "high.npy"), "labels"),
+        (("--noise", "small.npy"), "noise"),
+        (("--checkpoint", "semvae.pt"), "semvae.pt"),
+        (("--checkpoint", "shape.pt"), "shape.pt"),
+        (("--texture-vae", "vae6.ckpt"), "paths.texture_vae"),
+        ((TOLD[0], "six.pt"), "dit.pt"),
+        (("--classes", "77"), "sample.classes"),
+        ((*AUTO, "plain.pt", "--foreign-guide-heads", "4"), "plain.pt"),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
 def test_a_mistake_leaves_finished_samples_where_they_are(
-    mistake: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory, files: Path
+    mistake: tuple[str, ...], subject: str, tmp_path_factory: pytest.TempPathFactory, files: Path
 ) -> None:
     samples = tmp_path_factory.getbasetemp() / "finished" / "samples"
     command = ("sample", "--checkpoint", "dit.pt", *IMAGES, "--samples", samples)
     done(*command)
     before = files_below(samples.parent)
     assert {"samples/settings.json", "samples/000001.png"} <= before.keys()
-    refusal_of(*command, *mistake)
+    require_refusal(refusal_of(*command, *mistake), subject)
     assert files_below(samples.parent) == before
     assert "up to date" in done(*command).err
 
@@ -288,10 +289,11 @@ def test_a_folder_imported_without_statistics_or_last_weights_says_what_it_lacks
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "statistics" in done("weights", "import", files / "ema.pt", "ours", "--semantic-channels", 4).err
+    assert "no latent statistics" in done("weights", "import", files / "ema.pt", "ours", "--semantic-channels", 4).err
     images = ("--texture-vae", files / "vae.ckpt", "--num-images", 2, *ALONE)
     error = refusal_of("sample", "--checkpoint", "ours", *images)
-    require_named(error, "ours", "12", "--texture-statistics", "--semantic-statistics", "sfd weights import")
+    flags = "--texture-statistics and --semantic-statistics of `sfd weights import`"
+    require_refusal(error, "ours", "no latent statistics for 12 channels", flags)
     for output in (images, ("--latents-out", "x.npy")):
         error = refusal_of("sample", "--checkpoint", "ours", "--weights", "model", *output)
-        require_named(error, "model.safetensors", "ema")
+        require_refusal(error, "ours/model.safetensors", "weights present: ema")

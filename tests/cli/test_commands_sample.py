@@ -111,7 +111,7 @@ def check_sample(name: str, key: str) -> None:
 # Checkpoints of the reference code as they are
 
 FEW = ("--num-images", 6, "--steps", 3, "--solver", "euler", *ALONE)
-TOLD = ("--foreign-texture-statistics", "texture.pt", "--foreign-semantic-statistics", "semantic.pt")
+STATISTICS = ("--foreign-texture-statistics", "texture.pt", "--foreign-semantic-statistics", "semantic.pt")
 
 
 def save_published() -> None:
@@ -126,10 +126,10 @@ def save_published() -> None:
 def test_reference_files_give_the_very_images_of_the_models_imported_from_them() -> None:
     save_published()
     guided = ("--guidance", "autoguidance", "--scale", 2)
-    as_they_are = ("--checkpoint", "dit.pt", "--guide", "guide.pt", "--texture-vae", "vae.ckpt", *TOLD)
+    as_they_are = ("--checkpoint", "dit.pt", "--guide", "guide.pt", "--texture-vae", "vae.ckpt", *STATISTICS)
     done("sample", *as_they_are, *guided, *FEW, "--samples", "as_they_are")
-    told = ("--texture-statistics", "texture.pt", "--semantic-statistics", "semantic.pt")
-    done("weights", "import", "dit.pt", "ours/dit", *told)
+    statistics = ("--texture-statistics", "texture.pt", "--semantic-statistics", "semantic.pt")
+    done("weights", "import", "dit.pt", "ours/dit", *statistics)
     done("weights", "import", "guide.pt", "ours/guide", "--semantic-channels", 4)
     done("weights", "import", "vae.ckpt", "ours/vae")
     imported = ("--checkpoint", "ours/dit", "--guide", "ours/guide", "--texture-vae", "ours/vae")
@@ -147,7 +147,7 @@ def test_reference_files_give_the_very_images_of_the_models_imported_from_them()
 
 def test_a_second_run_is_up_to_date_and_other_statistics_are_noticed() -> None:
     save_published()
-    command = ("sample", "--checkpoint", "dit.pt", "--texture-vae", "vae.ckpt", *TOLD, *FEW)
+    command = ("sample", "--checkpoint", "dit.pt", "--texture-vae", "vae.ckpt", *STATISTICS, *FEW)
     done(*command)
     before = files_below(Path("data/samples"))
     assert "data/samples is up to date" in done(*command).err
@@ -212,10 +212,10 @@ def test_names_are_enough_for_registered_models_and_their_statistics(
     done("sample", *NAMED, "--guidance", "autoguidance", *FEW)
     for name in ("dit.pt", "guide.pt", "vae.ckpt", "texture.pt", "semantic.pt"):
         shutil.copy(cache / f"tiny_{name}", name)
-    as_they_are = ("--checkpoint", "dit.pt", "--guide", "guide.pt", "--texture-vae", "vae.ckpt", *TOLD)
+    as_they_are = ("--checkpoint", "dit.pt", "--guide", "guide.pt", "--texture-vae", "vae.ckpt", *STATISTICS)
     done("sample", *as_they_are, "--guidance", "autoguidance", *FEW, "--samples", "as_they_are")
-    named, told = (files_below(Path(folder)) for folder in ("data/samples", "as_they_are"))
-    assert named["samples.npz"] == told["samples.npz"]
+    named, files = (files_below(Path(folder)) for folder in ("data/samples", "as_they_are"))
+    assert named["samples.npz"] == files["samples.npz"]
 
 
 def test_registered_weights_that_cannot_be_had_say_where_to_put_them(registered: str, tmp_path: Path) -> None:
@@ -396,9 +396,9 @@ def test_the_report_says_why_the_way_from_given_noise_is_not_shown() -> None:
     done("sample", "--noise", "z.npy")
     assert "fd_dinov2" in done("fid").out
     said = done("report").err
-    assert "given noise" in said
+    assert "file of noise" in said
     page = Path("reports/index.html").read_text()
-    assert "given noise" in page
+    assert "file of noise" in page
     assert not Path("reports/trajectory.png").exists()
 
 
@@ -409,7 +409,7 @@ def test_the_report_shows_the_way_of_samples_with_given_labels_and_of_reference_
     assert "not on the page: There are no scores" in done("report").err
     assert Path("reports/trajectory.png").exists()
     save_published()
-    published = ("--texture-vae", "vae.ckpt", *TOLD, "--samples", "published")
+    published = ("--texture-vae", "vae.ckpt", *STATISTICS, "--samples", "published")
     done("sample", "--checkpoint", "dit.pt", *published, *FEW)
     done("report", "--dit", "dit.pt", *published, "--reports", "reports-published")
     assert Path("reports-published/trajectory.png").exists()

@@ -21,6 +21,7 @@ from tiny_project import tiny_settings
 from sfd_cli.data.store import Store
 from sfd_cli.files import read_json
 from sfd_cli.formats import reference_latents
+from sfd_cli.formats.reference_shards import SourceShard
 from sfd_cli.weights.registry import KINDS as REGISTERED_KINDS
 from sfd_cli.weights.registry import REGISTRY, Https, Weights
 
@@ -146,7 +147,7 @@ def test_training_for_stored_features_says_where_there_are_none() -> None:
 def test_an_interrupted_import_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(reference_latents.import_latents.__kwdefaults__, "shard_size", 3)
     write_source(Path("shards"), [7, 4])
-    real, calls = reference_latents._read, 0
+    real, calls = SourceShard.arrays, 0
 
     def interrupted(*arguments: Any) -> Any:
         nonlocal calls
@@ -155,13 +156,13 @@ def test_an_interrupted_import_goes_on_where_it_was(monkeypatch: pytest.MonkeyPa
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(reference_latents, "_read", interrupted)
+    monkeypatch.setattr(SourceShard, "arrays", interrupted)
     ran = sfd("weights", "import", "shards", "latents")
     assert ran.code == 130
     assert "run the same command to go on" in ran.err
     kept = {path: path.stat().st_mtime_ns for path in Path("latents").glob("shard-*.h5")}
     assert 0 < len(kept) < 4
-    monkeypatch.setattr(reference_latents, "_read", real)
+    monkeypatch.setattr(SourceShard, "arrays", real)
     done("weights", "import", "shards", "latents")
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     done("weights", "import", "shards", "at_once")

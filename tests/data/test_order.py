@@ -64,5 +64,5 @@ def test_positions_and_flips_are_int64_whatever_the_choice_came_as(chosen: np.nd
 
 @pytest.mark.parametrize(("count", "indices"), [(0, None), (5, np.array([], np.int64)), (5, np.array([5])), (5, [-1])])
 def test_a_sampler_of_nothing_or_of_images_that_are_not_there_is_refused(count: int, indices: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"no batches|of a store of 5"):
+    with pytest.raises(ValueError, match=r"batch_size|indices"):
         EpochSampler(count, 2, 0, indices)

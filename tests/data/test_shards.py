@@ -83,7 +83,7 @@ def test_what_fails_midway_goes_on_with_the_missing_shards_to_the_same_bytes(
     maker = Maker(arrays)
     assert finish(write(tmp_path / "broken", maker)) == unbroken
     assert [batch.start // SHARD for batch in maker.asked] == [0, 0, 0, 2, 2, 2, 3, 3, 3, 4, 4]
-    assert "1 of 5 shards" in capsys.readouterr().err
+    assert "1 of 5" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("processes", [2, 3, 7])
@@ -107,6 +107,6 @@ def test_a_maker_that_gives_too_few_leaves_no_shard_behind(tmp_path: Path, array
     short = {name: array[:, :] for name, array in arrays.items()}
     tmp_path.mkdir(exist_ok=True)
     writer = StoreWriter(tmp_path, FIELDS, COUNT, SHARD, "f")
-    with pytest.raises(ValueError, match="unwritten"):
+    with pytest.raises(ValueError, match="texture"):
         write_shards(writer, lambda rows: split(rows, BATCH)[:1], Maker(short), doing="test")
     assert list(tmp_path.iterdir()) == []

@@ -100,7 +100,7 @@ def test_a_batch_can_fill_an_array_of_the_callers(store):
     assert np.array_equal(out, arrays_of(23)["tokens"][[1, 9, 4], [0, 1, 1]])
     every_other = np.empty((6, 5, 6), np.float16)[::2]
     for wrong in (out[:2], out.astype(np.float32), every_other):
-        with pytest.raises(ValueError, match="out has shape"):
+        with pytest.raises(ValueError, match="out"):
             store.read("tokens", [1, 9, 4], [0, 1, 1], out=wrong)
 
 
@@ -357,11 +357,11 @@ def test_only_whole_shards_of_these_settings_count_as_finished(store):
 
 def test_a_shard_that_fails_midway_leaves_nothing_behind(tmp_path):
     writer = StoreWriter(tmp_path, FIELDS, 4, 4, "f")
-    with pytest.raises(ValueError, match="does not fit"), writer.shard(0) as shard:
+    with pytest.raises(ValueError, match="texture"), writer.shard(0) as shard:
         shard.write(0, arrays_of(5))
-    with pytest.raises(ValueError, match="rows unwritten"), writer.shard(0) as shard:
+    with pytest.raises(ValueError, match="texture"), writer.shard(0) as shard:
         shard.write(0, arrays_of(2))
-    with pytest.raises(ValueError, match="does not fit"), writer.shard(0) as shard:
+    with pytest.raises(ValueError, match="texture"), writer.shard(0) as shard:
         shard.write(3, arrays_of(2))
     assert list(tmp_path.iterdir()) == []
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfd_cli.diffusion.latents import Streams
-from sfd_cli.diffusion.schedule import AsynchronousSchedule, LinearPhase, Schedule, WholeSchedule
+from sfd_cli.diffusion.schedule import AsynchronousSchedule, Phase, Schedule, linear_phase, whole_schedule
 
 offsets = st.floats(0, 1)
 fractions = st.floats(0, 1)
@@ -80,8 +80,8 @@ def test_a_phase_says_what_the_schedule_says_inside_it(delta_t: float, u: float)
         assert phase.times(progress) == pytest.approx(times_at(schedule, progress), abs=1e-12)
         assert phase.moves == tuple(rate > 0 for rate in phase.rates(progress))
         if phase.start < progress < phase.end:
-            assert phase.rates(progress) == WholeSchedule(schedule).rates(progress)
-            assert phase.times(progress) == WholeSchedule(schedule).times(progress)
+            assert phase.rates(progress) == whole_schedule(schedule).rates(progress)
+            assert phase.times(progress) == whole_schedule(schedule).times(progress)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_the_three_phases_and_those_that_vanish(
 
 
 def test_both_streams_move_at_the_breakpoints() -> None:
-    schedule = WholeSchedule(AsynchronousSchedule(0.3))
+    schedule = whole_schedule(AsynchronousSchedule(0.3))
     assert schedule.rates(0.3) == (1, 1)
     assert schedule.rates(1.0) == (1, 1)
     assert schedule.rates(0.299) == (0, 1)
@@ -117,11 +117,11 @@ def test_times_stay_between_noise_and_data_whatever_the_progress(delta_t: float)
 
 @pytest.mark.parametrize(("delta_t", "last"), [(0.0, (1, 1)), (0.3, (1, 0)), (1.0, (1, 0))])
 def test_past_the_end_the_whole_schedule_keeps_the_rates_of_the_end(delta_t: float, last: tuple[int, int]) -> None:
-    whole = WholeSchedule(AsynchronousSchedule(delta_t))
+    whole = whole_schedule(AsynchronousSchedule(delta_t))
     assert (whole.start, whole.end) == (0, 1 + delta_t)
     assert whole.rates(whole.end) == whole.rates(whole.end + 0.5) == last
     assert whole.rates(-0.5) == whole.rates(0.0)
-    assert whole.times(-0.5) == whole.schedule.phases[0].times(-0.5)
+    assert whole.times(-0.5) == AsynchronousSchedule(delta_t).phases[0].times(-0.5)
 
 
 @dataclass(frozen=True)
@@ -129,19 +129,19 @@ class TexturesFirst(AsynchronousSchedule):
     """Textures up to T = 1, then semantics."""
 
     @property
-    def phases(self) -> tuple[LinearPhase, ...]:
-        first = LinearPhase(0.0, 1.0, Streams(1.0, 0.0), Streams(0.0, 0.0))
-        return first, LinearPhase(1.0, 2.0, Streams(0.0, 1.0), Streams(1.0, -1.0))
+    def phases(self) -> tuple[Phase, ...]:
+        first = linear_phase(0.0, 1.0, Streams(1.0, 0.0), Streams(0.0, 0.0))
+        return first, linear_phase(1.0, 2.0, Streams(0.0, 1.0), Streams(1.0, -1.0))
 
 
 def test_at_a_breakpoint_either_stream_may_be_the_one_that_stops() -> None:
-    whole = WholeSchedule(TexturesFirst(1.0))
+    whole = whole_schedule(TexturesFirst(1.0))
     assert [whole.rates(progress) for progress in (0.5, 1.0, 1.5)] == [(1, 0), (1, 1), (0, 1)]
     assert [whole.times(progress) for progress in (0.5, 1.0, 1.5)] == [(0.5, 0), (1, 0), (1, 0.5)]
 
 
 def test_past_the_end_a_phase_goes_on_by_its_own_law() -> None:
-    synchronous = WholeSchedule(AsynchronousSchedule(0.0))
+    synchronous = whole_schedule(AsynchronousSchedule(0.0))
     assert synchronous.rates(1.2) == (1, 1)
     assert synchronous.times(1.2) == (1.2, 1.2)
     first = AsynchronousSchedule(0.3).phases[0]

@@ -24,7 +24,7 @@ IMAGES = torch.randint(0, 256, (11, 3, 4, 4), dtype=torch.uint8, generator=torch
 
 
 @dataclass(frozen=True)
-class Given:
+class FixedImages:
     """IMAGES in batches of these sizes whatever is asked for, announced as `count`."""
 
     sizes: int | list[int]
@@ -104,7 +104,7 @@ def test_images_and_encoder_go_to_the_extractors_device(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("size", [1, 4, 11])
 def test_every_extractor_sees_every_image_once_and_in_order(size: int) -> None:
     extractors = [Extractor("brightness", 3, CPU, brightness), Extractor("corners", 2, CPU, corners)]
-    found = extract(Given(size), "samples", extractors, size, seed=3)
+    found = extract(FixedImages(size), "samples", extractors, size, seed=3)
     assert found.keys() == {"brightness", "corners"}
     assert torch.equal(found["brightness"].rows, brightness(IMAGES).float())
     assert torch.equal(found["corners"].rows, corners(IMAGES).float())
@@ -117,14 +117,14 @@ def test_every_extractor_sees_every_image_once_and_in_order(size: int) -> None:
 @pytest.mark.parametrize("count", [10, 12])
 def test_more_or_fewer_images_than_expected_give_no_features(count: int) -> None:
     with refusal("samples", count, 11, kind=StageFailure):
-        extract(Given(4, count), "samples", [Extractor("brightness", 3, CPU, brightness)], 4, seed=0)
+        extract(FixedImages(4, count), "samples", [Extractor("brightness", 3, CPU, brightness)], 4, seed=0)
 
 
 def test_a_surplus_is_noticed_before_it_is_turned_into_features() -> None:
     seen: list[int] = []
     counting = Extractor("brightness", 3, CPU, lambda images: (seen.append(len(images)), brightness(images))[1])
     with refusal("samples", 8, 11, kind=StageFailure):
-        extract(Given([4, 4, 3], 8), "samples", [counting], 4, seed=0)
+        extract(FixedImages([4, 4, 3], 8), "samples", [counting], 4, seed=0)
     assert seen == [4, 4]
 
 
@@ -136,7 +136,7 @@ def test_features_that_are_not_finite_are_refused(spoilt: float) -> None:
         return found
 
     with refusal("samples", "brightness", "up to 4", kind=StageFailure):
-        extract(Given(4), "samples", [Extractor("brightness", 3, CPU, compute)], 4, seed=0)
+        extract(FixedImages(4), "samples", [Extractor("brightness", 3, CPU, compute)], 4, seed=0)
 
 
 def kept_rows(monkeypatch: pytest.MonkeyPatch, seed: int) -> FeatureSet:

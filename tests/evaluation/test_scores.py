@@ -11,11 +11,12 @@ from hand_made_features import fitted
 from torch import Tensor
 
 from sfd_cli.config import Fid
-from sfd_cli.evaluation.extractors import Extractor, Extractors
+from sfd_cli.evaluation.extractors import Extractor
 from sfd_cli.evaluation.features import FeatureSet
 from sfd_cli.evaluation.frechet import FRECHET, frechet_distance
+from sfd_cli.evaluation.gaussian import Gaussian
 from sfd_cli.evaluation.kid import kernel_distance
-from sfd_cli.evaluation.metric import Compared, Reference
+from sfd_cli.evaluation.metric import Compared
 from sfd_cli.evaluation.reasons import Scores
 from sfd_cli.evaluation.scores import name_of, score, summarise
 from sfd_cli.tables import METRICS
@@ -28,7 +29,7 @@ def normal(count: int, width: int = 3, seed: int = 0, at: float = 0.0, spread: f
 
 
 def feature_set(rows: Tensor, seed: int = SEED) -> FeatureSet:
-    """A feature set that was told of the rows in three batches."""
+    """A feature set that got the rows in three batches."""
     features = FeatureSet(rows.shape[1], len(rows), seed)
     for batch in rows.tensor_split(3):
         features.update(batch)
@@ -47,26 +48,38 @@ def in_first_half(count: int, seed: int = SEED) -> Tensor:
     return chosen
 
 
+def baselines(compared: Compared) -> Scores:
+    """What stands beside the Fréchet distance."""
+    scores, _ = FRECHET.compute(compared, Fid(seed=0))
+    return {key: value for key, value in scores.items() if key not in ("fd", "fd_reason")}
+
+
 def with_baselines(samples: Tensor, reference: Tensor, untrained: Tensor) -> Scores:
-    compared = Compared(feature_set(samples), Reference(feature_set(reference)), feature_set(untrained))
-    return FRECHET.compute_baselines(compared, seed=0)
+    return baselines(Compared(feature_set(samples), feature_set(reference), None, feature_set(untrained)))
 
 
-def scored(samples: FeatureSet, reference: Reference, neighbours: int, seed: int = 0) -> Scores:
-    return score(Compared(samples, reference), Fid(neighbours=neighbours, seed=seed, baselines=False))
+def scored(
+    samples: FeatureSet,
+    reference: FeatureSet | None,
+    neighbours: int,
+    seed: int = 0,
+    statistics: Gaussian | None = None,
+) -> Scores:
+    compared = Compared(samples, reference, statistics)
+    return score(compared, Fid(neighbours=neighbours, seed=seed, baselines=False))[0]
 
 
 def test_collapsed_samples_are_precise_and_recall_nothing() -> None:
     reference = normal(60)
     collapsed = reference[7] + normal(20, seed=1, at=1e-3, spread=1e-4)
-    scores = scored(feature_set(collapsed), Reference(feature_set(reference)), neighbours=3)
+    scores = scored(feature_set(collapsed), feature_set(reference), neighbours=3)
     assert (scores["precision"], scores["recall"]) == (1.0, 0.0)
 
 
 def test_scattered_samples_recall_everything_and_are_not_precise() -> None:
     reference = normal(20, spread=1e-4)
     scattered = torch.cat((reference[:5] + 1e-5, normal(60, seed=1, at=50.0)))
-    scores = scored(feature_set(scattered), Reference(feature_set(reference)), neighbours=5)
+    scores = scored(feature_set(scattered), feature_set(reference), neighbours=5)
     assert scores["precision"] == pytest.approx(5 / 65)
     assert scores["recall"] == 1.0
 
@@ -123,7 +136,7 @@ def test_matched_images_are_drawn_from_everywhere_and_not_from_the_first_class_a
 def test_an_untrained_model_is_far_away_and_the_samples_are_not() -> None:
     samples, reference, untrained = normal(60, seed=1), normal(80), normal(60, seed=2, at=10.0)
     scores = with_baselines(samples, reference, untrained)
-    near = scored(feature_set(samples), Reference(feature_set(reference)), neighbours=3)["fd"]
+    near = scored(feature_set(samples), feature_set(reference), neighbours=3)["fd"]
     assert near == pytest.approx(distance(samples, reference), rel=1e-6)
     assert scores["fd_untrained"] == pytest.approx(distance(untrained, reference), rel=1e-6)
     assert scores["fd_untrained"] > 100 * near
@@ -139,7 +152,7 @@ def reasons(scores: Scores) -> dict[str, str]:
 
 def test_published_statistics_come_before_the_images_for_distances_and_the_images_serve_the_rest() -> None:
     samples, images, published = normal(30, seed=1), normal(40), normal(500, at=7.0)
-    scores = scored(feature_set(samples), Reference(feature_set(images), fitted(published)), neighbours=3, seed=2)
+    scores = scored(feature_set(samples), feature_set(images), 3, seed=2, statistics=fitted(published))
     kid = kernel_distance(samples, images, seed=2)
     assert scores["fd"] == pytest.approx(distance(samples, published), rel=1e-6)
     assert (scores["kid"], scores["kid_std"]) == (kid["mean"], kid["std"])
@@ -149,12 +162,11 @@ def test_published_statistics_come_before_the_images_for_distances_and_the_image
 
 def test_statistics_alone_give_the_distance_and_reasons_for_the_rest() -> None:
     samples, untrained, published = normal(30, seed=1), normal(30, seed=2, at=4.0), normal(500)
-    reference = Reference(None, fitted(published))
-    scores = scored(feature_set(samples), reference, neighbours=3)
+    scores = scored(feature_set(samples), None, 3, statistics=fitted(published))
     assert scores["fd"] == pytest.approx(distance(samples, published), rel=1e-6)
     assert set(scores) == {"fd"} | {name + end for name in ("kid", "precision", "recall") for end in ("", "_reason")}
     assert all("statistics only" in why for why in reasons(scores).values())
-    found = FRECHET.compute_baselines(Compared(feature_set(samples), reference, feature_set(untrained), ""), seed=0)
+    found = baselines(Compared(feature_set(samples), None, fitted(published), feature_set(untrained)))
     assert found["fd_untrained"] == pytest.approx(distance(untrained, published), rel=1e-6)
     assert reasons(found).keys() == {"fd_halves", "fd_matched"}
     assert all("no images to halve" in why for why in reasons(found).values())
@@ -162,16 +174,16 @@ def test_statistics_alone_give_the_distance_and_reasons_for_the_rest() -> None:
 
 def test_without_a_reference_every_score_is_none_with_a_reason() -> None:
     samples = feature_set(normal(30))
-    scores = scored(samples, Reference(None), neighbours=3)
+    scores = scored(samples, None, neighbours=3)
     assert reasons(scores).keys() == {"fd", "kid", "precision", "recall"}
     assert all("neither images nor statistics" in why for why in reasons(scores).values())
-    found = FRECHET.compute_baselines(Compared(samples, Reference(None), samples, ""), seed=0)
+    found = baselines(Compared(samples, None, None, samples))
     assert reasons(found).keys() == {"fd_untrained", "fd_halves", "fd_matched"}
-    assert "no reference" in reasons(found)["fd_untrained"]
+    assert "neither images nor statistics" in reasons(found)["fd_untrained"]
 
 
 def test_too_few_images_for_a_kth_neighbour_cost_precision_and_recall_only() -> None:
-    scores = scored(feature_set(normal(5, width=2)), Reference(feature_set(normal(20, width=2, seed=1))), neighbours=5)
+    scores = scored(feature_set(normal(5, width=2)), feature_set(normal(20, width=2, seed=1)), neighbours=5)
     assert reasons(scores).keys() == {"precision", "recall"}
     assert all("more than 5 images" in why for why in reasons(scores).values())
     assert all(isinstance(scores[name], float) for name in ("fd", "kid", "kid_std"))
@@ -179,7 +191,7 @@ def test_too_few_images_for_a_kth_neighbour_cost_precision_and_recall_only() -> 
 
 def test_without_an_untrained_model_its_reason_stands_there_and_the_rest_is_scored() -> None:
     samples, reference = feature_set(normal(9)), feature_set(normal(20, seed=1))
-    found = FRECHET.compute_baselines(Compared(samples, Reference(reference), None, "no model"), seed=0)
+    found = baselines(Compared(samples, reference, why_untrained_is_missing="no model"))
     assert reasons(found) == {"fd_untrained": "no model"}
     assert found["fd_matched"].keys() == {"images", "reference_images", "real", "samples"}
 
@@ -187,8 +199,7 @@ def test_without_an_untrained_model_its_reason_stands_there_and_the_rest_is_scor
 @pytest.mark.parametrize(("count", "enough"), [(3, False), (4, True)])
 def test_four_images_make_two_halves(count: int, enough: bool) -> None:
     samples = feature_set(normal(9, width=1))
-    reference = Reference(feature_set(normal(count, width=1)))
-    found = FRECHET.compute_baselines(Compared(samples, reference, samples), seed=0)
+    found = baselines(Compared(samples, feature_set(normal(count, width=1)), None, samples))
     assert reasons(found).keys() == (set() if enough else {"fd_halves", "fd_matched"})
     assert found["fd_untrained"] > 0
 
@@ -207,30 +218,33 @@ def test_a_metric_is_named_as_the_field_does_or_after_its_extractor(metric: str,
     assert (name_of("inception", metric), name_of("dinov2", metric)) == (inception, other)
 
 
-def test_the_page_is_told_what_every_number_is_and_from_how_many_images() -> None:
+def test_every_number_has_a_row_that_says_what_it_is_and_from_how_many_images() -> None:
     pairs, samples = "{compared[0]:,} samples against {compared[1]:,} images", "{samples:,} samples against {reference}"
     halves, untrained = "{compared[0]:,} against {compared[1]:,} images", "{untrained:,} images against {reference}"
-    name, phrase = "Fréchet distance", "{features} distance"
-    assert [
-        astuple(score) for metric in METRICS for score in (*METRICS[metric].scores, *METRICS[metric].baselines)
-    ] == [
-        ("fd", f"{name}, {{features}}", f"{{features}} {name}", samples, ""),
-        ("fd_untrained", f"{name} of an untrained model", f"{phrase} of an untrained model", untrained, ""),
-        ("fd_halves", f"{name} between two halves of the data", f"{phrase} between halves of the data", halves, ""),
-        ("kid", "Kernel distance (KID), {features}", "{features} KID", pairs, "kid_std"),
-        ("precision", "Precision, {features}", "{features} precision", pairs, ""),
-        ("recall", "Recall, {features}", "{features} recall", pairs, ""),
+    assert [astuple(score) for metric in METRICS for score in METRICS[metric].scores] == [
+        ("fd", "Fréchet distance", samples, "", False),
+        ("fd_untrained", "Fréchet distance of an untrained model", untrained, "", True),
+        ("fd_halves", "Fréchet distance between two halves of the data", halves, "", True),
+        ("kid", "Kernel distance (KID)", pairs, "kid_std", False),
+        ("precision", "Precision", pairs, "", False),
+        ("recall", "Recall", pairs, "", False),
     ]
 
 
-def test_baselines_come_with_the_score_where_they_are_asked_for() -> None:
+def test_baselines_come_with_the_score_where_the_settings_say_so() -> None:
     rows = normal(12, seed=1), normal(40), normal(30, seed=2, at=4.0)
     samples, reference, untrained = (feature_set(part) for part in rows)
-    compared, options = Compared(samples, Reference(reference), untrained), Fid(seed=4)
-    plain = FRECHET.compute(compared, options.model_copy(update={"baselines": False}))
+    compared, options = Compared(samples, reference, None, untrained), Fid(seed=4)
+    plain, _ = FRECHET.compute(compared, options.model_copy(update={"baselines": False}))
     assert plain == {"fd": pytest.approx(distance(*rows[:2]), rel=1e-6)}
-    assert FRECHET.compute(compared, options) == plain | FRECHET.compute_baselines(compared, seed=4)
-    assert FRECHET.compute(compared, options) != plain | FRECHET.compute_baselines(compared, seed=5)
+    found, _ = FRECHET.compute(compared, options)
+    sets = {"samples": samples, "untrained": untrained}
+    assert found == plain | {
+        "fd_untrained": pytest.approx(distance(rows[2], rows[1]), rel=1e-6),
+        "fd_halves": frechet_distance(reference.half(0), reference.half(1)),
+        "fd_matched": FRECHET.matched(sets, reference, seed=4),
+    }
+    assert found["fd_matched"] != FRECHET.matched(sets, reference, seed=5)
 
 
 def summary(**options: Any) -> dict[str, Any]:
@@ -238,12 +252,12 @@ def summary(**options: Any) -> dict[str, Any]:
     samples, images, untrained = normal(30, seed=1), normal(41), normal(20, seed=2, at=4.0)
     compared = {
         "inception": Compared(
-            feature_set(samples), Reference(feature_set(images)), feature_set(untrained) if options else None
+            feature_set(samples), feature_set(images), None, feature_set(untrained) if options else None
         ),
-        "wide": Compared(feature_set(normal(30, 40)), Reference(None, fitted(normal(500, 40)))),
+        "wide": Compared(feature_set(normal(30, 40)), None, fitted(normal(500, 40))),
     }
     found = [Extractor(name, width, torch.device("cpu"), torch.abs) for name, width in (("inception", 3), ("wide", 40))]
-    return summarise(compared, Extractors(found, {"dinov2": "no weights"}, {}), Fid(**options))
+    return summarise(compared, found, {"dinov2": "no weights"}, Fid(**options))
 
 
 def test_a_summary_names_every_score_after_its_extractor_and_counts_the_images() -> None:
@@ -268,7 +282,7 @@ def test_a_summary_names_every_score_after_its_extractor_and_counts_the_images()
 
 
 def test_a_summary_without_baselines_has_no_halves_and_one_metric_is_enough() -> None:
-    scores = summary(baselines=False, metrics=["kid"])
+    scores = summary(baselines=False, scores=["kid"])
     assert set(scores) == {
         "kid",
         "kid_std",
@@ -288,14 +302,14 @@ def test_a_summary_without_baselines_has_no_halves_and_one_metric_is_enough() ->
 
 def test_counts_of_what_is_not_there_are_none_or_nothing() -> None:
     samples, options = feature_set(normal(9)), Fid()
-    alone = Compared(samples, Reference(None))
-    assert (alone.untrained, alone.why_untrained_is_missing, alone.reference.statistics) == (None, "", None)
-    assert FRECHET.counts(alone, options) == {"fd_reference": 0}
-    assert METRICS["kid"].counts(alone, options) == {}
+    alone = Compared(samples, None)
+    assert (alone.untrained, alone.why_untrained_is_missing, alone.statistics) == (None, "", None)
+    assert FRECHET.compute(alone, options)[1] == {"fd_reference": 0}
+    assert METRICS["kid"].compute(alone, options)[1] == {}
 
 
 @pytest.mark.parametrize(("samples", "notes"), [(2, 1), (3, 1), (4, 0)])
 def test_samples_are_few_up_to_as_many_as_features(samples: int, notes: int) -> None:
-    compared = {"inception": Compared(feature_set(normal(samples)), Reference(feature_set(normal(9))))}
-    extractors = Extractors([Extractor("inception", 3, torch.device("cpu"), torch.abs)], {}, {})
-    assert len(summarise(compared, extractors, Fid(baselines=False))["notes"]) == notes
+    compared = {"inception": Compared(feature_set(normal(samples)), feature_set(normal(9)))}
+    extractors = [Extractor("inception", 3, torch.device("cpu"), torch.abs)]
+    assert len(summarise(compared, extractors, {}, Fid(baselines=False))["notes"]) == notes

@@ -360,12 +360,13 @@ IMPORTER = """
 import sys, time
 from pathlib import Path
 from sfd_cli.formats import reference_latents
+from sfd_cli.formats.reference_shards import SourceShard
 reference_latents.ROWS_AT_ONCE = 2
-read = reference_latents._read
+read = SourceShard.arrays
 def slow(*arguments):
     time.sleep(0.02)
     return read(*arguments)
-reference_latents._read = slow
+SourceShard.arrays = slow
 source, folder = map(Path, sys.argv[1:])
 reference_latents.import_latents(
     source, folder, reference_latents.latents_fingerprint(source), encoder="dinov2_vitb14_reg", image_size=48,

@@ -103,11 +103,11 @@ def test_what_the_tensors_do_not_tell_is_asked_for() -> None:
 
 def test_a_checkpoint_that_does_not_fit_is_refused_by_the_name_of_the_key() -> None:
     weights = part("dit_sync", "model.")
-    with pytest.raises(FormatError, match=r"extra\.weight is unknown"):
+    with pytest.raises(FormatError, match=r"extra\.weight"):
         dit_from_reference(weights | {"extra.weight": torch.zeros(1)})
-    with pytest.raises(FormatError, match=r"blocks\.1\.attn\.proj\.bias is missing"):
+    with pytest.raises(FormatError, match=r"blocks\.1\.attn\.proj\.bias"):
         dit_from_reference({key: tensor for key, tensor in weights.items() if key != "blocks.1.attn.proj.bias"})
-    with pytest.raises(FormatError, match=r"x_embedder\.proj\.weight is missing"):
+    with pytest.raises(FormatError, match=r"x_embedder\.proj\.weight"):
         dit_from_reference({"some.weight": torch.zeros(1)})
     with pytest.raises(FormatError, match="pos_embed"):
         dit_from_reference(weights | {"pos_embed": weights["pos_embed"] + 0.1})
@@ -243,7 +243,7 @@ def relative_error(device: torch.device, dtype: torch.dtype) -> float:
 
 def test_asking_for_a_projection_that_does_not_exist_is_an_error() -> None:
     network = random_network(replace(SMALL, repa_depth=0))
-    with pytest.raises(ValueError, match="no REPA projector"):
+    with pytest.raises(ValueError, match="repa_depth"):
         network(*random_input(), project=True)
 
 
@@ -262,4 +262,4 @@ def test_asking_for_a_projection_that_does_not_exist_is_an_error() -> None:
 def test_an_impossible_architecture_is_refused(change: dict[str, Any], field: str) -> None:
     with pytest.raises(SettingError) as refused:
         replace(SMALL, **change)
-    assert refused.value.key == field
+    assert refused.value.subject == field

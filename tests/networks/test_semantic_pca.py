@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sfd_cli.data.moments import Moments
+from sfd_cli.errors import SettingError
 from sfd_cli.networks.gaussian import draw
 from sfd_cli.networks.semantic_pca import SemanticPCA, SemanticPCAConfig
 
@@ -63,5 +64,6 @@ def test_a_posterior_sample_is_the_components_themselves() -> None:
 
 
 def test_more_components_than_the_tokens_are_wide_are_refused() -> None:
-    with pytest.raises(ValueError, match="no 9 principal components"):
+    with pytest.raises(SettingError) as refused:
         SemanticPCAConfig(feature_width=8, channels=9)
+    assert refused.value.subject == "channels"

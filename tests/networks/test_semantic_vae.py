@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference_files import contents, part
 
+from sfd_cli.errors import SettingError
 from sfd_cli.formats.format import FormatError
 from sfd_cli.formats.reference_semantic_vae import semantic_vae_from_reference
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
@@ -33,9 +34,9 @@ def test_every_weight_of_the_reference_finds_its_place() -> None:
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_by_the_name_of_the_key() -> None:
-    with pytest.raises(FormatError, match=r"encoder\.3\.bias is missing"):
+    with pytest.raises(FormatError, match=r"encoder\.3\.bias"):
         semantic_vae_from_reference({key: tensor for key, tensor in WEIGHTS.items() if key != "encoder.3.bias"}, 4)
-    with pytest.raises(FormatError, match=r"quantiser\.weight is unknown"):
+    with pytest.raises(FormatError, match=r"quantiser\.weight"):
         semantic_vae_from_reference(WEIGHTS | {"quantiser.weight": torch.zeros(1)}, 4)
     with pytest.raises(FormatError, match="5 heads"):
         semantic_vae_from_reference(WEIGHTS, 5)
@@ -60,8 +61,9 @@ def test_reordering_the_tokens_reorders_the_latents() -> None:
 
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
-    with pytest.raises(ValueError, match="3 heads do not divide width 64"):
+    with pytest.raises(SettingError) as refused:
         SemanticVAEConfig(feature_width=48, channels=4, width=64, depth=2, heads=3)
+    assert refused.value.subject == "heads"
 
 
 def test_tiles_attend_to_themselves_only() -> None:

@@ -29,9 +29,9 @@ def test_the_architecture_of_a_published_file_is_read_and_its_training_parts_are
 
 def test_a_checkpoint_that_does_not_fit_is_refused_by_the_name_of_the_key() -> None:
     without = {key: tensor for key, tensor in WEIGHTS.items() if key != "post_quant_conv.bias"}
-    with pytest.raises(FormatError, match=r"post_quant_conv\.bias is missing"):
+    with pytest.raises(FormatError, match=r"post_quant_conv\.bias"):
         texture_vae_from_ldm(without)
-    with pytest.raises(FormatError, match=r"quantize\.embedding\.weight is unknown"):
+    with pytest.raises(FormatError, match=r"quantize\.embedding\.weight"):
         texture_vae_from_ldm(WEIGHTS | {"quantize.embedding.weight": torch.zeros(1)})
     with pytest.raises(FormatError, match=r"encoder\.down\.0\.block\.0\.conv1\.weight"):
         texture_vae_from_ldm({"weight": torch.zeros(1)})
@@ -98,4 +98,4 @@ def test_impossible_architectures_are_refused() -> None:
         TextureVAEConfig(channels=4, block_channels=(32, 48))
     with pytest.raises(SettingError) as levels:
         TextureVAEConfig(channels=4, block_channels=(32, 32), attention_levels=(2,))
-    assert (groups.value.key, levels.value.key) == ("norm_groups", "attention_levels")
+    assert (groups.value.subject, levels.value.subject) == ("norm_groups", "attention_levels")

@@ -15,7 +15,7 @@ import yaml
 from sfd_cli.config import Settings, load_settings
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE
-from sfd_cli.stages import train_texture_vae
+from sfd_cli.training import texture_vae_task
 from sfd_cli.weights.registry import REGISTRY
 
 REPOSITORY = Path(__file__).parents[2]
@@ -59,7 +59,7 @@ def systems() -> ModuleType:
 
 def texture_vae_parameters(settings: Settings) -> int:
     with torch.device("meta"):
-        network = TextureVAE(train_texture_vae.architecture(settings.texture_vae))
+        network = TextureVAE(texture_vae_task.network_config(settings.texture_vae))
     return sum(parameter.numel() for parameter in network.parameters())
 
 

@@ -45,7 +45,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     weights = torch.randn(3 * SIDE * SIDE, 6, generator=torch.Generator().manual_seed(0)) / 30
     crude = Extractor("dinov2", 6, torch.device("cpu"), lambda images: images.float().flatten(1) @ weights)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(EXTRACTORS, "dinov2", lambda settings, device: (crude, {"encoder": "crude"}))
+        patch.setitem(EXTRACTORS, "dinov2", lambda settings, device: crude)
         fid.run(settings)
     report.run(settings)
     return settings
@@ -240,8 +240,8 @@ def test_a_system_without_guide_and_semantics_is_described_without_them(tmp_path
     transformer = {"semantics": False, "time_embedding": "single", "delta_t": 0.0, "repa": "none"}
     settings = tiny_settings(tmp_path, dit=transformer).model_copy(update={"guide": None})
     write_json(settings.paths.samples / "settings.json", {"settings": {"solver": "dopri5", "guidance": "cfg"}})
-    told = {fact["name"]: fact["note"] for fact in facts(settings, "")}
-    assert told == {"Samples": "dopri5, guidance cfg"}
+    notes = {fact["name"]: fact["note"] for fact in facts(settings, "")}
+    assert notes == {"Samples": "dopri5, guidance cfg"}
     (guide,) = [table for table in setting_tables(settings) if table["name"] == "guide"]
     assert guide["rows"] == [("guide", "null")]
     settings.paths.samples.joinpath("settings.json").unlink()

@@ -17,7 +17,6 @@ from refusals import refusal
 
 from sfd_cli.config import Settings
 from sfd_cli.data.store import Store
-from sfd_cli.errors import UserError
 from sfd_cli.networks.visual_encoder import VisualEncoder
 from sfd_cli.stages import extract_features, prepare_data
 from sfd_cli.weights import visual_encoders as encoders
@@ -115,7 +114,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
     assert not Path("data/features/index.h5").exists()
     Path("data/features/.shard-00001.h5.1.tmp").write_bytes(b"what a killed writer leaves")
     extract_features.run(settings())
-    assert "going on after 1 of 3 shards" in capsys.readouterr().err
+    assert "1 of 3" in capsys.readouterr().err
     assert sum(calls[4:]) == COUNT - 4
     assert contents(Path("data/features")) == unbroken
 
@@ -199,7 +198,5 @@ def test_a_device_that_is_not_here_is_the_users_to_change(workplace: Path) -> No
     prepare_data.run(settings())
     for device in ("cuda:99", "abacus"):
         elsewhere = settings().model_copy(update={"runtime": settings().runtime.model_copy(update={"device": device})})
-        with pytest.raises(UserError) as caught:
+        with refusal("runtime.device", device):
             extract_features.run(elsewhere)
-        assert "runtime.device" in caught.value.subject
-        assert device in str(caught.value)

@@ -279,7 +279,7 @@ def test_autoguidance_runs_as_a_stage(tmp_path: Path) -> None:
     settings = _project(tmp_path, guidance="autoguidance", scale=2.0)
     with pytest.raises(UserError) as caught:
         stage.run(settings)
-    assert str(settings.paths.guide) in str(caught.value)
+    assert str(settings.paths.guide) in caught.value.subject
     _write_guide(settings)
     stage.run(settings)
     assert read_json(settings.paths.samples / "settings.json")["inputs"].keys() == {"dit", "texture_vae", "guide"}
@@ -395,7 +395,7 @@ def test_a_missing_model_is_named(tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path)
     with pytest.raises(UserError) as caught:
         stage.run(settings)
-    assert str(settings.paths.dit) in str(caught.value)
+    assert str(settings.paths.dit) in caught.value.subject
     write_models(settings)
     (settings.paths.dit / "ema.safetensors").unlink()
     with refusal(settings.paths.dit, "ema.safetensors", "model", "--weights"):

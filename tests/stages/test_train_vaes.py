@@ -14,11 +14,9 @@ from PIL import Image
 from pydantic import ValidationError
 from refusals import refusal
 from safetensors.torch import load_file
-from tiny_project import tiny_settings, write_training_images
+from tiny_project import tiny_settings, write_features, write_training_images
 
 from sfd_cli.config import SemVAE, Settings
-from sfd_cli.data.shards import StoreWriter
-from sfd_cli.data.store import Field
 from sfd_cli.data.validation_split import validation_split
 from sfd_cli.errors import SettingError
 from sfd_cli.files import write_json
@@ -42,20 +40,6 @@ def settings_for(root: Path, **changes: Any) -> Settings:
     semvae = {"channels": 3, "width": 16, "depth": 1, "heads": 2, "steps": 60, "warmup_steps": 5, **shared}
     texture = {"block_channels": [8, 8, 8, 8], "norm_groups": 4, "steps": 40, "warmup_steps": 5, **shared}
     return tiny_settings(root, semvae={**semvae, **changes}, texture_vae={**texture, **changes})
-
-
-def write_features(settings: Settings, count: int = 40) -> None:
-    """Patch tokens that live in three dimensions, so that three channels can hold them."""
-    generator = np.random.default_rng(0)
-    basis = generator.normal(size=(3, 12))
-    tokens = (generator.normal(size=(count, 2, 4, 3)) @ basis).astype(np.float16)
-    folder = settings.paths.features
-    writer = StoreWriter(folder, {"tokens": Field((2, 4, 12))}, count, 16, "features")
-    for shard in range(writer.shard_count):
-        rows = writer.rows(shard)
-        writer.write_shard(shard, {"tokens": tokens[rows.start : rows.stop]})
-    writer.finish([0] * count, [f"a/{row}.png" for row in range(count)], range(count), ["a"])
-    write_json(folder / "settings.json", {"fingerprint": "features", "complete": True})
 
 
 def write_images(settings: Settings) -> None:
@@ -174,7 +158,7 @@ def test_published_weights_are_imported_and_scored(tmp_path: Path) -> None:
     wrong = settings.model_copy(
         update={"texture_vae": settings.texture_vae.model_copy(update={"channels": 4}), "paths": settings.paths}
     )
-    with refusal("texture_vae.weights", checkpoint, "channels 6", "[32, 32, 32, 32, 64]"):
+    with refusal("texture_vae.weights", checkpoint, "channels 6 instead of 4"):
         train_texture_vae.run(wrong)
     assert load_texture_vae(settings.paths.texture_vae)[0].config == model.config
 
@@ -205,7 +189,7 @@ def test_another_compressor_is_one_entry(tmp_path: Path) -> None:
     def first_features(fitting: Fitting) -> SemanticPCA:
         return SemanticPCA(SemanticPCAConfig(fitting.width, fitting.section.channels))
 
-    entry = Compressor(SemanticPCA, SemanticPCAConfig, check, first_features, is_trained=False)
+    entry = Compressor(first_features, check)
     COMPRESSORS.add("first", entry)
     try:
         settings = settings_for(tmp_path)

@@ -139,7 +139,7 @@ def test_accumulated_micro_batches_equal_one_batch(tmp_path: Path, accumulate: i
 def test_a_batch_that_does_not_split_evenly_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError) as refused:
         fit(tmp_path, replace(SETTINGS, accumulate=3))
-    assert refused.value.key == "batch_size"
+    assert refused.value.subject == "batch_size"
 
 
 def test_a_step_with_a_loss_that_is_not_finite_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

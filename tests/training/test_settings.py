@@ -92,7 +92,7 @@ def test_a_batch_is_shared_evenly(processes: int, accumulate: int, size: int) ->
 def test_a_batch_that_does_not_split_evenly_is_refused_with_what_would() -> None:
     with pytest.raises(SettingError) as refused:
         transformer_loop(DiT(batch_size=12, accumulate=2), CPU).micro_batch(4)
-    assert refused.value.key == "batch_size"
+    assert refused.value.subject == "batch_size"
     assert "8" in refused.value.remedy
 
 
