@@ -26,6 +26,7 @@ from sfd_cli.errors import SettingError, UserError
 from sfd_cli.tables import COMPRESSORS, IMAGE_SOURCES, METRICS, SCHEDULES, SOLVERS
 
 DEFAULT_PARAMS = Path("params.yaml")
+DEFAULT_LAW = "offset"
 
 
 class Section(BaseModel):
@@ -239,7 +240,7 @@ class DiT(Section):
     )
     semantics: bool = Field(True, description="denoise the semantic latent beside the texture latent")
     schedule: Annotated[str, AfterValidator(SCHEDULES.require)] = Field(
-        "offset", description="law of both streams' times; offset: semantics lead textures by delta_t"
+        DEFAULT_LAW, description="law of both streams' times; offset: semantics lead textures by delta_t"
     )
     delta_t: float = Field(0.3, ge=0, le=1, description="offset by which semantics lead textures")
     semantic_weight: float = Field(2.0, ge=0, description="beta: weight of the squared error on semantic channels")
@@ -295,7 +296,7 @@ class Sample(Section):
     """`sample`: integrate the flow from noise, decode textures, write PNGs and an npz."""
 
     schedule: Annotated[str, AfterValidator(SCHEDULES.require)] = Field(
-        "offset", description="law of both streams' times; offset: semantics lead textures by delta_t"
+        DEFAULT_LAW, description="law of both streams' times; offset: semantics lead textures by delta_t"
     )
     delta_t: float = Field(0.3, ge=0, le=1, description="offset by which semantics lead textures")
     steps: int = Field(24, gt=0, description="solver steps over the whole schedule (unused by dopri5)")
@@ -452,6 +453,14 @@ class Settings(Section):
             remedy = "give the section guide, or the path of a trained one as paths.guide"
             raise SettingError("sample.guidance", problem, remedy)
         return self
+
+
+def named_law(chosen: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an artifact, without the law of times where it is the default.
+
+    Runs begun before there were other laws keep their identity so, and go on.
+    """
+    return {key: value for key, value in chosen.items() if (key, value) != ("schedule", DEFAULT_LAW)}
 
 
 def load_settings(path: Path = DEFAULT_PARAMS, overrides: dict[str, dict[str, Any]] | None = None) -> Settings:

@@ -46,6 +46,15 @@ class Processes:
             dist.init_process_group(backend, timeout=TIMEOUT)
         return cls(dist.get_rank(), count, int(os.environ.get("LOCAL_RANK", "0")))
 
+    @staticmethod
+    def leave() -> None:
+        """Leave the process group once all work is done; who exits with its threads still running may be aborted.
+
+        Not after an error: the others would be waited for, where torchrun ends them as soon as one has exited.
+        """
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and talks to the user."""

@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 from refusals import refusal
 
-from sfd_cli.config import DiT, Encoder, Fid, Settings, first_problem, load_settings
+from sfd_cli.config import DiT, Encoder, Fid, Settings, first_problem, load_settings, named_law
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -131,3 +131,10 @@ def test_every_setting_that_the_dag_depends_on_is_in_the_file_because_dvc_asks_f
             written = yaml.safe_load(path.read_text())
             assert section in written
             assert all(name in written[section] for name in key)
+
+
+def test_the_default_law_of_times_is_no_part_of_an_identity_and_another_is() -> None:
+    """Artifacts made before there were laws have none in their record, and go on."""
+    plain = DiT().model_dump()
+    assert named_law(plain) == {key: value for key, value in plain.items() if key != "schedule"}
+    assert named_law(plain | {"schedule": "other"}) == plain | {"schedule": "other"}

@@ -132,7 +132,7 @@ class _Folder:
         elif record is not None:
             why = f"was made by other settings ({', '.join(self.recipe.changes_from(record))})"
             if record.stage != self.recipe.command:
-                why = f"was made by another stage ({record.stage})"
+                why = f"was made by another stage ({record.stage or 'unknown'})"
             self._put_aside(record, why)
         elif self.path.exists() and any(self.path.iterdir()):
             self._put_aside(Record(fingerprint="unknown"), "was not made by this stage")

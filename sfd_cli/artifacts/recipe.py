@@ -81,7 +81,7 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> Record | None:
-        """The record in `folder`, None where there is none.
+        """The record in `folder`, None where there is none; what is not of the kind that is written here is left out.
 
         Raises:
             UserError: it is damaged.
@@ -92,7 +92,9 @@ class Record:
         found = read_json(path)
         if not isinstance(found, dict):
             raise UserError(path, "is not the record of an artifact", "delete it and run its stage again")
-        return cls(**{key: value for key, value in found.items() if key in cls.__dataclass_fields__})
+        kinds = {key: type(value) for key, value in asdict(cls(contents={})).items()}
+        known: dict[str, Any] = {key: found[key] for key, kind in kinds.items() if isinstance(found.get(key), kind)}
+        return cls(**known)
 
     @classmethod
     def of(cls, recipe: Recipe, facts: Facts, contents: dict[str, int] | None) -> Record:

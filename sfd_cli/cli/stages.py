@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,10 @@ def stage_command(name: str) -> Any:
         chosen: Stage = STAGES[arguments.pop("stage", name)]
         settings = settings_from_flags(params, flags, dict(zip(stage.sections, chosen.sections, strict=True)))
         print_result(importlib.import_module(chosen.module).run(settings, **arguments))
+        if "WORLD_SIZE" in os.environ:  # of torchrun
+            from sfd_cli.processes import Processes
+
+            Processes.leave()
 
     command = friendly_errors(call)
     command.__doc__ = stage.help

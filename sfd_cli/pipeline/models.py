@@ -67,15 +67,15 @@ class SamplingModels:
         """
         self._require_together()
         sampler = Sampler(
-            self.dit.load().to(device),
-            sample,
-            space_of(self.dit),
-            conditions_of(self.dit),
-            None if self.guide is None else self.guide.load().to(device),
-            None if self.texture_vae is None else self.texture_vae.load().to(device),
-            self.dit.facts.get("delta_t"),
-            self.dit.source,
-            None if self.guide is None else self.guide.source,
+            dit=self.dit.load().to(device),
+            sample=sample,
+            space=space_of(self.dit),
+            conditions=conditions_of(self.dit),
+            guide=None if self.guide is None else self.guide.load().to(device),
+            texture_vae=None if self.texture_vae is None else self.texture_vae.load().to(device),
+            trained_delta_t=self.dit.facts.get("delta_t"),
+            name=self.dit.source,
+            guide_name=None if self.guide is None else self.guide.source,
         )
         if sample.compile:
             for network in (sampler.dit, sampler.guide):

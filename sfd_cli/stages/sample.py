@@ -14,7 +14,7 @@ from tqdm import tqdm
 from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Facts, Recipe
 from sfd_cli.artifacts.sample_folder import LABELS, NPZ, SampleFolder, read_png
-from sfd_cli.config import Sample, Settings
+from sfd_cli.config import Sample, Settings, named_law
 from sfd_cli.errors import UserError
 from sfd_cli.files import read_json
 from sfd_cli.messages import say
@@ -81,7 +81,7 @@ def effective_settings(sample: Sample) -> dict[str, Any]:
     else:
         scale = guidance_scale(sample)
         settings |= {"scale_texture": scale.texture, "scale_semantic": scale.semantic, "interval": scale.interval}
-    return {key: value for key, value in settings.items() if key not in unused}
+    return named_law({key: value for key, value in settings.items() if key not in unused})
 
 
 def _recipe(folder: Path, sample: Sample, inputs: SampleInputs, models: SamplingModels) -> Recipe:

@@ -23,6 +23,7 @@ from sfd_cli.formats.files import hints_of, read_file
 from sfd_cli.formats.format import Hints, about
 from sfd_cli.formats.model_folder import (
     CONFIG,
+    TABLES,
     compressors,
     configured,
     load_config,
@@ -98,7 +99,8 @@ class Model(Generic[M]):
     def _file(self) -> Path:
         path = self.folder / f"{self.weights}.safetensors"
         if not path.exists():
-            present = ", ".join(sorted(file.stem for file in self.folder.glob("*.safetensors"))) or "none"
+            stems = sorted(file.stem for file in self.folder.glob("*.safetensors"))
+            present = ", ".join(stem for stem in stems if not stem.endswith(TABLES)) or "none"
             raise UserError(
                 self.source,
                 f"holds no {path.name} (weights present: {present})",
@@ -118,8 +120,8 @@ def open_dit(settings: Settings, which: Literal["dit", "guide"] = "dit") -> Mode
         semantic_channels=section.semantic_channels,
         delta_t=section.delta_t,
     )
-    hints = _with_statistics(hints, section.texture_statistics, section.semantic_statistics)
-    return open_model(getattr(settings.paths, which), LightningDiT, hints, settings.sample.weights)
+    statistics = section.texture_statistics, section.semantic_statistics
+    return open_model(getattr(settings.paths, which), LightningDiT, hints, settings.sample.weights, statistics)
 
 
 def space_of(dit: Model[LightningDiT]) -> LatentSpace:
@@ -173,6 +175,7 @@ def open_model(
     kind: type[M] | tuple[type[nn.Module], ...],
     hints: Hints | None = None,
     weights: str | None = None,
+    statistics: tuple[str | None, str | None] = (None, None),
 ) -> Model[M]:
     """The model that `source` names, as one of our folders.
 
@@ -181,12 +184,13 @@ def open_model(
         kind: class of the network, or the accepted classes, the one that has other formats first.
         hints: what a file of other code does not tell. Our own folders tell it all.
         weights: which set of weights, "ema" or "model"; None: the averaged ones where there are any.
+        statistics: where the latent statistics of a transformer of other code are, texture and semantic.
 
     Raises:
         UserError: it is missing, damaged or something else, or a hint is needed.
     """
     kinds = [one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,))]
-    folder = _model_folder(source, kinds, hints or Hints())
+    folder = _model_folder(source, kinds, hints or Hints(), statistics)
     if weights is None:
         weights = "ema" if (folder / "ema.safetensors").exists() else "model"
     return Model(str(source), folder, weights)
@@ -203,21 +207,24 @@ def read_latent_statistics(source: str | Path) -> LatentStatistics:
         return configured(LatentStatistics, load_config(folder)["config"])
 
 
-def _model_folder(source: str | Path, kinds: list[str], hints: Hints) -> Path:
+def _model_folder(
+    source: str | Path, kinds: list[str], hints: Hints, statistics: tuple[str | None, str | None] = (None, None)
+) -> Path:
     """The model folder that `source` is, or that it is converted to; the only place that asks which of both it is.
 
     Args:
         source: as of `open_model`.
         kinds: types of model that are accepted, the one that has other formats first.
         hints: what a file of other code does not tell.
+        statistics: as of `open_model`; looked for only where they are needed.
     """
     path = locate(source, REGISTERED_AS[kinds[0]])
-    hints = with_registered(hints, source)
     found = type_of(path)
     if found in kinds:
         return path
     if found is not None:
         raise UserError(path, f"holds a {found}, but a {' or '.join(kinds)} is wanted", "check the path")
+    hints = with_registered(_with_statistics(hints, *statistics), source)
     files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob(CONFIG)])
     used = asdict(hints)
     identity = {
@@ -229,12 +236,16 @@ def _model_folder(source: str | Path, kinds: list[str], hints: Hints) -> Path:
     key = fingerprint(identity)[:32]
     folder = cache_folder() / CONVERTED / key
     with sole_writer(folder):
-        if not folder.exists():
+        if not (folder / CONFIG).exists():
             parts = read_file(path, hints, kinds[0])
             temporary = folder.with_name(f".{key}.tmp")
-            shutil.rmtree(temporary, ignore_errors=True)
-            save_parts(parts, temporary)
-            temporary.rename(folder)
+            for leftover in (temporary, folder):  # of a killed run, or of one who tidied up
+                shutil.rmtree(leftover, ignore_errors=True)
+            try:
+                save_parts(parts, temporary)
+                temporary.rename(folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

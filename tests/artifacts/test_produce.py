@@ -224,6 +224,18 @@ def test_files_of_unknown_origin_are_put_aside_not_mixed_in(tmp_path: Path) -> N
     assert (tmp_path / "artifact.unknown-2" / "new").exists()
 
 
+@pytest.mark.parametrize(
+    "theirs", [{}, {"settings": "dark", "version": 3}, {"stage": 5, "fingerprint": None, "settings": None, "facts": []}]
+)
+def test_a_record_of_another_program_is_put_aside_with_its_folder(tmp_path: Path, theirs: dict[str, Any]) -> None:
+    folder = recipe(tmp_path).folder
+    folder.mkdir()
+    (folder / "settings.json").write_text(json.dumps(theirs))
+    run(tmp_path, writing("new"))
+    assert json.loads((tmp_path / "artifact.unknown" / "settings.json").read_text()) == theirs
+    assert [path.name for path in sorted(folder.iterdir())] == ["new", "settings.json"]
+
+
 def test_equal_recipes_give_equal_bytes(tmp_path: Path) -> None:
     records = []
     for place in ("a", "b"):
@@ -312,6 +324,7 @@ rank = Processes.join().rank
 for turn in range(2):
     facts = produce(recipe, load, make)
     (root / f"facts-{turn}-{rank}").write_text(str(facts))
+Processes.leave()
 """
 
 

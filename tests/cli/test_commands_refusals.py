@@ -139,8 +139,8 @@ SAMPLING: dict[tuple[Any, ...], tuple[str, ...]] = {
         "no latent statistics for 12 channels",
         "--foreign-texture-statistics and --foreign-semantic-statistics",
     ),
-    ("dit.pt", "--latents-out", "x.npy"): ("dit.pt", "`semantic_channels` (--foreign-semantic-channels"),
-    ("plain.pt", "--latents-out", "x.npy", "--delta-t", 0): ("plain.pt", "`heads` (--foreign-heads"),
+    ("dit.pt", "--latents-out", "x.npy"): ("dit.pt", "foreign.semantic_channels (--foreign-semantic-channels)"),
+    ("plain.pt", "--latents-out", "x.npy", "--delta-t", 0): ("plain.pt", "foreign.heads (--foreign-heads)"),
     ("plain.pt", "--latents-out", "x.npy", "--delta-t", 0, "--foreign-heads", 7): ("plain.pt", "7 heads", "width 64"),
     ("dit.pt", "--latents-out", "x.npy", "--foreign-semantic-channels", 40): ("dit.pt", "12 channels", "40"),
     ("ema.pt", *LATENTS, "--weights", "model"): ("ema.pt", "model", "ema", "--weights"),
@@ -215,10 +215,10 @@ IMPORTS: dict[tuple[Any, ...], tuple[str, ...]] = {
     ),
     ("away.pt", "out"): ("away.pt", "no file, no folder", "`sfd weights list`"),
     ("folder", "out"): ("folder", "diffusers", "config.json"),
-    ("semvae.pt", "out"): ("semvae.pt", "`heads` (--heads of `sfd weights import`"),
-    ("semvae.pt", "out", "--heads", 7): ("semvae.pt", "heads 7", "64"),
-    ("plain.pt", "out"): ("plain.pt", "`heads` (", "--heads of `sfd weights import`"),
-    ("dit.pt", "out"): ("dit.pt", "--semantic-channels of `sfd weights import`"),
+    ("semvae.pt", "out"): ("semvae.pt", "semvae.heads", "`sfd weights import --heads`"),
+    ("semvae.pt", "out", "--heads", 7): ("semvae.pt", "7 heads", "width 64"),
+    ("plain.pt", "out"): ("plain.pt", "foreign.heads", "`sfd weights import --heads`"),
+    ("dit.pt", "out"): ("dit.pt", "`sfd weights import --semantic-channels`"),
     ("adm_imagenet256", "out"): ("adm_imagenet256", "metrics", "a transformer or ", "`sfd weights list`"),
     ("vae.ckpt", "folder"): ("folder", "exists already", "another name"),
     ("vae.ckpt", "z.npy"): ("z.npy", "exists already", "another name"),
@@ -296,4 +296,4 @@ def test_a_folder_imported_without_statistics_or_last_weights_says_what_it_lacks
     require_refusal(error, "ours", "no latent statistics for 12 channels", flags)
     for output in (images, ("--latents-out", "x.npy")):
         error = refusal_of("sample", "--checkpoint", "ours", "--weights", "model", *output)
-        require_refusal(error, "ours/model.safetensors", "weights present: ema")
+        require_refusal(error, "ours", "model.safetensors", "weights present: ema", "--weights")

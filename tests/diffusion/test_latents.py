@@ -104,3 +104,22 @@ def test_statistics_survive_json_and_a_layout_alone_cannot_normalise() -> None:
 def test_statistics_of_another_number_of_channels_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         replace(SPACE, **{name: (1.0, 2.0)})  # type: ignore[arg-type]
+
+
+def test_statistics_are_float32_on_the_device_of_the_latents_whatever_the_defaults() -> None:
+    """The meta device computes nothing and refuses to mix with others."""
+    space = replace(SPACE, mean=(0.25, 0.5, 0.75))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        joined = space.join(Streams(TEXTURES.to("meta"), SEMANTICS.to("meta")))
+        split = space.split(joined)
+    finally:
+        torch.set_default_dtype(before)
+    assert {(part.device.type, part.dtype) for part in (joined, *split)} == {("meta", torch.float32)}
+
+
+def test_a_mean_without_a_standard_deviation_is_no_scale() -> None:
+    assert not LatentSpace(texture=1, semantic=0, grid=2, mean=(0.0,)).is_scaled
+    assert not LatentSpace(texture=1, semantic=0, grid=2, std=(1.0,)).is_scaled
+    assert LatentSpace(texture=1, semantic=0, grid=2, mean=(0.0,), std=(1.0,)).is_scaled

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sfd_cli.config import DiT, Sample
 from sfd_cli.diffusion.latents import Streams
-from sfd_cli.diffusion.schedule import AsynchronousSchedule, Phase, Schedule, linear_phase, whole_schedule
+from sfd_cli.diffusion.schedule import AsynchronousSchedule, Phase, Schedule, linear_phase, schedule_of, whole_schedule
 
 offsets = st.floats(0, 1)
 fractions = st.floats(0, 1)
@@ -162,3 +163,8 @@ def test_without_an_offset_it_is_ordinary_synchronous_diffusion(u: float) -> Non
     assert times_at(schedule, u) == (u, u)
     assert schedule.phases[0].rates(u) == (1, 1)
     assert len(schedule.phases) == 1
+
+
+def test_the_offset_of_a_section_is_the_laws() -> None:
+    for section in (DiT(delta_t=0.2), Sample(delta_t=0.2)):
+        assert schedule_of(section) == AsynchronousSchedule(0.2)

@@ -189,7 +189,7 @@ def test_another_compressor_is_one_entry(tmp_path: Path) -> None:
     def first_features(fitting: Fitting) -> SemanticPCA:
         return SemanticPCA(SemanticPCAConfig(fitting.width, fitting.section.channels))
 
-    entry = Compressor(first_features, check)
+    entry = Compressor(SemanticPCA, SemanticPCAConfig, first_features, check)
     COMPRESSORS.add("first", entry)
     try:
         settings = settings_for(tmp_path)

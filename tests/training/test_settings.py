@@ -135,6 +135,6 @@ def test_a_micro_batch_is_the_batch_over_processes_and_accumulation() -> None:
     assert replace(PLAIN, accumulate=4).micro_batch(3) == 2
     with pytest.raises(SettingError) as refused:
         replace(PLAIN, accumulate=5).micro_batch(2)
-    assert refused.value.key == "batch_size"
+    assert refused.value.subject == "batch_size"
     assert all(number in refused.value.problem for number in ("24", "2", "5"))
     assert "10" in refused.value.remedy

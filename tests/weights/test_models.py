@@ -14,6 +14,7 @@ import torch
 from command_line import done, ema_checkpoint, ldm_checkpoint, refusal_of, statistics
 from PIL import Image
 from refusals import refusal
+from tiny_project import tiny_settings, write_models
 from torch import nn
 
 from sfd_cli.artifacts.fingerprints import finished
@@ -145,8 +146,18 @@ def test_a_conversion_cut_short_leaves_nothing_that_is_taken_for_a_model(
         patch.setattr(models, "save_parts", killed)
         with pytest.raises(KeyboardInterrupt):
             open_model(vae, TextureVAE)
+    assert converted(cache) == [], "a full disk is not left fuller"
     open_model(vae, TextureVAE).load()
     assert [path.name.startswith(".") for path in converted(cache)] == [False]
+
+
+def test_a_converted_model_that_is_no_longer_whole_is_converted_again(here: Path, cache: Path) -> None:
+    vae = ldm_checkpoint(here / "vae.ckpt", 2)
+    first = open_model(vae, TextureVAE)
+    (first.folder / "config.json").unlink()
+    again = open_model(vae, TextureVAE)
+    again.load()
+    assert (again.folder, again.fingerprint) == (first.folder, first.fingerprint)
 
 
 def test_processes_that_need_the_same_model_convert_it_once(
@@ -231,6 +242,12 @@ def test_a_guide_with_statistics_may_guide_a_checkpoint_without(here: Path) -> N
     done("weights", "import", "guide.pt", "guide", "--texture-statistics", "a.pt", "--semantic-statistics", "b.pt")
     arguments = ["--checkpoint", "dit.pt", "--guide", "guide", "--guidance", "autoguidance", "--num-images", 1]
     done("sample", *arguments, "--foreign-semantic-channels", 4, "--steps", 2, "--latents-out", "x.npy")
+
+
+def test_hints_for_files_of_other_code_are_not_looked_for_where_there_is_none(here: Path) -> None:
+    settings = tiny_settings(here, foreign={"texture_statistics": "away.pt", "semantic_statistics": "away.pt"})
+    write_models(settings)
+    assert open_dit(settings).load().config.grid == 2
 
 
 def test_no_picture_is_promised_of_latents(here: Path) -> None:
