@@ -455,12 +455,21 @@ class Settings(Section):
         return self
 
 
-def named_law(chosen: dict[str, Any]) -> dict[str, Any]:
-    """Settings of an artifact, without the law of times where it is the default.
+LATER: dict[type[Section], dict[str, Any]] = {
+    DiT: {"schedule": DEFAULT_LAW},
+    Sample: {"schedule": DEFAULT_LAW},
+}
+"""Keys that a section did not always have, and the value of each that says what went without saying before."""
 
-    Runs begun before there were other laws keep their identity so, and go on.
+
+def identity(section: Section, **chosen: Any) -> dict[str, Any]:
+    """Settings that identify an artifact: `section.model_dump(**chosen)` without what LATER says goes without saying.
+
+    Artifacts made before there was a key keep their identity so, and go on.
     """
-    return {key: value for key, value in chosen.items() if (key, value) != ("schedule", DEFAULT_LAW)}
+    implied = {key: value for kind, keys in LATER.items() if isinstance(section, kind) for key, value in keys.items()}
+    dumped = section.model_dump(**chosen)
+    return {key: value for key, value in dumped.items() if key not in implied or value != implied[key]}
 
 
 def load_settings(path: Path = DEFAULT_PARAMS, overrides: dict[str, dict[str, Any]] | None = None) -> Settings:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfd_cli.config import Encoder, Settings
+from sfd_cli.config import Encoder, Settings, identity
 from sfd_cli.errors import SfdError, UserError
 from sfd_cli.evaluation.reasons import NotComputable
 from sfd_cli.formats.torch_files import read_weights_file
@@ -93,16 +93,16 @@ def inception_weights() -> Path:
 
 def _open_dinov2(settings: Settings, device: torch.device) -> Extractor:
     encoder = settings.fid.encoder
-    identity = encoder.model_dump() | {"token": "class", "fingerprint": encoder_fingerprint(encoder)}
-    return replace(class_token_extractor(encoder, device), identity={"encoder": identity})
+    seen = identity(encoder) | {"token": "class", "fingerprint": encoder_fingerprint(encoder)}
+    return replace(class_token_extractor(encoder, device), identity={"encoder": seen})
 
 
 def _open_inception(settings: Settings, device: torch.device) -> Extractor:
     if settings.fid.inception == "none":
         raise NotComputable("switched off (fid.inception: none)")
     weights = inception_weights()
-    identity = {"file": weights.name, "sha256": digest(weights)}
-    return replace(inception_extractor(weights, device), identity={"inception": identity})
+    seen = {"file": weights.name, "sha256": digest(weights)}
+    return replace(inception_extractor(weights, device), identity={"inception": seen})
 
 
 EXTRACTORS: dict[str, Callable[[Settings, torch.device], Extractor]] = {

@@ -8,7 +8,7 @@ from typing import Any
 from sfd_cli.artifacts.fingerprints import finished, finished_model
 from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Facts, Recipe
-from sfd_cli.config import Settings
+from sfd_cli.config import Settings, identity
 from sfd_cli.data.images import ImageManifest
 from sfd_cli.data.shards import StoreWriter, split, stream_statistics, write_shards
 from sfd_cli.data.store import Store, is_readable
@@ -18,6 +18,8 @@ from sfd_cli.weights.models import open_semantic, open_texture_vae
 from sfd_cli.weights.visual_encoders import encoder_fingerprint
 
 STAGE = "encode-latents"
+# A batch size moves a latent by rounding only, so that a run short of memory may go on with a smaller one.
+FREE = {"batch_size"}
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -57,17 +59,15 @@ def run(settings: Settings) -> dict[str, Any]:
 
 
 def _recipe(settings: Settings, sources: dict[str, str]) -> Recipe:
-    latents = settings.latents.model_dump(include={"seed", "shard_size", "store_features"})
     models = {"texture_vae": finished_model(open_texture_vae(settings), "sfd train-texture-vae")}
     if settings.semvae.compressor != "none":
         models["semvae"] = finished_model(open_semantic(settings), "sfd train-semvae")
     return Recipe(
         STAGE,
         settings.paths.latents,
-        {"image_size": settings.images.size, **latents},
+        {"image_size": settings.images.size, **identity(settings.latents, exclude=FREE)},
         sources | models,
-        # A batch size moves a latent by rounding only, so that a run short of memory may go on with a smaller one.
-        free={"batch_size": settings.latents.batch_size},
+        free=identity(settings.latents, include=FREE),
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from sfd_cli.artifacts.fingerprints import finished
 from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Facts, Recipe
-from sfd_cli.config import Settings
+from sfd_cli.config import Settings, identity
 from sfd_cli.data.images import ImageManifest, ImageReader, evenly_spaced
 from sfd_cli.data.shards import StoreWriter, split, write_shards
 from sfd_cli.data.store import Field, Store, is_readable
@@ -21,6 +21,8 @@ from sfd_cli.processes import Processes
 from sfd_cli.weights.visual_encoders import encoder_fingerprint, load_visual_encoder
 
 STAGE = "extract-features"
+# A batch size moves tokens by less than float16 resolves, so that a run short of memory may resume with another.
+FREE = {"batch_size"}
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -74,13 +76,11 @@ def _recipe(settings: Settings, manifest: ImageManifest) -> Recipe:
             "encoder": encoder.name,
             "encoder_image_size": encoder.image_size,
             "image_size": settings.images.size,
-            "max_images": features.max_images,
-            "shard_size": features.shard_size,
+            **identity(features, exclude=FREE),
         },
         {"images": manifest.fingerprint, "encoder": encoder_fingerprint(encoder)},
-        # Where the weights are does not matter, their digest is in the inputs; and a batch size moves tokens by less
-        # than float16 resolves, so that a run short of memory may resume with another.
-        free={"weights": encoder.weights, "batch_size": features.batch_size},
+        # Where the weights are does not matter, their digest is in the inputs.
+        free={"weights": encoder.weights, **identity(features, include=FREE)},
     )
 
 

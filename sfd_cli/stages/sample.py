@@ -14,7 +14,7 @@ from tqdm import tqdm
 from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Facts, Recipe
 from sfd_cli.artifacts.sample_folder import LABELS, NPZ, SampleFolder, read_png
-from sfd_cli.config import Sample, Settings, named_law
+from sfd_cli.config import Sample, Settings, identity
 from sfd_cli.errors import UserError
 from sfd_cli.files import read_json
 from sfd_cli.messages import say
@@ -74,20 +74,20 @@ def run(
 
 def effective_settings(sample: Sample) -> dict[str, Any]:
     """The settings that decide the images; batch size and compiling move them by rounding at most."""
-    settings = sample.model_dump(exclude={"batch_size", "compile", "scale", "interval_start", "interval_end"})
+    settings = identity(sample, exclude={"batch_size", "compile", "scale", "interval_start", "interval_end"})
     unused = set(SOLVERS[sample.solver].unused)
     if sample.guidance == "none":
         unused |= {"scale_texture", "scale_semantic"}
     else:
         scale = guidance_scale(sample)
         settings |= {"scale_texture": scale.texture, "scale_semantic": scale.semantic, "interval": scale.interval}
-    return named_law({key: value for key, value in settings.items() if key not in unused})
+    return {key: value for key, value in settings.items() if key not in unused}
 
 
 def _recipe(folder: Path, sample: Sample, inputs: SampleInputs, models: SamplingModels) -> Recipe:
     """What decides the images' bytes; settings that a file replaces are free."""
     chosen = effective_settings(sample.model_copy(update={"num_images": inputs.count}))
-    free = sample.model_dump(include={"batch_size", "compile"})
+    free = identity(sample, include={"batch_size", "compile"})
     for name, array in (("seed", inputs.noise), ("classes", inputs.labels)):
         if array is not None:
             free[name] = chosen.pop(name)

@@ -11,7 +11,7 @@ import numpy as np
 from sfd_cli.artifacts.fingerprints import finished
 from sfd_cli.artifacts.produce import CHECKPOINTS, produce
 from sfd_cli.artifacts.recipe import Facts, Recipe
-from sfd_cli.config import Settings
+from sfd_cli.config import Settings, identity
 from sfd_cli.data.store import Store
 from sfd_cli.data.validation_split import validation_split
 from sfd_cli.errors import SettingError, UserError
@@ -48,7 +48,7 @@ def run(settings: Settings) -> dict[str, Any]:
         inputs["features"] = finished(paths.features, "sfd extract-features").fingerprint
     if section.weights is not None:
         inputs["weights"] = open_semantic(settings, section.weights).fingerprint
-    chosen, free = section.model_dump(exclude=FREE), section.model_dump(include=FREE)
+    chosen, free = identity(section, exclude=FREE), identity(section, include=FREE)
     facts = produce(
         Recipe("train-semvae", paths.semvae, chosen, inputs, free),
         load=lambda processes: None if compressor is None else _load(settings, compressor, processes),

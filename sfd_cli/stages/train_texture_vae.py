@@ -12,7 +12,7 @@ import torch
 from sfd_cli.artifacts.fingerprints import finished
 from sfd_cli.artifacts.produce import CHECKPOINTS, produce
 from sfd_cli.artifacts.recipe import Facts, Recipe
-from sfd_cli.config import Settings
+from sfd_cli.config import Settings, identity
 from sfd_cli.data.images import ImageManifest, ImageReader
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.validation_split import validation_split
@@ -46,9 +46,9 @@ def run(settings: Settings) -> dict[str, Any]:
     inputs = {"images": manifest.fingerprint}
     if section.weights is not None:
         inputs["weights"] = open_texture_vae(settings, source=section.weights).fingerprint
-    chosen = section.model_dump(exclude=FREE, mode="json") | {"image_size": settings.images.size}
+    chosen = identity(section, exclude=FREE, mode="json") | {"image_size": settings.images.size}
     facts = produce(
-        Recipe("train-texture-vae", paths.texture_vae, chosen, inputs, section.model_dump(include=FREE, mode="json")),
+        Recipe("train-texture-vae", paths.texture_vae, chosen, inputs, identity(section, include=FREE, mode="json")),
         load=lambda processes: _load(settings, manifest, processes),
         make=lambda processes, job: _make(settings, job, processes),
         metrics=paths.metrics,

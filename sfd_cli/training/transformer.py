@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sfd_cli.artifacts.fingerprints import finished, finished_model
 from sfd_cli.artifacts.produce import CHECKPOINTS, produce
 from sfd_cli.artifacts.recipe import Facts, Recipe, Record
-from sfd_cli.config import DiT, Settings, named_law
+from sfd_cli.config import DiT, Settings, identity
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.store import Store
 from sfd_cli.diffusion.latents import LatentSpace
@@ -100,7 +100,7 @@ def _recipe(training: Training, command: str) -> Recipe:
             )
     if section.init is not None:
         inputs["init"] = _initial(training).fingerprint
-    chosen, free = named_law(section.model_dump(exclude=FREE)), section.model_dump(include=FREE)
+    chosen, free = identity(section, exclude=FREE), identity(section, include=FREE)
     return Recipe(command, training.folder, chosen, inputs, free)
 
 
