@@ -49,8 +49,7 @@ class Row:
 def architecture(settings: Settings, section: DiT) -> LightningDiTConfig:
     """What `sfd train` builds for a section of a preset on ImageNet's classes."""
     semantic = settings.semvae.channels if section.semantics else 0
-    texture = settings.texture_vae.channels * settings.texture_vae.space_to_depth**2
-    space = LatentSpace(texture, semantic, settings.grid)
+    space = LatentSpace(settings.texture_vae.latent_channels, semantic, settings.grid)
     return network_config(section, space, token_width(settings.encoder.name), CLASSES)
 
 

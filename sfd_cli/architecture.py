@@ -49,8 +49,8 @@ def require_levels(block_channels: Sequence[int], norm_groups: int, attention_le
             raise SettingError("attention_levels", problem, f"give levels from 0 to {len(block_channels) - 1}")
 
 
-def require_components(feature_width: int, channels: int) -> None:
-    """Tokens have as many principal components as they are wide."""
+def require_components(feature_width: int, channels: int, what: str = "tokens") -> None:
+    """Tokens, or what else, have as many principal components as they are wide."""
     if channels > feature_width:
-        problem = f"{feature_width} wide tokens have no {channels} principal components"
+        problem = f"{feature_width} wide {what} have no {channels} principal components"
         raise SettingError("channels", problem, f"use {feature_width} at most")

@@ -21,9 +21,15 @@ from pydantic import (
     model_validator,
 )
 
-from sfd_cli.architecture import require_heads, require_levels, require_patches, require_transformer
+from sfd_cli.architecture import (
+    require_components,
+    require_heads,
+    require_levels,
+    require_patches,
+    require_transformer,
+)
 from sfd_cli.errors import SettingError, UserError
-from sfd_cli.tables import COMPRESSORS, IMAGE_SOURCES, METRICS, SCHEDULES, SOLVERS
+from sfd_cli.tables import COMPRESSORS, IMAGE_SOURCES, METRICS, SCHEDULES, SOLVERS, TEXTURE_COMPRESSORS
 
 DEFAULT_PARAMS = Path("params.yaml")
 DEFAULT_LAW = "offset"
@@ -167,20 +173,33 @@ class SemVAE(VAETraining):
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
         require_heads(self.width, self.heads)
-        if self.weights is not None and self.compressor != "vae":
-            problem = f"{self.weights} is imported for compressor: vae, not {self.compressor}"
-            raise SettingError("weights", problem, "unset it, or use semvae.compressor: vae")
+        _require_vae(self.compressor, self.weights, "semvae")
         return self
 
 
-class TextureVAE(VAETraining):
-    """`train-texture-vae`: a small KL autoencoder trained here, or published weights imported."""
+def _require_vae(compressor: str, weights: str | None, section: str) -> None:
+    if weights is not None and compressor != "vae":
+        problem = f"{weights} is imported for compressor: vae, not {compressor}"
+        raise SettingError("weights", problem, f"unset it, or use {section}.compressor: vae")
 
+
+class TextureVAE(VAETraining):
+    """`train-texture-vae`: a small KL autoencoder trained here, published weights imported, or principal components."""
+
+    compressor: Annotated[str, AfterValidator(TEXTURE_COMPRESSORS.require)] = Field(
+        "vae",
+        description="vae: KL autoencoder; pca: principal components of pixel patches, fitted in seconds",
+    )
     weights: str | None = Field(
         None,
         description="import instead of training: a name from `sfd weights list`, an LDM .ckpt, a diffusers folder",
     )
-    channels: int = Field(4, gt=0, description="latent channels before space-to-depth")
+    channels: int = Field(
+        4, gt=0, description="latent channels before space-to-depth; of pca: components kept of each patch"
+    )
+    patch_size: int = Field(
+        16, gt=0, description="side of the patches of pca, pixels (unused by vae, whose levels and folding say as much)"
+    )
     block_channels: list[int] = Field(
         [32, 64, 64, 64], min_length=1, description="width of each level; every level but the last halves the side"
     )
@@ -201,11 +220,21 @@ class TextureVAE(VAETraining):
     @model_validator(mode="after")
     def _levels_fit(self) -> Self:
         require_levels(self.block_channels, self.norm_groups, self.attention_levels)
+        if self.compressor == "pca":
+            require_components(3 * self.patch_size**2, self.channels, "pixel patches")
+        _require_vae(self.compressor, self.weights, "texture_vae")
         return self
+
+    @property
+    def latent_channels(self) -> int:
+        """Texture channels C_z, space-to-depth included."""
+        return self.channels if self.compressor == "pca" else self.channels * self.space_to_depth**2
 
     @property
     def downsampling(self) -> int:
         """Image pixels per latent pixel along one side, space-to-depth included."""
+        if self.compressor == "pca":
+            return self.patch_size
         return 2 ** (len(self.block_channels) - 1) * self.space_to_depth
 
 
@@ -216,6 +245,9 @@ class Latents(Section):
     shard_size: int = Field(1024, gt=0, description="images per HDF5 shard")
     store_features: bool = Field(
         True, description="keep the encoder's patch tokens for REPA (float16; 1 TB for ImageNet with a ViT-B)"
+    )
+    texture_scale: Literal["channel", "stream"] = Field(
+        "channel", description="channel: each texture channel is scaled by its own std; stream: all by one (their RMS)"
     )
     seed: int = Field(0, ge=0, description="seed of the posterior samples; image i depends on it and i alone")
 
@@ -456,6 +488,8 @@ class Settings(Section):
 
 
 LATER: dict[type[Section], dict[str, Any]] = {
+    TextureVAE: {"compressor": "vae", "patch_size": 16},
+    Latents: {"texture_scale": "channel"},
     DiT: {"schedule": DEFAULT_LAW},
     Sample: {"schedule": DEFAULT_LAW},
 }
@@ -467,9 +501,13 @@ def identity(section: Section, **chosen: Any) -> dict[str, Any]:
 
     Artifacts made before there was a key keep their identity so, and go on.
     """
-    implied = {key: value for kind, keys in LATER.items() if isinstance(section, kind) for key, value in keys.items()}
-    dumped = section.model_dump(**chosen)
-    return {key: value for key, value in dumped.items() if key not in implied or value != implied[key]}
+    silent, dumped = unsaid(section), section.model_dump(**chosen)
+    return {key: value for key, value in dumped.items() if key not in silent or value != silent[key]}
+
+
+def unsaid(section: Section) -> dict[str, Any]:
+    """What an identity means by not naming a key of this section, as LATER lists it."""
+    return {key: value for kind, keys in LATER.items() if isinstance(section, kind) for key, value in keys.items()}
 
 
 def load_settings(path: Path = DEFAULT_PARAMS, overrides: dict[str, dict[str, Any]] | None = None) -> Settings:

@@ -119,6 +119,16 @@ COMPRESSORS = Table(
     },
 )
 
+TEXTURE_COMPRESSORS = Table(
+    "texture compressor",
+    "texture_compressors",
+    {
+        # The one that has other formats first.
+        "vae": "sfd_cli.training.texture_compressors:VAE",
+        "pca": "sfd_cli.training.texture_compressors:PCA",
+    },
+)
+
 METRICS = Table(
     "metric",
     "metrics",

@@ -8,8 +8,9 @@ from typing import Any
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.semantic_pca import SemanticPCA
 from sfd_cli.networks.semantic_vae import SemanticVAE
+from sfd_cli.networks.texture_pca import TexturePCA
 from sfd_cli.networks.texture_vae import TextureVAE
-from sfd_cli.weights.models import SemanticCompressor, open_model
+from sfd_cli.weights.models import SemanticCompressor, TextureCompressor, open_model
 
 
 def load_dit(folder: Path, weights: str = "ema") -> tuple[LightningDiT, dict[str, Any]]:
@@ -17,8 +18,8 @@ def load_dit(folder: Path, weights: str = "ema") -> tuple[LightningDiT, dict[str
     return model.load(), model.facts
 
 
-def load_texture_vae(folder: Path) -> tuple[TextureVAE, dict[str, Any]]:
-    model = open_model(folder, TextureVAE)
+def load_texture_vae(folder: Path) -> tuple[TextureCompressor, dict[str, Any]]:
+    model = open_model(folder, (TextureVAE, TexturePCA))
     return model.load(), model.facts
 
 

@@ -63,6 +63,10 @@ WRONG: dict[str, tuple[str, ...]] = {
     "guide: {width: 90, heads: 9}": ("guide.heads", "divisible by 4"),
     "semvae: {width: 100, heads: 3}": ("semvae.heads", "3 heads", "width 100"),
     "semvae: {compressor: pca, weights: a.pt}": ("semvae.weights", "a.pt", "compressor: vae", "pca"),
+    "texture_vae: {compressor: pca, weights: a.pt}": ("texture_vae.weights", "a.pt", "compressor: vae", "pca"),
+    "texture_vae: {compressor: pca, patch_size: 8, channels: 193}": ("texture_vae.channels", "192", "193"),
+    "texture_vae: {compressor: pca, patch_size: 12}": ("images.size", "64", "12", "60 or 72"),
+    "texture_vae: {compressor: pca, patch_size: 4}": ("encoder.image_size", "8x8", "16x16", "224"),
     "encoder: {image_size: 56}": ("encoder.image_size", "4x4", "8x8", "112"),
     "encoder: {image_size: 57}": ("encoder.image_size", "57", "patch size 14", "56 or 70"),
     "encoder: {name: resnet50}": ("encoder.name", "'resnet50'", "patch size"),
@@ -147,6 +151,13 @@ def test_every_setting_that_the_dag_depends_on_is_in_the_file_because_dvc_asks_f
             written = yaml.safe_load(path.read_text())
             assert section in written
             assert all(name in written[section] for name in key)
+
+
+def test_principal_components_of_patches_promise_a_latent_pixel_a_patch() -> None:
+    section = TextureVAE(compressor="pca", patch_size=4, channels=48, space_to_depth=2)
+    assert (section.downsampling, section.latent_channels) == (4, 48)
+    folded = TextureVAE(channels=6, space_to_depth=2)
+    assert (folded.downsampling, folded.latent_channels) == (16, 24)
 
 
 # Of the identities of default settings, before any key in LATER was there.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -255,10 +255,13 @@ def split(rows: range, size: int) -> list[range]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def stream_statistics(writer: StoreWriter, streams: Sequence[str]) -> dict[str, np.ndarray]:
+def stream_statistics(
+    writer: StoreWriter, streams: Sequence[str], one_scale: Collection[str] = ()
+) -> dict[str, np.ndarray]:
     """`mean` and `std` (C,) of the channels of all `streams`, one after the other, over the finished shards.
 
-    Merged in the order of the shards, whoever wrote them.
+    Merged in the order of the shards, whoever wrote them. The channels of the streams in `one_scale` get one std, the
+    root of the mean of their variances.
     """
     merged = [
         Moments.merged(
@@ -268,7 +271,12 @@ def stream_statistics(writer: StoreWriter, streams: Sequence[str]) -> dict[str, 
     ]
     return {
         "mean": np.concatenate([part.mean for part in merged]),
-        "std": np.concatenate([part.std for part in merged]),
+        "std": np.concatenate(
+            [
+                np.full_like(part.std, np.sqrt(np.square(part.std).mean())) if name in one_scale else part.std
+                for name, part in zip(streams, merged, strict=True)
+            ]
+        ),
     }
 
 

@@ -17,8 +17,7 @@ from sfd_cli.formats.format import FormatError, ModelParts, about
 from sfd_cli.formats.state_dicts import require_fit
 from sfd_cli.formats.torch_files import read_safetensors
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
-from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
-from sfd_cli.tables import COMPRESSORS
+from sfd_cli.tables import COMPRESSORS, TEXTURE_COMPRESSORS, Table
 
 CONFIG = "config.json"
 TABLES = "_tables"
@@ -71,14 +70,24 @@ def _require_model(folder: Path, description: Any) -> dict[str, Any]:
 
 def compressors() -> dict[type[nn.Module], type]:
     """The semantic compressors' configuration dataclasses by the class of the network, as COMPRESSORS lists them."""
-    entries = [COMPRESSORS[name] for name in COMPRESSORS]
+    return _listed(COMPRESSORS)
+
+
+def texture_compressors() -> dict[type[nn.Module], type]:
+    """The same of the texture compressors, as TEXTURE_COMPRESSORS lists them."""
+    return _listed(TEXTURE_COMPRESSORS)
+
+
+def _listed(table: Table) -> dict[type[nn.Module], type]:
+    entries = [table[name] for name in table]
     return {entry.network: entry.config for entry in entries if entry is not None}
 
 
 def _architecture(kind: str | None) -> tuple[type[nn.Module], type] | None:
     """Network and configuration dataclass of a `type` in `config.json`; None where it is no network of ours."""
-    known: dict[type[nn.Module], type] = {LightningDiT: LightningDiTConfig, TextureVAE: TextureVAEConfig}
-    return next((pair for pair in (known | compressors()).items() if pair[0].__name__ == kind), None)
+    known: dict[type[nn.Module], type] = {LightningDiT: LightningDiTConfig}
+    known |= texture_compressors() | compressors()
+    return next((pair for pair in known.items() if pair[0].__name__ == kind), None)
 
 
 def load_model_config(folder: Path) -> Any:

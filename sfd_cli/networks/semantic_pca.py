@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sfd_cli.architecture import require_components
 from sfd_cli.networks.gaussian import LOGVAR_RANGE
+from sfd_cli.networks.principal import leading_directions
 
 
 @dataclass(frozen=True)
@@ -43,19 +44,12 @@ class SemanticPCA(nn.Module):
 
     @classmethod
     def of_tokens(cls, mean: Tensor, covariance: Tensor, channels: int) -> Self:
-        """The `channels` leading components of tokens with this mean (D,) and covariance (D, D), both float64.
-
-        A component's sign is free; its largest entry is made positive, so that equal tokens give equal components.
-        """
+        """The `channels` leading components of tokens with this mean (D,) and covariance (D, D), both float64."""
         # A feature that never varies has no correlation with any other.
         scale = covariance.diagonal().clamp_min(1e-12).sqrt()
-        _, vectors = torch.linalg.eigh(covariance / torch.outer(scale, scale))
-        leading = vectors.flip(1)[:, :channels].T
-        largest = leading.gather(1, leading.abs().argmax(1, keepdim=True))
+        components = leading_directions(covariance / torch.outer(scale, scale), channels)
         network = cls(SemanticPCAConfig(len(mean), channels))
-        network.load_state_dict(
-            {"mean": mean.float(), "scale": scale.float(), "components": (leading * largest.sign()).float()}
-        )
+        network.load_state_dict({"mean": mean.float(), "scale": scale.float(), "components": components.float()})
         return network
 
     def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,16 +19,16 @@ from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.messages import say
 from sfd_cli.networks.gaussian import draw
-from sfd_cli.networks.texture_vae import TextureVAE, to_signed
+from sfd_cli.networks.texture_vae import to_signed
 from sfd_cli.networks.visual_encoder import VisualEncoder
-from sfd_cli.weights.models import SemanticCompressor, open_semantic, open_texture_vae
+from sfd_cli.weights.models import SemanticCompressor, TextureCompressor, open_semantic, open_texture_vae
 from sfd_cli.weights.visual_encoders import load_visual_encoder
 
 Posterior = tuple[Tensor, Tensor]
 
 
 def posteriors(
-    texture_vae: TextureVAE, semantic: SemanticCompressor | None, pixels: Tensor, tokens: Tensor | None
+    texture_vae: TextureCompressor, semantic: SemanticCompressor | None, pixels: Tensor, tokens: Tensor | None
 ) -> dict[str, Posterior]:
     """Mean and logvar of each stream, (n, C, h, w) float32 each; without a semantic compressor of textures alone.
 
@@ -174,7 +174,7 @@ class LatentEncoder:
                 raise StageFailure(file, f"its {problem} in float16", "the network that makes them may be damaged")
 
 
-def _open_texture_vae(settings: Settings) -> TextureVAE:
+def _open_texture_vae(settings: Settings) -> TextureCompressor:
     """The texture VAE, whose grid must be the one that the settings promise to other stages."""
     texture_vae = open_texture_vae(settings).load()
     size, grid = settings.images.size, settings.grid

@@ -8,10 +8,9 @@ from torch import Tensor
 from sfd_cli.diffusion.latents import LatentSpace, Streams
 from sfd_cli.errors import UserError
 from sfd_cli.networks.gaussian import draw
-from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.networks.visual_encoder import VisualEncoder
 from sfd_cli.pipeline.encoding import posteriors
-from sfd_cli.weights.models import SemanticCompressor
+from sfd_cli.weights.models import SemanticCompressor, TextureCompressor
 
 IMAGES_AT_ONCE = 16
 
@@ -20,7 +19,7 @@ IMAGES_AT_ONCE = 16
 def encode_images(
     pixels: Tensor,
     space: LatentSpace,
-    texture_vae: TextureVAE,
+    texture_vae: TextureCompressor,
     semantic: SemanticCompressor | None,
     encoder: VisualEncoder | None,
     seed: int | None = None,
@@ -42,7 +41,7 @@ def encode_images(
     if not space.semantic:
         semantic = encoder = None
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    device, latents = next(texture_vae.parameters()).device, []
+    device, latents = next(iter(texture_vae.state_dict().values())).device, []
     for part in pixels.split(IMAGES_AT_ONCE):
         part, streams = part.to(device), []
         tokens = None if encoder is None else encoder(part.float() / 255)[0]

@@ -11,9 +11,8 @@ import torch
 
 from sfd_cli.config import Encoder, Section, SemVAE, Settings, validate_settings
 from sfd_cli.errors import UserError
-from sfd_cli.formats.model_folder import compressors
+from sfd_cli.formats.model_folder import compressors, texture_compressors
 from sfd_cli.networks.lightning_dit import LightningDiT
-from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.networks.visual_encoder import VisualEncoder
 from sfd_cli.pipeline.arguments import as_sample, as_section
 from sfd_cli.pipeline.image_encoder import require_encoders
@@ -112,7 +111,7 @@ def from_folder(source: str | Path, class_name: str, device: torch.device, revis
     models = SamplingModels(
         open_model(folder / "dit", LightningDiT),
         open_model(folder / "guide", LightningDiT) if "guide" in parts else None,
-        open_model(folder / "texture_vae", TextureVAE) if "texture_vae" in parts else None,
+        open_model(folder / "texture_vae", tuple(texture_compressors())) if "texture_vae" in parts else None,
     )
     sampler, semantic, encoder = models.load(sample, device), None, None
     if "semantic" in parts:

@@ -11,9 +11,8 @@ from sfd_cli.artifacts.fingerprints import finished_model
 from sfd_cli.config import Sample, Settings
 from sfd_cli.errors import UserError
 from sfd_cli.networks.lightning_dit import LightningDiT
-from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.pipeline.sampler import STATISTICS_REMEDY, Sampler
-from sfd_cli.weights.models import Model, conditions_of, open_dit, open_texture_vae, space_of
+from sfd_cli.weights.models import Model, TextureCompressor, conditions_of, open_dit, open_texture_vae, space_of
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class SamplingModels:
 
     dit: Model[LightningDiT]
     guide: Model[LightningDiT] | None = None
-    texture_vae: Model[TextureVAE] | None = None
+    texture_vae: Model[TextureCompressor] | None = None
 
     @classmethod
     def open(cls, settings: Settings, images: bool = True) -> Self:

@@ -20,10 +20,11 @@ from sfd_cli.diffusion.solver import OnPoint, integrate
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.precision import Precision, autocast
-from sfd_cli.networks.texture_vae import TextureVAE, to_pixels
+from sfd_cli.networks.texture_vae import to_pixels
 from sfd_cli.pipeline.inputs import SampleInputs
 from sfd_cli.processes import Processes
 from sfd_cli.tables import SOLVERS
+from sfd_cli.weights.models import TextureCompressor
 
 # Images per call of the VAE decoder, whose activations are far larger than the transformer's.
 DECODED_AT_ONCE = 16
@@ -58,7 +59,7 @@ class Sampler:
     space: LatentSpace
     conditions: Conditions
     guide: LightningDiT | None = None
-    texture_vae: TextureVAE | None = None
+    texture_vae: TextureCompressor | None = None
     trained_delta_t: float | None = None
     name: str = "dit"
     guide_name: str | None = None
@@ -156,7 +157,7 @@ class Sampler:
             textures = self.space.split(latents).texture
             return to_pixels(torch.cat([vae.decode(part) for part in textures.split(DECODED_AT_ONCE)]))
 
-    def require_texture_vae(self) -> TextureVAE:
+    def require_texture_vae(self) -> TextureCompressor:
         """The texture VAE.
 
         Raises:
@@ -198,7 +199,7 @@ class Sampler:
             if network is not None and network.config.time_embedding == "single":
                 raise UserError("sample.delta_t", f"{name} has one time for both streams", "use 0")
 
-    def _require_decodable(self, texture_vae: TextureVAE) -> None:
+    def _require_decodable(self, texture_vae: TextureCompressor) -> None:
         if self.space.texture != texture_vae.latent_channels:
             found, wanted = texture_vae.latent_channels, self.space.texture
             problem = f"it decodes {found} texture channels, but {self.name} makes {wanted}"

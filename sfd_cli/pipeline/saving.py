@@ -38,7 +38,7 @@ def save(
     }
     vae, guide = sampler.texture_vae, sampler.guide
     if vae is not None:
-        save_model(folder / "texture_vae", "TextureVAE", vae.config, {"model": vae.state_dict()}, {})
+        save_model(folder / "texture_vae", type(vae).__name__, vae.config, {"model": vae.state_dict()}, {})
     save_model(folder / "dit", "LightningDiT", sampler.dit.config, dit_weights(sampler.dit, "ema"), _facts(sampler))
     if guide is not None:
         save_model(folder / "guide", "LightningDiT", guide.config, dit_weights(guide, "ema"), {})

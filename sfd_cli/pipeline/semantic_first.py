@@ -15,7 +15,6 @@ from torch import Tensor
 from sfd_cli.config import Settings, load_settings
 from sfd_cli.errors import UserError
 from sfd_cli.networks.lightning_dit import LightningDiT
-from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.networks.visual_encoder import VisualEncoder
 from sfd_cli.pipeline import loading, saving
 from sfd_cli.pipeline.arguments import NOT_OF_A_CALL, Images, Labels, as_noise, as_pixels, as_rows, as_sample
@@ -23,7 +22,7 @@ from sfd_cli.pipeline.image_encoder import encode_images
 from sfd_cli.pipeline.inputs import SampleInputs
 from sfd_cli.pipeline.sampler import Sampler
 from sfd_cli.processes import choose_device
-from sfd_cli.weights.models import SemanticCompressor
+from sfd_cli.weights.models import SemanticCompressor, TextureCompressor
 
 OUTPUTS = ("pil", "uint8", "latent")
 
@@ -134,7 +133,7 @@ class SemanticFirstPipeline:
         return self._sampler.guide
 
     @property
-    def texture_vae(self) -> TextureVAE:
+    def texture_vae(self) -> TextureCompressor:
         """Decodes texture latents, and encodes images to them.
 
         Raises:

@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from sfd_cli.artifacts.recipe import Record
-from sfd_cli.config import Section, Settings
+from sfd_cli.config import Section, Settings, unsaid
 from sfd_cli.files import read_json
 from sfd_cli.report.score_table import headlines
 from sfd_cli.tables import STAGES
@@ -27,7 +27,8 @@ def facts(settings: Settings, total_seconds: str) -> list[dict[str, str]]:
             found.append(("Offset delta_t", f"{sample.get('delta_t')}", "semantics lead textures by this much"))
     psnr = _read(metrics / "texture_vae.json").get("psnr")
     if psnr is not None:
-        found.append(("Texture VAE", f"{psnr:.1f} dB", "PSNR on held-out images"))
+        name = "Pixel components" if settings.texture_vae.compressor == "pca" else "Texture VAE"
+        found.append((name, f"{psnr:.1f} dB", "PSNR on held-out images"))
     cosine = _read(metrics / "semvae.json").get("cosine")
     if cosine is not None:
         name = "Principal components" if settings.semvae.compressor == "pca" else "Semantic VAE"
@@ -77,6 +78,7 @@ def setting_tables(settings: Settings) -> list[dict[str, Any]]:
             tables.append({"name": name, "rows": [(name, "null")], "help": {name: "there is none"}, "open": False})
             continue
         recorded = _recorded(recorded_in[name]) if name != "paths" else {}
+        recorded = recorded and unsaid(section) | recorded
         values = section.model_dump(mode="json")
         rows = [(key, Markup("<br>").join(_lines(recorded.get(key, value)))) for key, value in values.items()]
         meaning = {key: field.description or "" for key, field in type(section).model_fields.items()}

@@ -63,7 +63,7 @@ TRAIN_SEMVAE = Stage(
 TRAIN_TEXTURE_VAE = Stage(
     "sfd_cli.stages.train_texture_vae",
     MODELS,
-    "Train a small image VAE, or import published weights (--weights).\n\n"
+    "Train a small image VAE, import published weights (--weights), or fit principal components of pixel patches.\n\n"
     "Reports PSNR on held-out images and writes a picture of reconstructions. Resumes from its last checkpoint.",
     {"texture_vae": ""},
     ("images", "texture_vae", "metrics"),

@@ -94,7 +94,8 @@ def _write_store(
     )
     processes.barrier()
     if processes.is_main:
-        statistics = stream_statistics(writer, encoder.streams)
+        one_scale = ("texture",) if latents.texture_scale == "stream" else ()
+        statistics = stream_statistics(writer, encoder.streams, one_scale)
         writer.finish(manifest.labels, manifest.files, range(len(manifest)), manifest.classes, statistics)
     return {"images": len(manifest)}
 

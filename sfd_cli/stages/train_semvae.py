@@ -42,7 +42,7 @@ def run(settings: Settings) -> dict[str, Any]:
         UserError: there are no features, or settings or the weights to import do not fit them.
     """
     paths, section = settings.paths, settings.semvae
-    compressor: Compressor | None = COMPRESSORS[section.compressor]
+    compressor: Compressor[Fitting] | None = COMPRESSORS[section.compressor]
     inputs = {}
     if compressor is not None:
         inputs["features"] = finished(paths.features, "sfd extract-features").fingerprint

@@ -1,9 +1,10 @@
-"""The semantic compressors that `semvae.compressor` names; see the table COMPRESSORS."""
+"""What a compressor is, and the semantic ones that `semvae.compressor` names; see the table COMPRESSORS."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -22,12 +23,11 @@ from sfd_cli.processes import Processes
 from sfd_cli.training.fit import fit
 from sfd_cli.training.semantic_vae_task import SemanticVAETask
 from sfd_cli.training.settings import vae_loop
-from sfd_cli.weights.models import SemanticCompressor
 
 
 @dataclass(frozen=True)
 class Fitting:
-    """What a compressor is fitted to.
+    """What a semantic compressor is fitted to.
 
     Attributes:
         settings: of which the sections `semvae`, `encoder` and `paths` are read.
@@ -52,12 +52,15 @@ class Fitting:
         return self.store.fields["tokens"].shape[-1]
 
 
+F = TypeVar("F")
+
+
 @dataclass(frozen=True)
-class Compressor:
-    """One kind of semantic compressor.
+class Compressor(Generic[F]):
+    """One kind of semantic or texture compressor, fitted to an F.
 
     Attributes:
-        network: class of the network, which encodes and decodes as SemanticVAE does.
+        network: class of the network, which encodes and decodes as SemanticVAE or TextureVAE does.
         config: its configuration dataclass; the door to models builds networks from both.
         fit: makes one.
         check: raises SettingError where the settings do not go with the tokens; called before anything is moved.
@@ -66,8 +69,8 @@ class Compressor:
 
     network: type[nn.Module]
     config: type
-    fit: Callable[[Fitting], SemanticCompressor]
-    check: Callable[[Fitting, Processes], None] = lambda fitting, processes: None
+    fit: Callable[[F], Any]
+    check: Callable[[F, Processes], None] = lambda fitting, processes: None
     is_trained: bool = False
 
 

@@ -1,4 +1,4 @@
-"""What the two VAEs make of images that they were not trained on."""
+"""What the two compressors make of images that they were not trained on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sfd_cli.networks.gaussian import kl_divergence
 from sfd_cli.networks.semantic_vae import SemanticVAE
 from sfd_cli.networks.texture_vae import TextureVAE, to_pixels, to_signed
 from sfd_cli.training.semantic_vae_task import reconstruction_errors
-from sfd_cli.weights.models import SemanticCompressor
+from sfd_cli.weights.models import SemanticCompressor, TextureCompressor
 
 
 @torch.no_grad()
@@ -54,9 +54,9 @@ def semantic_scores(
 
 @torch.no_grad()
 def texture_scores(
-    model: TextureVAE, reader: ImageReader, rows: np.ndarray, batch_size: int, device: torch.device
+    model: TextureCompressor, reader: ImageReader, rows: np.ndarray, batch_size: int, device: torch.device
 ) -> dict[str, Any]:
-    """Mean PSNR (dB, of 8-bit images) of decoded posterior means and KL (nats per image) of the images at `rows`."""
+    """Mean PSNR (dB, of 8-bit images) of decoded posterior means and, of a VAE, KL (nats per image) at `rows`."""
     psnr, kl = [], []
     batches = [rows[start : start + batch_size].tolist() for start in range(0, len(rows), batch_size)]
     for pixels in tqdm(reader.iterate(batches), "held-out images", len(batches), unit="batch", disable=None):
@@ -65,12 +65,13 @@ def texture_scores(
         error = (decoded.double() - pixels.double()).square().mean((1, 2, 3))
         psnr.append(10 * torch.log10(255.0**2 / error.clamp_min(1e-4)))
         kl.append(kl_divergence(mean, logvar).cpu())
-    return {"images": len(rows), "psnr": torch.cat(psnr).mean().item(), "kl": torch.cat(kl).mean().item()}
+    scores = {"images": len(rows), "psnr": torch.cat(psnr).mean().item()}
+    return scores | ({"kl": torch.cat(kl).mean().item()} if isinstance(model, TextureVAE) else {})
 
 
 @torch.no_grad()
 def save_reconstructions(
-    model: TextureVAE, reader: ImageReader, rows: np.ndarray, device: torch.device, path: Path
+    model: TextureCompressor, reader: ImageReader, rows: np.ndarray, device: torch.device, path: Path
 ) -> None:
     """A PNG with the images at `rows` above their reconstructions, enlarged to be looked at."""
     pixels = reader.read(rows.tolist())

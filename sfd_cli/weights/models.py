@@ -30,17 +30,20 @@ from sfd_cli.formats.model_folder import (
     load_model,
     load_model_config,
     save_parts,
+    texture_compressors,
     type_of,
 )
 from sfd_cli.formats.reference_statistics import LatentStatistics
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.semantic_pca import SemanticPCA
 from sfd_cli.networks.semantic_vae import SemanticVAE
+from sfd_cli.networks.texture_pca import TexturePCA
 from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.weights.fetch import cache_folder, digest, fetch_weights, sole_writer
 from sfd_cli.weights.registry import REGISTRY, Kind, find_weights
 
 SemanticCompressor = SemanticVAE | SemanticPCA
+TextureCompressor = TextureVAE | TexturePCA
 M = TypeVar("M", bound=nn.Module)
 
 CONVERTED = "converted"
@@ -141,8 +144,8 @@ def conditions_of(dit: Model[LightningDiT]) -> Conditions:
 
 def open_texture_vae(
     settings: Settings, channels: int | None = None, source: str | Path | None = None
-) -> Model[TextureVAE]:
-    """The texture VAE at `paths.texture_vae`, or at `source`.
+) -> Model[TextureCompressor]:
+    """The texture compressor at `paths.texture_vae`, or at `source`, of any kind in TEXTURE_COMPRESSORS.
 
     Args:
         settings: where it is, and how the latent of a file of other code is folded.
@@ -152,7 +155,7 @@ def open_texture_vae(
     hints = Hints(texture_channels=channels)
     if channels is None:
         hints = Hints(space_to_depth=settings.texture_vae.space_to_depth)
-    return open_model(source or settings.paths.texture_vae, TextureVAE, hints)
+    return open_model(source or settings.paths.texture_vae, tuple(texture_compressors()), hints)
 
 
 def open_semantic(settings: Settings, source: str | Path | None = None) -> Model[SemanticCompressor]:

@@ -56,6 +56,18 @@ def test_a_range_is_split_into_pieces_with_the_rest_last() -> None:
     assert split(range(0), 2) == []
 
 
+def test_a_stream_may_have_one_scale_for_all_its_channels(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+    scaled = {"texture": arrays["texture"] * np.array([1, 4, 0.25], np.float16)[:, None, None]}
+    maker = Maker(arrays | scaled)
+    writer = write(tmp_path, maker)
+    own, shared = stream_statistics(writer, STREAMS), stream_statistics(writer, STREAMS, ("texture",))
+    texture = scaled["texture"].astype(np.float64)
+    centred = texture - texture.mean(axis=(0, 1, 3, 4), keepdims=True)
+    np.testing.assert_allclose(shared["std"][:3], [np.sqrt((centred**2).mean())] * 3, rtol=1e-12)
+    assert shared["std"][3] == own["std"][3]
+    np.testing.assert_array_equal(shared["mean"], own["mean"])
+
+
 def test_batches_end_where_a_shard_ends_and_are_read_back(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
     maker = Maker(arrays)
     finish(write(tmp_path, maker))

@@ -256,6 +256,23 @@ def test_the_cosine_of_principal_components_is_not_called_a_vaes(tmp_path: Path)
     assert [fact["name"] for fact in facts(settings, "")] == ["Principal components"]
 
 
+def test_the_fidelity_of_components_of_patches_is_not_called_a_vaes(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path, texture_vae={"compressor": "pca", "patch_size": 8})
+    write_json(settings.paths.metrics / "texture_vae.json", {"psnr": 25.0})
+    assert [fact["name"] for fact in facts(settings, "")] == ["Pixel components"]
+
+
+@pytest.mark.parametrize(("recorded", "shown"), [(None, "pca"), ({"steps": 3}, "vae"), ({"compressor": "pca"}, "pca")])
+def test_a_record_that_does_not_name_a_later_setting_means_its_first_value(
+    tmp_path: Path, recorded: dict[str, object] | None, shown: str
+) -> None:
+    settings = tiny_settings(tmp_path, texture_vae={"compressor": "pca", "patch_size": 8})
+    if recorded is not None:
+        write_json(settings.paths.texture_vae / "settings.json", {"settings": recorded})
+    (table,) = [table for table in setting_tables(settings) if table["name"] == "texture_vae"]
+    assert dict(table["rows"])["compressor"] == shown
+
+
 def test_points_shown_are_ends_of_phases_and_points_inside_whatever_the_offset() -> None:
     assert pick_progress(AsynchronousSchedule(0.0)) == pytest.approx([0, 1 / 3, 2 / 3, 1])
     shown = pick_progress(AsynchronousSchedule(0.3))

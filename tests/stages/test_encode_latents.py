@@ -28,6 +28,7 @@ from sfd_cli.formats.ldm import texture_vae_to_ldm
 from sfd_cli.formats.model_folder import save_model
 from sfd_cli.formats.reference_semantic_vae import semantic_vae_to_reference
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
+from sfd_cli.networks.texture_pca import TexturePCA, TexturePCAConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
 from sfd_cli.pipeline import encoding
 from sfd_cli.pipeline.encoding import posterior_noise
@@ -171,6 +172,44 @@ def test_the_statistics_are_those_of_the_stored_composite_over_both_flips(finish
     np.testing.assert_allclose(store.statistics["std"], composite.std(axis=(0, 1, 3, 4)), rtol=1e-12)
 
 
+def test_all_texture_channels_may_share_one_scale(finished: Path) -> None:
+    own = Store(finished)
+    encode_latents.run(settings_with(latents={"texture_scale": "stream"}))
+    shared = Store(Path("data/latents"))
+    for name in ("texture", "semantic"):
+        assert np.array_equal(own.read(name, range(COUNT)), shared.read(name, range(COUNT)))
+    textures = own.read("texture", range(COUNT)).astype(np.float64)
+    scale = np.sqrt(np.mean([textures[:, :, channel].var() for channel in range(2)]))
+    np.testing.assert_allclose(shared.statistics["std"][:2], [scale, scale], rtol=1e-12)
+    assert np.array_equal(shared.statistics["std"][2:], own.statistics["std"][2:])
+    assert np.array_equal(shared.statistics["mean"], own.statistics["mean"])
+    assert read_json(Path("data/latents/settings.json"))["settings"]["texture_scale"] == "stream"
+    assert "texture_scale" not in read_json(finished / "settings.json")["settings"]
+
+
+def test_components_of_patches_are_stored_as_they_are_and_a_killed_run_goes_on() -> None:
+    torch.manual_seed(3)
+    square = torch.linalg.qr(torch.randn(192, 192, dtype=torch.float64)).Q
+    pca = TexturePCA(TexturePCAConfig(patch_size=8, channels=7))
+    pca.load_state_dict({"mean": torch.linspace(-1, 1, 192), "components": square[:7].float()})
+    save_model(Path("models/texture_vae"), "TexturePCA", pca.config, {"model": pca.state_dict()}, {})
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["texture_vae"] = {"compressor": "pca", "patch_size": 8, "channels": 7}
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    killed_at_the_first_shard()
+    encode_latents.run(settings_with())
+    resumed = contents()
+    images = ImageReader(ImageManifest.load(Path("data/images")), 16).read(range(COUNT)).double() / 127.5 - 1
+    for flip, seen in enumerate((images, images.flip(-1))):
+        patches = seen.numpy().reshape(COUNT, 3, 2, 8, 2, 8).transpose(0, 2, 4, 1, 3, 5).reshape(COUNT, 2, 2, 192)
+        expected = (patches - np.linspace(-1, 1, 192)) @ square[:7].numpy().T
+        stored = Store(Path("data/latents")).read("texture", range(COUNT))[:, flip]
+        assert_close(stored, torch.from_numpy(expected.transpose(0, 3, 1, 2)))
+    shutil.rmtree("data/latents")
+    encode_latents.run(settings_with())
+    assert contents() == resumed
+
+
 def test_plain_h5py_reads_the_same_values(finished):
     with h5py.File(finished / "index.h5") as index:
         assert np.array_equal(index["semantic"][5:9], Store(finished).read("semantic", range(5, 9)))
@@ -225,7 +264,8 @@ def test_a_finished_store_is_up_to_date(finished, unbroken, capsys, monkeypatch)
     assert contents() == unbroken
 
 
-def test_a_killed_process_is_resumed_to_the_same_bytes(unbroken):
+def killed_at_the_first_shard() -> Path:
+    """SIGKILL the command when its first shard is there, which is returned."""
     process = subprocess.Popen([sys.executable, "-m", "sfd_cli", "encode-latents"], stderr=subprocess.PIPE)
     first = Path("data/latents/shard-00000.h5")
     deadline = time.monotonic() + 60
@@ -234,6 +274,11 @@ def test_a_killed_process_is_resumed_to_the_same_bytes(unbroken):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not read_json(Path("data/latents/settings.json"))["complete"]
+    return first
+
+
+def test_a_killed_process_is_resumed_to_the_same_bytes(unbroken):
+    first = killed_at_the_first_shard()
     kept = first.stat()
     encode_latents.run(settings_with())
     assert first.stat().st_mtime_ns == kept.st_mtime_ns

@@ -17,9 +17,11 @@ from safetensors.torch import load_file
 from tiny_project import tiny_settings, write_features, write_training_images
 
 from sfd_cli.config import SemVAE, Settings
+from sfd_cli.data.images import ImageManifest
 from sfd_cli.data.validation_split import validation_split
 from sfd_cli.errors import SettingError
 from sfd_cli.files import write_json
+from sfd_cli.formats.files import export_model
 from sfd_cli.formats.reference_semantic_vae import semantic_vae_to_reference
 from sfd_cli.networks.gaussian import draw, kl_divergence
 from sfd_cli.networks.semantic_pca import SemanticPCA, SemanticPCAConfig
@@ -179,6 +181,81 @@ def test_principal_components_keep_what_varies_and_are_saved_like_a_semantic_vae
     with refusal("semvae.channels", 12, 13):
         train_semvae.run(settings.model_copy(update={"semvae": components.model_copy(update={"channels": 13})}))
     assert {path.name: path.read_bytes() for path in settings.paths.semvae.iterdir()} == before
+
+
+def components_of_patches(settings: Settings, **keys: Any) -> Settings:
+    section = settings.texture_vae.model_copy(update={"compressor": "pca", "patch_size": 8, "channels": 6, **keys})
+    return settings.model_copy(update={"texture_vae": section})
+
+
+def test_principal_components_of_patches_are_those_of_the_training_images_and_their_mirror_images(
+    tmp_path: Path,
+) -> None:
+    settings = components_of_patches(settings_for(tmp_path))
+    write_images(settings)
+    scores = train_texture_vae.run(settings)
+    model, facts = load_texture_vae(settings.paths.texture_vae)
+    files = ImageManifest.load(settings.paths.images).files
+    images = np.stack([np.asarray(Image.open(settings.paths.images / file)) for file in files]) / 127.5 - 1
+    training, held_out = validation_split(len(files), settings.texture_vae.holdout)
+    both = np.concatenate([images[training], images[training][:, :, ::-1]])
+    patches = both.reshape(-1, 2, 8, 2, 8, 3).transpose(0, 1, 3, 5, 2, 4).reshape(-1, 192)
+    mean = patches.mean(axis=0)
+    expected = np.linalg.svd(patches - mean, full_matrices=False)[2][:6]
+    np.testing.assert_allclose(model.mean.numpy(), mean, atol=1e-6)
+    found = model.components.double().numpy()
+    np.testing.assert_allclose(np.abs((found * expected).sum(axis=1)), np.ones(6), atol=1e-5)
+    largest = np.abs(found) > np.abs(found).max(axis=1, keepdims=True) * (1 - 1e-5)
+    assert largest.sum(axis=1).max() == 2, "some components are antisymmetric, and have two largest entries"
+    assert (np.take_along_axis(found, largest.argmax(axis=1)[:, None], axis=1) > 0).all()
+
+    seen = images[held_out].reshape(-1, 2, 8, 2, 8, 3).transpose(0, 1, 3, 5, 2, 4).reshape(-1, 192)
+    kept = np.clip((seen - mean) @ expected.T @ expected + mean, -1, 1)
+    error = np.square(np.round((kept + 1) * 127.5) - (seen + 1) * 127.5).reshape(len(held_out), -1).mean(axis=1)
+    assert scores["psnr"] == pytest.approx((10 * np.log10(255**2 / error)).mean(), abs=0.02)
+    assert (scores["images"], "kl" in scores, facts["held_out"]["psnr"]) == (1, False, scores["psnr"])
+
+
+def test_principal_components_of_patches_leave_what_a_vae_leaves_but_no_curves(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, steps=10)
+    write_images(settings)
+    train_texture_vae.run(settings)
+    log = settings.paths.metrics / "texture_vae"
+    assert read_curves(log)
+    components = components_of_patches(settings)
+    scores = train_texture_vae.run(components)
+    assert read_curves(log) == []
+    assert sorted(path.name for path in log.iterdir()) == ["metrics.json", "reconstructions.png"]
+    with Image.open(scores["picture"]) as picture:
+        assert picture.height == 2 * 128
+    written = json.loads((settings.paths.metrics / "texture_vae.json").read_text())
+    assert written == {key: scores[key] for key in ("images", "psnr")}
+    before = {path.name: path.read_bytes() for path in settings.paths.texture_vae.iterdir()}
+    assert sorted(before) == ["config.json", "model.safetensors", "settings.json"]
+    assert train_texture_vae.run(components) == scores
+    assert {path.name: path.read_bytes() for path in settings.paths.texture_vae.iterdir()} == before
+    again = components.model_copy(
+        update={"paths": components.paths.model_copy(update={"texture_vae": tmp_path / "again"})}
+    )
+    train_texture_vae.run(again)
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == before["model.safetensors"]
+    train_texture_vae.run(settings)
+    assert read_curves(log)
+    assert (log / "reconstructions.png").exists()
+
+
+def test_components_are_not_weights_to_import_and_no_format_holds_them(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    write_images(settings)
+    train_texture_vae.run(components_of_patches(settings))
+    folder = settings.paths.texture_vae
+    imported = settings.texture_vae.model_copy(update={"weights": str(folder)})
+    elsewhere = settings.paths.model_copy(update={"texture_vae": tmp_path / "imported"})
+    with refusal("texture_vae.weights", folder, "TexturePCA", "TextureVAE"):
+        train_texture_vae.run(settings.model_copy(update={"texture_vae": imported, "paths": elsewhere}))
+    assert not (tmp_path / "imported").exists()
+    with refusal(folder, "TexturePCA", "TextureVAE"):
+        export_model(folder, tmp_path / "components.ckpt")
 
 
 def test_another_compressor_is_one_entry(tmp_path: Path) -> None:
