@@ -75,12 +75,13 @@ def ratios(baseline: Timing, other: Timing) -> dict[str, float]:
     return {"median": float(median), "low": float(low), "high": float(high)}
 
 
-def arguments(description: str | None) -> argparse.ArgumentParser:
-    """A parser with what every benchmark takes: `--device`, `--repetitions`, `--out`."""
+def arguments(description: str | None, timed: bool = True) -> argparse.ArgumentParser:
+    """A parser with what every benchmark takes: `--device`, `--out`, and `--repetitions` of one that takes time."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=default, help="cpu or cuda [%(default)s]")
-    parser.add_argument("--repetitions", type=int, default=7, help="timed turns of every candidate [%(default)s]")
+    if timed:
+        parser.add_argument("--repetitions", type=int, default=7, help="timed turns of every candidate [%(default)s]")
     parser.add_argument("--out", type=Path, default=RESULTS, help=f"folder for the JSON [{RESULTS.name}/]")
     return parser
 
