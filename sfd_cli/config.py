@@ -271,6 +271,9 @@ class DiT(Section):
         "dual", description="dual: half the width for each stream's time; single: one synchronous time"
     )
     semantics: bool = Field(True, description="denoise the semantic latent beside the texture latent")
+    prediction: Literal["velocity", "data"] = Field(
+        "velocity", description="what the network's output is: the velocity, or the clean latent (JiT's x-prediction)"
+    )
     schedule: Annotated[str, AfterValidator(SCHEDULES.require)] = Field(
         DEFAULT_LAW, description="law of both streams' times; offset: semantics lead textures by delta_t"
     )
@@ -284,16 +287,33 @@ class DiT(Section):
     repa_weight: float = Field(1.0, ge=0, description="weight of the REPA term")
     repa_depth: int = Field(2, gt=0, description="the block whose output REPA looks at, counted from 1")
     repa_width: int = Field(2048, gt=0, description="hidden width of the REPA projector")
+    time_mean: float = Field(
+        0.0,
+        allow_inf_nan=False,
+        description="mean of the normal behind the times (logit-normal); negative: nearer to noise",
+    )
     label_dropout: float = Field(0.1, ge=0, le=1, description="probability of training on the null class")
-    steps: int = Field(400_000, gt=0, description="optimiser steps; more steps continue a finished run")
+    steps: int = Field(
+        400_000, gt=0, description="optimiser steps; more steps continue a finished run, unless decay shapes it by them"
+    )
     batch_size: int = Field(256, gt=0, description="images per optimiser step, over all processes")
     accumulate: int = Field(1, gt=0, description="micro-batches per optimiser step and process")
-    learning_rate: float = Field(1e-4, gt=0, description="learning rate of AdamW, constant after the warmup")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: Muon for the matrices inside the blocks, AdamW for the rest; needs PyTorch 2.9"
+    )
+    learning_rate: float = Field(1e-4, gt=0, description="learning rate of AdamW, constant between warmup and decay")
+    muon_learning_rate: float = Field(0.02, gt=0, description="learning rate of Muon, with the same warmup and decay")
+    decay: float = Field(
+        0.0, ge=0, lt=1, description="fraction of the steps, the last ones, over which the learning rate falls to 0"
+    )
     beta2: float = Field(0.999, gt=0, lt=1, description="second-moment decay of AdamW")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW and Muon")
     warmup_steps: int = Field(0, ge=0, description="steps of linear warmup")
     clip_norm: float | None = Field(None, gt=0, description="clip the gradient's norm to this; unset: no clipping")
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="decay of the averaged weights that sampling uses")
+    ema_warmup: bool = Field(
+        False, description="average less at first, with decay (1 + k) / (10 + k) in step k: for runs of few steps"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on CUDA, fp32 on a CPU")
     compile: bool = Field(False, description="torch.compile the blocks: faster steps, a slower first one")
     checkpoint_activations: bool = Field(False, description="recompute block activations to save memory")
@@ -490,7 +510,15 @@ class Settings(Section):
 LATER: dict[type[Section], dict[str, Any]] = {
     TextureVAE: {"compressor": "vae", "patch_size": 16},
     Latents: {"texture_scale": "channel"},
-    DiT: {"schedule": DEFAULT_LAW},
+    DiT: {
+        "schedule": DEFAULT_LAW,
+        "prediction": "velocity",
+        "time_mean": 0.0,
+        "optimizer": "adamw",
+        "muon_learning_rate": 0.02,
+        "decay": 0.0,
+        "ema_warmup": False,
+    },
     Sample: {"schedule": DEFAULT_LAW},
 }
 """Keys that a section did not always have, and the value of each that says what went without saying before."""

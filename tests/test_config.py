@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -24,6 +25,7 @@ from sfd_cli.config import (
     first_problem,
     identity,
     load_settings,
+    validate_settings,
 )
 from sfd_cli.files import fingerprint
 
@@ -178,9 +180,26 @@ def test_keys_that_came_later_leave_identities_as_they_were(section: type[Sectio
     assert fingerprint(identity(section(), mode="json"))[:16] == IDENTITIES[section]
 
 
+NEW: dict[str, Any] = {
+    "prediction": "data",
+    "time_mean": -0.5,
+    "optimizer": "muon",
+    "muon_learning_rate": 0.1,
+    "decay": 0.2,
+    "ema_warmup": True,
+}
+
+
 def test_a_later_key_is_part_of_an_identity_where_it_says_something_new() -> None:
-    plain = DiT().model_dump()
-    other = DiT.model_construct(**{**plain, "schedule": "other"})
-    assert identity(other, exclude={"init"})["schedule"] == "other"
-    assert identity(other).keys() == identity(DiT()).keys() | {"schedule"} == plain.keys()
-    assert all(keys.keys() <= section.model_fields.keys() for section, keys in LATER.items())
+    """Artifacts made before there was a key have none in their record, and go on."""
+    assert identity(DiT()).keys() == DiT.model_fields.keys() - LATER[DiT].keys()
+    for key, value in NEW.items():
+        assert identity(DiT(**{key: value}), exclude={"init"}) == identity(DiT(), exclude={"init"}) | {key: value}
+    assert NEW.keys() | {"schedule"} == LATER[DiT].keys()
+    assert all(keys.items() <= section().model_dump().items() for section, keys in LATER.items())
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_times_have_a_finite_mean(value: float) -> None:
+    with refusal("dit.time_mean", "finite"):
+        validate_settings({"dit": {"time_mean": value}}, "params.yaml")

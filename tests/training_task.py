@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -50,6 +52,13 @@ class Regression:
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(5, 16), nn.SiLU(), nn.Linear(16, 5))
+
+
+def deep_network() -> nn.Sequential:
+    """A network with matrices inside blocks, as a transformer has them."""
+    torch.manual_seed(0)
+    blocks = nn.Sequential(nn.Linear(16, 24), nn.SiLU(), nn.Linear(24, 16))
+    return nn.Sequential(OrderedDict(first=nn.Linear(5, 16), blocks=blocks, last=nn.Linear(16, 5)))
 
 
 class Recorded(Regression):

@@ -23,6 +23,7 @@ def in_two_processes(folder: Path, work: Callable[[Processes], Any]) -> list[Any
         dist.init_process_group("gloo", meeting, timedelta(seconds=30), world_size=2, rank=rank)
         answer.send(work(Processes(rank, 2, rank)))
         dist.destroy_process_group()
+        answer.recv()  # the tensors of an answer are fetched from the process that sent it
 
     pipes = [context.Pipe() for _ in range(2)]
     members = [context.Process(target=member, args=(rank, pipes[rank][1])) for rank in range(2)]
@@ -31,6 +32,8 @@ def in_two_processes(folder: Path, work: Callable[[Processes], Any]) -> list[Any
     for _, theirs in pipes:
         theirs.close()
     answers = [ours.recv() for ours, _ in pipes]
+    for ours, _ in pipes:
+        ours.send(None)
     for process in members:
         process.join(30)
     assert [process.exitcode for process in members] == [0, 0]

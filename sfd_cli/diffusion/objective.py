@@ -1,7 +1,7 @@
 """The training objective: interpolant, velocity target and the three loss terms, each per image.
 
 Notation of arXiv 2512.04926, section 3: data x_1, noise eps, the interpolant x_t = t x_1 + (1 - t) eps with each
-stream at its own time, and the velocity target u = x_1 - eps.
+stream at its own time, and the velocity target u = x_1 - eps = (x_1 - x_t) / (1 - t).
 """
 
 from __future__ import annotations
@@ -15,18 +15,22 @@ from torch import Tensor
 from sfd_cli.diffusion.latents import LatentSpace, Streams
 from sfd_cli.diffusion.schedule import Schedule
 
+LEAST_TIME_LEFT = 0.05
+"""The least 1 - t that a clean latent is divided by, of JiT (arXiv 2511.13720): the velocity stays finite at t = 1."""
+
 
 def draw_progress(
     count: int,
     schedule: Schedule,
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
+    mean: float = 0.0,
 ) -> Tensor:
-    """Training progress T (count,) float32: a logit-normal(0, 1) draw stretched over the whole schedule.
+    """Training progress T (count,) float32: a logit-normal(`mean`, 1) draw stretched over the whole schedule.
 
-    `generator` must live on `device`.
+    A negative mean is nearer to noise (arXiv 2403.03206, section 3.1). `generator` must live on `device`.
     """
-    return torch.randn(count, generator=generator, device=device).sigmoid() * schedule.end
+    return (torch.randn(count, generator=generator, device=device) + mean).sigmoid() * schedule.end
 
 
 def interpolate(data: Tensor, noise: Tensor, times: Streams[Tensor], space: LatentSpace) -> Tensor:
@@ -38,6 +42,25 @@ def interpolate(data: Tensor, noise: Tensor, times: Streams[Tensor], space: Late
 def velocity_target(data: Tensor, noise: Tensor) -> Tensor:
     """The interpolant's derivative `u = x_1 - eps` (B, C, h, w), which the network learns to predict."""
     return data - noise
+
+
+def velocity_of_data(data: Tensor, noisy: Tensor, times: Streams[Tensor], space: LatentSpace) -> Tensor:
+    """The velocity `(x_1 - x_t) / max(1 - t, 0.05)` that a clean latent means, each stream at its own time (B,).
+
+    Up to t = 0.95 this is `velocity_target` where `data` is the true x_1; it falls to zero from there to t = 1, so a
+    solver reaches x_1 where its last slope is taken no later than that, and Heun's, which is at t = 1, is too small.
+
+    Args:
+        data: clean latent x_1, predicted or true, (B, C, h, w).
+        noisy: the interpolant x_t (B, C, h, w).
+        times: in [0, 1], data at 1.
+        space: which channels are whose.
+
+    Returns:
+        (B, C, h, w), float32 at least.
+    """
+    dtype = torch.promote_types(noisy.dtype, torch.float32)
+    return (data.to(dtype) - noisy.to(dtype)) / (1 - space.spread(times)).clamp(min=LEAST_TIME_LEFT)
 
 
 def velocity_mse(prediction: Tensor, target: Tensor, space: LatentSpace, semantic_weight: float) -> Tensor:

@@ -207,7 +207,17 @@ def save_model(
     for stem, state_dict in weights.items():
         with atomic_path(folder / f"{stem}.safetensors") as temporary:
             save_file(_separate(state_dict), temporary, metadata={"format": "pt"})
-    write_json(folder / CONFIG, {"type": module_type, "config": asdict(config), **extra})
+    write_json(folder / CONFIG, {"type": module_type, "config": described(config), **extra})
+
+
+def described(config: Any) -> dict[str, Any]:
+    """A configuration dataclass as `config.json` has it.
+
+    A field that its class did not always have (`later` in its metadata) is left out at its default: models from before
+    and new ones have the same bytes, and programs from before can read them.
+    """
+    implied = {field.name: field.default for field in fields(config) if field.metadata.get("later")}
+    return {key: value for key, value in asdict(config).items() if key not in implied or value != implied[key]}
 
 
 def save_parts(parts: ModelParts, folder: Path) -> None:

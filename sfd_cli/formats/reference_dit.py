@@ -103,7 +103,13 @@ def dit_to_reference(
     """Our LightningDiT's state dict under the reference's names, with the tables that the reference stores.
 
     `tables` are those that `dit_tables_from_reference` gave when the network was imported.
+
+    Raises:
+        FormatError: the network predicts something else than velocities.
     """
+    if config.prediction != "velocity":
+        problem = f"has prediction: {config.prediction}, and the reference's networks predict the velocity"
+        raise FormatError(problem, "train with prediction: velocity to export it")
     names = _dit_names(config)
     exported = {_renamed(key, names): tensor for key, tensor in state_dict.items()}
     kernel = (config.width, config.in_channels, config.patch_size, config.patch_size)
@@ -155,6 +161,7 @@ def _dit_config(
             rms_norm="blocks.0.norm1.weight" in weights,
             time_embedding="dual" if dual else "single",
             repa_depth=repa_depth if projector else 0,
+            prediction="velocity",
             **widths,
         )
     except ValueError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -18,5 +18,10 @@ def choose_precision(name: Literal["auto", "fp32", "bf16"], device: torch.device
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
-    """A block in which matrix products run in `precision`; bf16 needs no loss scaling."""
+    """A block in which matrix products run in `precision`; bf16 needs no loss scaling.
+
+    Nothing changes on devices that have no autocast, such as meta.
+    """
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -6,13 +6,16 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from sfd_cli.errors import StageFailure
 from sfd_cli.files import fsync_folder
@@ -27,7 +30,8 @@ _NAME = re.compile(r"step-(\d{7,})")
 class TrainingState:
     """What training goes on from: the order of images and all noise follow from the seed and the step.
 
-    `optimizer` is the per-parameter state by `<parameter's number>.<name>`; its settings are the run's.
+    `optimizer` is the per-parameter state by `<parameter's number>.<name>`, the numbers of a second optimiser going on
+    after those of the first; their settings are the run's.
     """
 
     step: int
@@ -36,14 +40,18 @@ class TrainingState:
     optimizer: dict[str, Tensor]
 
     @classmethod
-    def of(cls, step: int, model: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer) -> TrainingState:
+    def of(cls, step: int, model: nn.Module, ema: nn.Module | None, *optimizers: Optimizer) -> TrainingState:
         """The state of objects that have trained `step` steps; its tensors are theirs, not copies."""
         averaged = None if ema is None else ema.state_dict()
-        state = optimizer.state_dict()["state"]
-        flat = {f"{number}.{name}": tensor for number, part in state.items() for name, tensor in part.items()}
+        flat = {
+            f"{first + number}.{name}": tensor
+            for optimizer, first in _numbered(optimizers)
+            for number, part in optimizer.state_dict()["state"].items()
+            for name, tensor in part.items()
+        }
         return cls(step, model.state_dict(), averaged, flat)
 
-    def restore(self, model: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer) -> None:
+    def restore(self, model: nn.Module, ema: nn.Module | None, *optimizers: Optimizer) -> None:
         """Put the state into objects like those it was of."""
         model.load_state_dict(self.model)
         if ema is not None and self.ema is not None:
@@ -52,7 +60,23 @@ class TrainingState:
         for key, tensor in self.optimizer.items():
             number, _, name = key.partition(".")
             parts.setdefault(int(number), {})[name] = tensor
-        optimizer.load_state_dict({"state": parts, "param_groups": optimizer.state_dict()["param_groups"]})
+        for optimizer, first in _numbered(optimizers):
+            groups = optimizer.state_dict()["param_groups"]
+            own = {number: parts[first + number] for number in _numbers(groups) if first + number in parts}
+            optimizer.load_state_dict({"state": own, "param_groups": groups})
+
+
+def _numbered(optimizers: Sequence[Optimizer]) -> Iterator[tuple[Optimizer, int]]:
+    """Each optimiser with the number of its first parameter."""
+    first = 0
+    for optimizer in optimizers:
+        yield optimizer, first
+        first += len(_numbers(optimizer.state_dict()["param_groups"]))
+
+
+def _numbers(groups: list[dict[str, Any]]) -> list[int]:
+    """The numbers of an optimiser's parameters, from 0."""
+    return [number for group in groups for number in group["params"]]
 
 
 class Checkpoints:

@@ -99,7 +99,7 @@ def _resume(step: TrainingStep, checkpoints: Checkpoints) -> None:
         )
     if done:
         state = state or checkpoints.load(done)
-        state.restore(step.model, step.average, step.optimizer)
+        state.restore(step.model, step.average, *step.optimizers)
         step.number = done
 
 
@@ -122,7 +122,7 @@ def _take_steps(
                 progress.read()
             with progress.speed.paused():
                 if due and processes.is_main:
-                    checkpoints.save(TrainingState.of(step.number, step.model, step.average, step.optimizer))
+                    checkpoints.save(TrainingState.of(step.number, step.model, step.average, *step.optimizers))
                 if on_step is not None and processes.is_main:
                     on_step(step.number, step.model if step.average is None else step.average)
             if stop:

@@ -15,7 +15,11 @@ from sfd_cli.networks.precision import Precision, choose_precision
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How to optimise; see the section `dit` of params.yaml for the units."""
+    """How to optimise; see the section `dit` of params.yaml for the units.
+
+    `decay` is the fraction of the steps at the end over which the learning rate falls linearly to 0, or "cosine": half
+    a cosine over all steps after the warmup.
+    """
 
     steps: int
     batch_size: int
@@ -24,12 +28,15 @@ class LoopSettings:
     log_every: int
     seed: int
     accumulate: int = 1
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    muon_learning_rate: float = 0.02
     beta2: float = 0.999
     weight_decay: float = 0.0
     warmup_steps: int = 0
-    decay: Literal["constant", "cosine"] = "constant"
+    decay: float | Literal["cosine"] = 0.0
     clip_norm: float | None = None
     ema_decay: float | None = None
+    ema_warmup: bool = False
     precision: Precision = "fp32"
     compile: bool = False
 
@@ -47,23 +54,44 @@ class LoopSettings:
 
 
 def learning_rate(settings: LoopSettings, step: int) -> float:
-    """Learning rate of step `step`, counted from 0: linear warmup, then constant or half a cosine down to 0."""
+    """Learning rate of AdamW in step `step`, counted from 0."""
+    return settings.learning_rate * rate_factor(settings, step)
+
+
+def rate_factor(settings: LoopSettings, step: int) -> float:
+    """What part of their peaks learning rates are in step `step`, counted from 0.
+
+    Linear warmup, 1, and down to 0, which the step after the last would have (warmup-stable-decay, arXiv 2404.06395; or
+    half a cosine).
+    """
     warmup = min((step + 1) / settings.warmup_steps, 1.0) if settings.warmup_steps else 1.0
-    if settings.decay == "constant":
-        return settings.learning_rate * warmup
-    progress = max(step - settings.warmup_steps, 0) / max(settings.steps - settings.warmup_steps, 1)
-    return settings.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * progress))
+    if settings.decay == "cosine":
+        progress = max(step - settings.warmup_steps, 0) / max(settings.steps - settings.warmup_steps, 1)
+        return warmup * 0.5 * (1 + math.cos(math.pi * progress))
+    falling = settings.decay * settings.steps
+    return warmup * (min((settings.steps - step) / falling, 1.0) if falling else 1.0)
 
 
 def transformer_loop(section: DiT, device: torch.device) -> LoopSettings:
-    """How a diffusion transformer is optimised."""
+    """How a diffusion transformer is optimised.
+
+    Raises:
+        SettingError: this PyTorch has no such optimiser.
+    """
+    if section.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
+        problem = f"'muon' needs PyTorch 2.9 or newer, and this is {torch.__version__}"
+        raise SettingError("optimizer", problem, "update PyTorch, or use 'adamw'")
     return _loop(
         section,
         accumulate=section.accumulate,
+        optimizer=section.optimizer,
+        muon_learning_rate=section.muon_learning_rate,
+        decay=section.decay,
         beta2=section.beta2,
         weight_decay=section.weight_decay,
         clip_norm=section.clip_norm,
         ema_decay=section.ema_decay,
+        ema_warmup=section.ema_warmup,
         precision=choose_precision(section.precision, device),
         compile=section.compile,
     )

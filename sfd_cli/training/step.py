@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from sfd_cli.networks.precision import autocast
 from sfd_cli.processes import Processes
 from sfd_cli.training.averages import EMA
+from sfd_cli.training.optimizers import optimizers_of, take_step
 from sfd_cli.training.running_means import RunningMeans
-from sfd_cli.training.settings import LoopSettings, learning_rate
+from sfd_cli.training.settings import LoopSettings, rate_factor
 
 
 class Task(Protocol):
@@ -42,7 +43,7 @@ class TrainingStep:
         model: the trained module.
         network: the module that is called: the model, through DDP where there are several processes.
         ema: its average, None where none is kept.
-        optimizer: fused AdamW with betas 0.9 and `beta2`, and decoupled weight decay of all parameters.
+        optimizers: AdamW, and Muon where the settings ask for it.
         means: of the losses and the gradient's norm since they were last read.
 
     Raises:
@@ -58,11 +59,9 @@ class TrainingStep:
         rows = self.micro * settings.accumulate
         self.share = slice(processes.rank * rows, (processes.rank + 1) * rows)
         self.model = model.to(device).train()
-        self.ema = None if settings.ema_decay is None else EMA(self.model, settings.ema_decay)
+        self.ema = None if settings.ema_decay is None else EMA(self.model, settings.ema_decay, settings.ema_warmup)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, betas=(0.9, settings.beta2), weight_decay=settings.weight_decay, fused=True
-        )
+        self.optimizers = optimizers_of(self.model, settings)
         self.generator = torch.Generator(device)
         self.means = RunningMeans(device, processes)
         if settings.compile:
@@ -73,7 +72,7 @@ class TrainingStep:
         """Take a step on this process's rows of the next global batch, as `Task.fetch` gives them.
 
         Where the loss or the gradient is not finite, weights and optimiser stay as they are and the means count a
-        skipped step. Nothing here waits for the device.
+        skipped step. Nothing here waits for the device, but for Muon.
         """
         settings, totals = self.settings, dict[str, Tensor]()
 
@@ -102,16 +101,10 @@ class TrainingStep:
             nn.utils.clip_grads_with_norm_(self.parameters, settings.clip_norm, norm)
         skipped = ~norm.isfinite()
 
-        # Update the weights. The fused kernel leaves everything as it is where `found_inf` is set, as for GradScaler.
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(settings, self.number)
-        self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-        # Update the average and the means.
+        # Update the weights, their average and the means.
+        take_step(self.optimizers, rate_factor(settings, self.number), skipped)
         if self.ema is not None:
-            self.ema.update(self.model)
+            self.ema.update(self.model, self.number)
         self.means.add(totals | {"gradient_norm": norm}, skipped)
         self.number += 1
 

@@ -31,8 +31,7 @@ from sfd_cli.training.velocity_task import VelocityTask
 from sfd_cli.weights.models import Model, open_model, open_semantic
 
 # None of these moves a result by more than rounding; the digest of the weights at `init` is among the inputs.
-EXECUTION = {"accumulate", "compile", "checkpoint_activations", "checkpoint_every", "log_every", "sample_every"}
-FREE = {"init", "steps", *EXECUTION}
+FREE = {"init", "accumulate", "compile", "checkpoint_activations", "checkpoint_every", "log_every", "sample_every"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,8 @@ def train_transformer(settings: Settings, key: Literal["dit", "guide"], section:
     """Train into `models/<key>/`, with curves and sample grids under `metrics/<key>/`.
 
     Goes on from the last checkpoint; more steps continue a finished run, and with fewer steps than are done it starts
-    over. Under torchrun the processes share every batch.
+    over. Where the learning rate decays, a run of other steps is another run from its decay on, and is not continued:
+    whether one came in one go or in two would be seen in its weights. Under torchrun the processes share every batch.
 
     Returns:
         The summary to print.
@@ -100,8 +100,9 @@ def _recipe(training: Training, command: str) -> Recipe:
             )
     if section.init is not None:
         inputs["init"] = _initial(training).fingerprint
-    chosen, free = identity(section, exclude=FREE), identity(section, include=FREE)
-    return Recipe(command, training.folder, chosen, inputs, free)
+    free = FREE if section.decay else FREE | {"steps"}
+    chosen, recorded = identity(section, exclude=free), identity(section, include=free)
+    return Recipe(command, training.folder, chosen, inputs, recorded)
 
 
 def _too_far(training: Training) -> str | None:
@@ -189,6 +190,7 @@ def network_config(section: DiT, space: LatentSpace, feature_width: int, num_cla
         rope=section.rope,
         rms_norm=section.rms_norm,
         time_embedding=section.time_embedding,
+        prediction=section.prediction,
         repa_depth=section.repa_depth if has_projector else 0,
         repa_width=section.repa_width,
         feature_width=feature_width if has_projector else 0,

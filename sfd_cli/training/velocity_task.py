@@ -10,7 +10,15 @@ from sfd_cli.config import DiT
 from sfd_cli.data.store import Store
 from sfd_cli.diffusion.conditions import Conditions
 from sfd_cli.diffusion.latents import LatentSpace, Streams
-from sfd_cli.diffusion.objective import draw_progress, interpolate, repa, velocity_cosine, velocity_mse, velocity_target
+from sfd_cli.diffusion.objective import (
+    draw_progress,
+    interpolate,
+    repa,
+    velocity_cosine,
+    velocity_mse,
+    velocity_of_data,
+    velocity_target,
+)
 from sfd_cli.diffusion.schedule import schedule_of
 from sfd_cli.errors import SettingError
 from sfd_cli.weights.models import SemanticCompressor
@@ -72,7 +80,7 @@ class VelocityTask:
         """Progress T (count,), noise (count, C, h, w) and whether each label is dropped (count,) bool."""
         device = generator.device
         return {
-            "progress": draw_progress(count, self._schedule, generator, device),
+            "progress": draw_progress(count, self._schedule, generator, device, self._section.time_mean),
             "noise": torch.randn((count, *self.space.shape), generator=generator, device=device),
             "dropped": torch.rand(count, generator=generator, device=device) < self._section.label_dropout,
         }
@@ -83,9 +91,12 @@ class VelocityTask:
         data = space.join(Streams(batch["texture"], batch.get("semantic", batch["texture"][:, :0])))
         times = self._schedule.times(draws["progress"])
         rows = self.conditions.drop(batch["labels"], draws["dropped"])
-        output = model(interpolate(data, noise, times, space), *times, rows, section.repa != "none")
+        noisy = interpolate(data, noise, times, space)
+        output = model(noisy, *times, rows, section.repa != "none")
         velocity, projection = (output, None) if section.repa == "none" else output
-        target = velocity_target(data, noise)
+        # Where clean latents are predicted, both sides are divided by the same: the right one never costs anything.
+        by_data = section.prediction == "data"
+        target = velocity_of_data(data, noisy, times, space) if by_data else velocity_target(data, noise)
         mse = velocity_mse(velocity.float(), target, space, section.semantic_weight).mean()
         cosine = velocity_cosine(velocity.float(), target).mean()
         terms = {"loss": mse + section.cosine_weight * cosine, "mse": mse, "cosine": cosine}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -105,6 +107,23 @@ def test_progress_is_logit_normal_over_the_whole_schedule(delta_t: float) -> Non
     assert abs(logits.std() - 1) < 0.03
 
 
+@pytest.mark.parametrize("mean", [-0.8, 0.5])
+def test_the_mean_of_times_is_that_of_their_logits(mean: float) -> None:
+    schedule = AsynchronousSchedule(0.3)
+    shifted, plain = (
+        objective.draw_progress(20_000, schedule, torch.Generator().manual_seed(0), mean=value).double() / schedule.end
+        for value in (mean, 0.0)
+    )
+    torch.testing.assert_close(shifted.logit(), plain.logit() + mean, rtol=0, atol=1e-4)
+    assert shifted.median().item() == pytest.approx(1 / (1 + math.exp(-mean)), abs=0.01)
+    # Mean and variance of a logit-normal have no closed form: integrals over the normal, on a fine grid.
+    z = torch.linspace(-9, 9, 40_001, dtype=torch.float64)
+    density = (-z.square() / 2).exp() / math.sqrt(2 * math.pi)
+    first, second = (torch.trapezoid((z + mean).sigmoid() ** power * density, z).item() for power in (1, 2))
+    assert shifted.mean().item() == pytest.approx(first, abs=0.005)
+    assert shifted.var().item() == pytest.approx(second - first**2, abs=0.002)
+
+
 def test_equal_generators_draw_equal_progress() -> None:
     schedule = AsynchronousSchedule(0.3)
     one, same, other = (objective.draw_progress(8, schedule, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
@@ -123,3 +142,38 @@ def test_without_an_offset_the_objective_is_plain_flow_matching(u: float) -> Non
     predicted, target = _latents(2), objective.velocity_target(data, noise)
     plain = (predicted - (data - noise)).square().flatten(1).mean(1)
     torch.testing.assert_close(objective.velocity_mse(predicted, target, SPACE, 1.0), plain)
+
+
+TIMES = Streams(torch.tensor([0.0, 0.5, 0.96]), torch.tensor([0.3, 0.95, 1.0]))
+
+
+def test_the_velocity_of_clean_latents_is_what_is_left_over_the_time_left() -> None:
+    data, noisy = _latents(0), _latents(1)
+    found = objective.velocity_of_data(data, noisy, TIMES, SPACE)
+    for image, (texture, semantic) in enumerate([(1.0, 0.7), (0.5, 0.05), (0.05, 0.05)]):
+        left = torch.tensor([texture] * 4 + [semantic] * 2)[:, None, None]
+        torch.testing.assert_close(found[image], (data[image] - noisy[image]) / left, rtol=1e-5, atol=0)
+
+
+@settings(deadline=None)
+@given(st.floats(0, 0.949), st.floats(0, 0.949))
+def test_the_velocity_of_the_true_latents_is_the_target_where_time_is_left(t_texture: float, t_semantic: float) -> None:
+    data, noise = _latents(0).double(), _latents(1).double()
+    times = Streams(torch.full((3,), t_texture).double(), torch.full((3,), t_semantic).double())
+    found = objective.velocity_of_data(data, objective.interpolate(data, noise, times, SPACE), times, SPACE)
+    torch.testing.assert_close(found, objective.velocity_target(data, noise))
+
+
+def test_a_stream_that_is_all_data_has_a_finite_velocity() -> None:
+    data = _latents(0)
+    done = Streams(torch.ones(3), torch.ones(3))
+    assert not objective.velocity_of_data(data, data, done, SPACE).any()
+    torch.testing.assert_close(objective.velocity_of_data(data + 1, data, done, SPACE), torch.full(SHAPE, 20.0))
+
+
+def test_clean_latents_in_bfloat16_are_divided_in_float32() -> None:
+    data, noisy = _latents(0).bfloat16(), _latents(1)
+    found = objective.velocity_of_data(data, noisy, TIMES, SPACE)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, objective.velocity_of_data(data.float(), noisy, TIMES, SPACE))
+    assert objective.velocity_of_data(data, noisy.bfloat16(), TIMES, SPACE).dtype == torch.float32

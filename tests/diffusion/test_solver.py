@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sfd_cli.diffusion.latents import LatentSpace
+from sfd_cli.diffusion.latents import LatentSpace, Streams
+from sfd_cli.diffusion.objective import velocity_of_data
 from sfd_cli.diffusion.schedule import AsynchronousSchedule
 from sfd_cli.diffusion.solver import CallCounter, allot, extrapolation_weights, integrate, phase_points, shifted
 
@@ -329,3 +330,26 @@ def test_without_an_offset_euler_is_the_ordinary_loop_over_all_channels(steps: i
         field, noise, labels, AsynchronousSchedule(0.0), LatentSpace(4, 2, 3), solver="euler", steps=steps
     )
     torch.testing.assert_close(found, x)
+
+
+def _arrived(solver: str, delta_t: float, steps: int) -> tuple[Tensor, Tensor]:
+    """Clean latents, and where the flow of a network that knows them ends."""
+    data, noise = torch.randn((2, 3, 4, 2, 2), generator=torch.Generator().manual_seed(0)).unbind()
+
+    def velocity(x: Tensor, t_texture: Tensor, t_semantic: Tensor, labels: Tensor) -> Tensor:
+        return velocity_of_data(data, x, Streams(t_texture, t_semantic), FOUR)
+
+    rows = torch.zeros(3, dtype=torch.int64)
+    return data, integrate(velocity, noise, rows, AsynchronousSchedule(delta_t), FOUR, solver=solver, steps=steps)
+
+
+@pytest.mark.parametrize("solver", ["euler", "ab2", "ab3"])
+@pytest.mark.parametrize("delta_t", [0.0, 0.3, 1.0])
+def test_a_network_that_knows_the_data_arrives_there(solver: str, delta_t: float) -> None:
+    data, found = _arrived(solver, delta_t, steps=12)
+    torch.testing.assert_close(found, data, rtol=0, atol=1e-5)
+
+
+def test_slopes_beyond_the_least_time_left_end_near_the_data_and_not_at_it() -> None:
+    data, found = _arrived("dopri5", 0.0, steps=1)
+    assert 0.001 < _rmse(found, data) < 0.05

@@ -549,6 +549,14 @@ def test_statistics_of_a_network_without_semantics_are_one_file(tmp_path: Path) 
     assert_same(torch.load(files[1])["mean"], torch.tensor([1 / 3, 2.0]).view(1, 2, 1, 1))
 
 
+def test_a_network_that_predicts_data_has_no_place_in_the_references_format(tmp_path: Path) -> None:
+    config = LightningDiTConfig(grid=2, in_channels=2, num_classes=1, width=16, depth=1, heads=2, prediction="data")
+    save_model(tmp_path / "dit", "LightningDiT", config, {"ema": LightningDiT(config).state_dict()}, {})
+    with refusal(tmp_path / "dit", "prediction: data", "prediction: velocity"):
+        export_model(tmp_path / "dit", tmp_path / "out.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["dit"]
+
+
 def test_an_export_that_fails_leaves_none_of_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = imported(tmp_path, 12)
     real, names = os.replace, []

@@ -1,5 +1,5 @@
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -68,8 +68,24 @@ def test_equal_models_are_equal_files(tmp_path: Path) -> None:
 def test_the_configuration_is_readable_without_this_package(tmp_path: Path) -> None:
     saved_dit(tmp_path)
     description = json.loads((tmp_path / "config.json").read_text())
-    assert description == {"type": "LightningDiT", "config": asdict(DIT), **EXTRA}
     assert load_config(tmp_path) == description
+    config = description.pop("config")
+    assert description == {"type": "LightningDiT", **EXTRA}
+    assert config | {"prediction": "velocity"} == asdict(DIT)
+    assert "prediction" not in config, "velocity models keep their bytes"
+
+
+def test_a_model_that_predicts_data_says_so(tmp_path: Path) -> None:
+    config = replace(DIT, prediction="data")
+    weights = LightningDiT(config).state_dict()
+    save_model(tmp_path, "LightningDiT", config, {"ema": weights}, {})
+    assert load_config(tmp_path)["config"]["prediction"] == "data"
+    assert load_dit(tmp_path)[0].config == config
+    description = load_config(tmp_path)
+    description["config"]["prediction"] = "noise"
+    (tmp_path / "config.json").write_text(json.dumps(description))
+    with refusal(tmp_path / "config.json", "noise", "velocity"):
+        load_dit(tmp_path)
 
 
 def test_a_save_cut_short_leaves_no_model_instead_of_a_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,10 @@
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from reference_files import part
 from torch import Tensor
 from torch._dynamo.utils import counters
@@ -11,7 +13,8 @@ from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.errors import SettingError
 from sfd_cli.formats.format import FormatError
 from sfd_cli.formats.reference_dit import dit_from_reference, dit_to_reference
-from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
+from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig, attend
+from sfd_cli.training.transformer import flops_per_image
 
 NETWORKS = ["dit_sfd", "dit_sync", "dit_plain"]
 SMALL = LightningDiTConfig(
@@ -183,8 +186,9 @@ def test_every_parameter_is_trained_so_that_ddp_finds_none_unused() -> None:
     assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
 
 
-def test_the_forward_pass_is_one_graph() -> None:
-    network = random_network()
+@pytest.mark.parametrize("prediction", ["velocity", "data"])
+def test_the_forward_pass_is_one_graph(prediction: Any) -> None:
+    network = random_network(replace(SMALL, prediction=prediction))
     traced = torch.compile(network, backend="aot_eager", fullgraph=True)
     velocity, projection = traced(*random_input(), project=True)
     expected_velocity, expected_projection = network(*random_input(), project=True)
@@ -222,6 +226,57 @@ def test_bfloat16_autocast_stays_near_float64() -> None:
     assert relative_error(torch.device("cpu"), torch.bfloat16) < 2e-2
 
 
+def qkv(dtype: torch.dtype, tokens: int = 5) -> list[Tensor]:
+    """Queries, keys and values, the same in every dtype that holds a bfloat16."""
+    drawn = torch.randn(3, 2, 4, tokens, 12, generator=torch.Generator().manual_seed(0)).bfloat16()
+    return [part.to(dtype).requires_grad_() for part in drawn]
+
+
+def attended(attention: Callable[..., Tensor], dtype: torch.dtype, tokens: int) -> list[Tensor]:
+    """What attention gives, and the gradients of its inputs, in float64."""
+    given = qkv(dtype, tokens)
+    output = attention(*given)
+    assert output.dtype == dtype
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
+    gradients = torch.autograd.grad((output * weights.to(dtype)).sum(), given)
+    return [tensor.detach().double() for tensor in (output, *gradients)]
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 64])
+def test_plain_products_in_bfloat16_are_as_near_to_float64_as_the_fused_kernel(tokens: int) -> None:
+    exact = attended(F.scaled_dot_product_attention, torch.float64, tokens)
+    plain, fused = (attended(kind, torch.bfloat16, tokens) for kind in (attend, F.scaled_dot_product_attention))
+    for expected, ours, theirs in zip(exact, plain, fused, strict=True):
+        bound = max(3 * float((theirs - expected).norm()), 1e-2 * float(expected.norm()))
+        assert float((ours - expected).norm()) <= bound
+
+
+def fused_calls(monkeypatch: pytest.MonkeyPatch, *given: Tensor) -> int:
+    """How often `attend` asks the fused kernel, and that it gives what that gives."""
+    calls = []
+    fused = F.scaled_dot_product_attention
+    with monkeypatch.context() as patched:
+        patched.setattr(F, "scaled_dot_product_attention", lambda *args: (calls.append(1), fused(*args))[1])
+        found = attend(*given)
+    torch.testing.assert_close(found, fused(*given), rtol=0.05, atol=0.05)
+    return len(calls)
+
+
+def test_plain_products_are_for_training_in_bfloat16_on_few_tokens_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fused_calls(monkeypatch, *qkv(torch.bfloat16)) == 0
+    assert fused_calls(monkeypatch, *qkv(torch.bfloat16, 256)) == 0
+    assert fused_calls(monkeypatch, *qkv(torch.bfloat16, 257)) == 1
+    assert fused_calls(monkeypatch, *qkv(torch.float32)) == 1
+    with torch.no_grad():
+        assert fused_calls(monkeypatch, *(part.detach() for part in qkv(torch.bfloat16))) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_attention_on_a_gpu_is_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fused_calls(monkeypatch, *(part.detach().cuda().requires_grad_() for part in qkv(torch.bfloat16))) == 1
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 2e-2), (torch.float32, 1e-5)])
@@ -229,9 +284,9 @@ def test_a_gpu_stays_near_float64_on_the_cpu(dtype: torch.dtype, bound: float) -
     assert relative_error(torch.device("cuda"), dtype) < bound
 
 
-def relative_error(device: torch.device, dtype: torch.dtype) -> float:
+def relative_error(device: torch.device, dtype: torch.dtype, config: LightningDiTConfig = SMALL) -> float:
     """Norm of the error over the norm of the float64 velocity, the network running under autocast."""
-    network, inputs = random_network(), random_input()
+    network, inputs = random_network(config), random_input()
     with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         velocity = network.to(device)(*(tensor.to(device) for tensor in inputs)).cpu().double()
     x, *times, labels = inputs
@@ -257,9 +312,49 @@ def test_asking_for_a_projection_that_does_not_exist_is_an_error() -> None:
         ({"repa_depth": 3}, "repa_depth"),
         ({"repa_depth": -1}, "repa_depth"),
         ({"feature_width": 0}, "feature_width"),
+        ({"prediction": "noise"}, "prediction"),
     ],
 )
 def test_an_impossible_architecture_is_refused(change: dict[str, Any], field: str) -> None:
     with pytest.raises(SettingError) as refused:
         replace(SMALL, **change)
     assert refused.value.subject == field
+
+
+DATA = replace(SMALL, prediction="data")
+
+
+def test_a_network_that_predicts_data_gives_the_velocity_it_means() -> None:
+    """The last layer's output is the clean latent: four texture and two semantic channels, each with its own time."""
+    given, network = random_input(), random_network(DATA)
+    clean = random_network()(*given)
+    found = network(*given)
+    x, t_texture, t_semantic, _ = given
+    for stream, t in ((slice(0, 4), t_texture), (slice(4, 6), t_semantic)):
+        for image in range(3):
+            left = max(1 - t[image].item(), 0.05)
+            expected = (clean[image, stream] - x[image, stream]) / left
+            torch.testing.assert_close(found[image, stream], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_frozen_stream_of_a_network_that_predicts_data_is_finite_and_so_is_its_gradient() -> None:
+    network = random_network(DATA)
+    x, t_texture, _, labels = random_input()
+    velocity = network(x, t_texture, torch.ones(3), labels)
+    velocity.square().mean().backward()
+    assert velocity.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters() if parameter.grad is not None)
+
+
+def test_a_network_that_predicts_data_ends_in_float32_under_autocast() -> None:
+    """A bfloat16 rounds to 2^-9, which near the data would be a twenty-fifth of a standard deviation of velocity."""
+    network, dtypes = random_network(DATA), []
+    network.final_linear.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network(*random_input()).dtype == torch.float32
+    assert dtypes == [torch.float32]
+    assert relative_error(torch.device("cpu"), torch.bfloat16, DATA) < 2e-2
+
+
+def test_data_and_velocity_cost_the_same() -> None:
+    assert flops_per_image(DATA) == flops_per_image(SMALL) > 0

@@ -501,3 +501,20 @@ def test_models_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     with refusal(settings.paths.dit, settings.paths.texture_vae, "sfd encode-latents"):
         stage.run(settings)
     assert not list(settings.paths.samples.glob("*.png"))
+
+
+@pytest.mark.parametrize("kinds", [("velocity", "data"), ("data", "velocity"), ("data", "data")])
+def test_models_of_both_kinds_of_prediction_guide_one_another(tmp_path: Path, kinds: tuple[str, str]) -> None:
+    """Both give velocities, so the guided one is the usual sum; the solver's last step ends where it points."""
+    settings = _project(tmp_path, guidance="autoguidance", scale=1.5, solver="euler", steps=2, delta_t=0.0)
+    _save_dit_again(settings, prediction=kinds[0])
+    _write_guide(settings, prediction=kinds[1])
+    sampler = _loaded(settings)
+    assert sampler.guide is not None
+    inputs = SampleInputs.open(settings.sample)
+    x = inputs.noise_of([0, 1], sampler.space.shape)
+    for t in (0.0, 0.5):
+        times, rows = (torch.full((2,), t), torch.full((2,), t)), torch.tensor([0, 1])
+        better, worse = sampler.dit(x, *times, rows), sampler.guide(x, *times, rows)
+        x = x + 0.5 * (worse + 1.5 * (better - worse))
+    torch.testing.assert_close(sampler.latents(inputs, [0, 1]), x)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 import torch
 from refusals import refusal
 from torch import nn
-from training_task import BATCH, COUNT, SETTINGS, Recorded, Regression, assert_same, network
+from training_task import BATCH, COUNT, SETTINGS, Recorded, Regression, assert_same, deep_network, network
 
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.errors import SettingError, StageFailure
@@ -29,11 +30,17 @@ from sfd_cli.training.settings import LoopSettings
 from sfd_cli.training.throughput import Throughput, training_flops
 
 
-def fit(folder: Path, settings: LoopSettings = SETTINGS, task: Regression | None = None, **extra: Any) -> LoopResult:
+def fit(
+    folder: Path,
+    settings: LoopSettings = SETTINGS,
+    task: Regression | None = None,
+    model: nn.Module | None = None,
+    **extra: Any,
+) -> LoopResult:
     sampler = EpochSampler(COUNT, settings.batch_size, settings.seed)
     return fit_model(
         task or Regression(),
-        network(),
+        model or network(),
         sampler,
         settings,
         folder / "checkpoints",
@@ -90,6 +97,33 @@ def test_six_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
     for name, values in {"learning_rate": rates, "loss": losses, "gradient_norm": norms}.items():
         expected_curve = [(step, pytest.approx(value, rel=1e-5)) for step, value in enumerate(values, start=1)]
         assert curve(tmp_path, name) == expected_curve
+
+
+class KilledError(Exception):
+    """The end of a run between two checkpoints."""
+
+
+def kill_at(last: int) -> Callable[[int, nn.Module], None]:
+    def kill(step: int, model: nn.Module) -> None:
+        if step == last:
+            raise KilledError
+
+    return kill
+
+
+@pytest.mark.parametrize(("name", "value"), [("decay", 0.5), ("ema_warmup", True), ("optimizer", "muon")])
+def test_a_run_cut_between_checkpoints_goes_on_to_the_same_bytes(tmp_path: Path, name: str, value: Any) -> None:
+    settings = replace(SETTINGS, **{name: value})
+    fit(tmp_path / "whole", settings, model=deep_network())
+    with pytest.raises(KilledError):
+        fit(tmp_path / "cut", settings, model=deep_network(), on_step=kill_at(9))
+    fit(tmp_path / "cut", settings, model=deep_network())
+    whole, cut, plain = (Checkpoints(tmp_path / run / "checkpoints").path(12) for run in ("whole", "cut", "plain"))
+    assert len(list(whole.iterdir())) == 3
+    for path in whole.iterdir():
+        assert (cut / path.name).read_bytes() == path.read_bytes()
+    fit(tmp_path / "plain", model=deep_network())
+    assert (plain / "ema.safetensors").read_bytes() != (whole / "ema.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("cut", [1, 5, 11])
@@ -171,15 +205,8 @@ def test_ten_bad_steps_in_a_row_stop_the_run_and_leave_the_last_good_checkpoint(
 
 
 def test_a_resume_drops_what_was_logged_beyond_its_checkpoint(tmp_path: Path) -> None:
-    class KilledError(Exception):
-        pass
-
-    def kill(step: int, model: nn.Module) -> None:
-        if step == 9:
-            raise KilledError
-
     with pytest.raises(KilledError):
-        fit(tmp_path, on_step=kill)
+        fit(tmp_path, on_step=kill_at(9))
     assert [step for step, _ in curve(tmp_path, "loss")] == [3, 5, 6, 9]
     (tmp_path / "log" / "metrics.json").write_text('{"loss": ')
     fit(tmp_path)

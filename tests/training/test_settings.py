@@ -29,18 +29,23 @@ UNUSUAL: dict[str, Any] = {
     "rope": False,
     "rms_norm": False,
     "time_embedding": "single",
+    "prediction": "data",
     "delta_t": 0.0,
     "repa": "none",
     "repa_width": 24,
     "steps": 7,
     "batch_size": 12,
     "accumulate": 3,
+    "optimizer": "muon",
+    "muon_learning_rate": 0.375,
     "learning_rate": 0.5,
     "beta2": 0.75,
     "weight_decay": 0.25,
     "warmup_steps": 2,
+    "decay": 0.375,
     "clip_norm": 0.125,
     "ema_decay": 0.0625,
+    "ema_warmup": True,
     "precision": "bf16",
     "compile": True,
     "checkpoint_every": 11,
@@ -63,14 +68,14 @@ def test_a_network_with_repa_has_its_projector() -> None:
 
 def test_the_transformer_is_optimised_as_its_section_says() -> None:
     found = asdict(transformer_loop(DiT(**UNUSUAL), CPU))
-    assert found == {"decay": "constant"} | {name: UNUSUAL[name] for name in found if name != "decay"}
+    assert found == {name: UNUSUAL[name] for name in found}
 
 
 def test_every_setting_of_a_transformer_has_one_use() -> None:
     """A key that is added to the section must be added to a mapping or to this list."""
     network, loop = ({field.name for field in fields(kind)} for kind in (LightningDiTConfig, LoopSettings))
     objective = {"schedule", "semantics", "delta_t", "semantic_weight", "cosine_weight", "label_dropout"}
-    objective |= {"repa", "repa_mode", "repa_weight"}
+    objective |= {"repa", "repa_mode", "repa_weight", "time_mean"}
     run = {"init", "checkpoint_activations", "sample_every"}
     assert set(DiT.model_fields) == (network | loop | objective | run) & set(DiT.model_fields)
     assert not (network & loop) | (objective & (network | loop))
@@ -103,21 +108,44 @@ def test_what_is_left_out_is_adamw_without_decay_average_or_clipping() -> None:
     own = {"steps": 12, "batch_size": 24, "learning_rate": 2.0, "checkpoint_every": 5, "log_every": 3, "seed": 7}
     assert asdict(PLAIN) == own | {
         "accumulate": 1,
+        "optimizer": "adamw",
+        "muon_learning_rate": 0.02,
         "beta2": 0.999,
         "weight_decay": 0.0,
         "warmup_steps": 0,
-        "decay": "constant",
+        "decay": 0.0,
         "clip_norm": None,
         "ema_decay": None,
+        "ema_warmup": False,
         "precision": "fp32",
         "compile": False,
     }
+
+
+def test_muon_is_refused_where_pytorch_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(SettingError) as refused:
+        transformer_loop(DiT(optimizer="muon"), CPU)
+    assert refused.value.subject == "optimizer"
+    assert "2.9" in refused.value.problem
+    assert "adamw" in refused.value.remedy
+    assert transformer_loop(DiT(), CPU).optimizer == "adamw"
 
 
 def test_the_learning_rate_warms_up_in_equal_steps_and_stays() -> None:
     rates = [learning_rate(replace(PLAIN, warmup_steps=4), step) for step in range(12)]
     assert rates == pytest.approx([0.5, 1.0, 1.5, 2.0, *[2.0] * 8])
     assert [learning_rate(PLAIN, step) for step in (0, 11)] == [2.0, 2.0]
+
+
+def test_the_learning_rate_falls_in_equal_steps_at_the_end_and_would_end_at_zero() -> None:
+    quarter = replace(PLAIN, decay=0.25)
+    assert [learning_rate(quarter, step) for step in range(13)] == pytest.approx([2.0] * 10 + [4 / 3, 2 / 3, 0.0])
+    # Between two steps it begins where it should: the last 4.8 of 12.
+    odd = [learning_rate(replace(PLAIN, decay=0.4), step) for step in range(12)]
+    assert odd == pytest.approx([2.0] * 8 + [2 * left / 4.8 for left in (4, 3, 2, 1)])
+    both = replace(PLAIN, decay=0.75, warmup_steps=6)
+    assert learning_rate(both, 4) == pytest.approx(2.0 * 5 / 6 * 8 / 9)
 
 
 @pytest.mark.parametrize("warmup", [0, 4, 11, 12])

@@ -115,6 +115,18 @@ def test_without_clipping_or_an_average_there_is_none() -> None:
     assert kept.average is kept.ema.model
 
 
+def test_a_warming_average_follows_the_first_weights_closely_and_counts_steps_from_the_first() -> None:
+    weights = [stepped(Processes(), steps=steps).model.state_dict() for steps in range(7)]
+    average = weights[0]
+    for step, current in enumerate(weights[1:]):
+        decay = min((1 + step) / (10 + step), 0.3)
+        average = {name: decay * average[name] + (1 - decay) * current[name] for name in average}
+    warming = stepped(Processes(), replace(SETTINGS, ema_decay=0.3, ema_warmup=True), steps=6)
+    assert warming.average is not None
+    for name, tensor in warming.average.state_dict().items():
+        torch.testing.assert_close(tensor, average[name], rtol=0, atol=1e-6)
+
+
 def test_frozen_weights_are_left_alone() -> None:
     model = network()
     model[0].requires_grad_(False)

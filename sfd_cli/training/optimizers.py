@@ -1,0 +1,57 @@
+"""What turns gradients into steps: AdamW, and Muon for the matrices inside the blocks where the settings say so.
+
+Muon (https://kellerjordan.github.io/posts/muon/) moves a matrix by the orthogonal matrix nearest to its momentum: all
+directions move alike. Embeddings, the first and last layers, norms and biases are AdamW's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sfd_cli.training.settings import LoopSettings
+
+MOMENTUM = 0.95
+PEAK = "peak"
+"""Key of a parameter group: its learning rate between warmup and decay."""
+
+
+def optimizers_of(model: nn.Module, settings: LoopSettings) -> list[Optimizer]:
+    """AdamW, fused, with betas 0.9 and `beta2`; after it Muon, with momentum 0.95, where the settings ask for it.
+
+    Every weight that is trained belongs to one of them; both have the settings' decoupled weight decay.
+    """
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    muons = {name for name, weight in trained.items() if settings.optimizer == "muon" and _is_inner(name, weight)}
+    rest = {"params": [weight for name, weight in trained.items() if name not in muons], PEAK: settings.learning_rate}
+    betas = (0.9, settings.beta2)
+    found: list[Optimizer] = [torch.optim.AdamW([rest], betas=betas, weight_decay=settings.weight_decay, fused=True)]
+    if settings.optimizer == "muon":
+        matrices = {"params": [trained[name] for name in trained if name in muons], PEAK: settings.muon_learning_rate}
+        found.append(torch.optim.Muon([matrices], momentum=MOMENTUM, weight_decay=settings.weight_decay))
+    return found
+
+
+def _is_inner(name: str, weight: Tensor) -> bool:
+    """Whether a weight is a matrix of attention, MLP or modulation of a block."""
+    return name.startswith("blocks.") and weight.ndim == 2
+
+
+def take_step(optimizers: Sequence[Optimizer], factor: float, skipped: Tensor) -> None:
+    """A step with `factor` of the peak learning rates, after which the gradients are gone.
+
+    Where `skipped`, a bool on the device, is set, weights and state stay as they are. AdamW's fused kernel reads it
+    there, as it does for GradScaler; Muon has no such kernel and waits for the device.
+    """
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = factor * group[PEAK]
+        if isinstance(optimizer, torch.optim.AdamW):
+            optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+            optimizer.step()
+        elif not skipped:
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
