@@ -84,6 +84,15 @@ class Images(Section):
     skin_tones: bool = Field(False, description="keep the skin-tone variants of the emoji")
     limit: int | None = Field(None, gt=0, description="keep at most this many images, spread evenly over the set")
     strict: bool = Field(False, description="a corrupt image is fatal instead of skipped and listed")
+    mirror: bool = Field(
+        True,
+        description="learn from every image's mirror image too; false for what has a left and a right, such as letters",
+    )
+
+    @property
+    def flips(self) -> int:
+        """Views of every image: 2 (as is, flipped left to right), or 1 (as is)."""
+        return 2 if self.mirror else 1
 
     @model_validator(mode="after")
     def _folder_is_named(self) -> Self:
@@ -135,7 +144,7 @@ class Encoder(Section):
 
 
 class Features(Section):
-    """`extract-features`: patch tokens of the training images, both flips, float16."""
+    """`extract-features`: patch tokens of the training images and of their mirror images, float16."""
 
     max_images: int | None = Field(None, gt=0, description="cap, evenly spread over the set; unset: all images")
     batch_size: int = Field(64, gt=0, description="images per forward pass")
@@ -239,7 +248,7 @@ class TextureVAE(VAETraining):
 
 
 class Latents(Section):
-    """`encode-latents`: every image, both flips, as a composite latent in HDF5."""
+    """`encode-latents`: every image and its mirror image as a composite latent in HDF5."""
 
     batch_size: int = Field(64, gt=0, description="images per forward pass")
     shard_size: int = Field(1024, gt=0, description="images per HDF5 shard")
@@ -508,6 +517,7 @@ class Settings(Section):
 
 
 LATER: dict[type[Section], dict[str, Any]] = {
+    Images: {"mirror": True},
     TextureVAE: {"compressor": "vae", "patch_size": 16},
     Latents: {"texture_scale": "channel"},
     DiT: {

@@ -16,6 +16,7 @@ from sfd_cli.config import (
     Encoder,
     Features,
     Fid,
+    Images,
     Latents,
     Sample,
     Section,
@@ -203,3 +204,17 @@ def test_a_later_key_is_part_of_an_identity_where_it_says_something_new() -> Non
 def test_times_have_a_finite_mean(value: float) -> None:
     with refusal("dit.time_mean", "finite"):
         validate_settings({"dit": {"time_mean": value}}, "params.yaml")
+
+
+def test_mirror_images_are_part_of_an_identity_where_they_are_left_out() -> None:
+    """Artifacts made before they could be left out have no such key in their record, and go on."""
+    assert identity(Images(), include={"mirror"}) == {}
+    assert identity(Images(mirror=False), include={"mirror"}) == {"mirror": False}
+    assert identity(Images(mirror=False), include={"size"}) == {"size": 64}
+    assert [Images(mirror=mirror).flips for mirror in (True, False)] == [2, 1]
+
+
+def test_dvc_asks_the_stages_that_leave_mirror_images_out_again_and_no_file_must_have_the_key() -> None:
+    stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+    for name in ("extract-features", "train-texture-vae", "encode-latents"):
+        assert "images" in stages[name]["params"]

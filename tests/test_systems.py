@@ -184,13 +184,34 @@ def test_a_preset_runs_from_images_to_report_and_then_has_nothing_to_do(
     assert timings(tmp_path) == times
 
 
-def check_latents(expected: Expected, store: Store) -> None:
+def test_without_mirror_images_the_demo_runs_from_images_to_report_and_then_has_nothing_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prepare("demo", tmp_path)
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["images"]["mirror"] = False
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    settings = load_settings()
+    run_stages()
+    assert Store(tmp_path / "data" / "features").flips == 1
+    check_latents(EXPECTED["demo"], Store(tmp_path / "data" / "latents"), flips=1)
+    check_transformers(settings, EXPECTED["demo"], tmp_path / "models")
+    check_results(settings, tmp_path)
+
+    made, times = artifacts(tmp_path), timings(tmp_path)
+    run_stages()
+    assert artifacts(tmp_path) == made
+    assert timings(tmp_path) == times
+
+
+def check_latents(expected: Expected, store: Store, flips: int = 2) -> None:
     shapes = {name: field.shape for name, field in store.fields.items()}
-    promised: dict[str, tuple[int, ...]] = {"texture": (2, *expected.texture)}
+    promised: dict[str, tuple[int, ...]] = {"texture": (flips, *expected.texture)}
     if expected.semantic is not None:
-        promised["semantic"] = (2, *expected.semantic)
+        promised["semantic"] = (flips, *expected.semantic)
     if expected.features is not None:
-        promised["features"] = (2, expected.features, 384)
+        promised["features"] = (flips, expected.features, 384)
     assert shapes == promised
     assert len(store) == IMAGES
     assert len(store.statistics["std"]) == sum(shape[1] for name, shape in promised.items() if name != "features")

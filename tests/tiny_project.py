@@ -65,9 +65,10 @@ def write_features(settings: Settings, count: int = 40) -> None:
     """Patch tokens that live in three dimensions, so that three channels can hold them."""
     generator = np.random.default_rng(0)
     basis = generator.normal(size=(3, 12))
-    tokens = (generator.normal(size=(count, 2, 4, 3)) @ basis).astype(np.float16)
+    flips = settings.images.flips
+    tokens = (generator.normal(size=(count, 2, 4, 3)) @ basis).astype(np.float16)[:, :flips]
     folder = settings.paths.features
-    writer = StoreWriter(folder, {"tokens": Field((2, 4, 12))}, count, 16, "features")
+    writer = StoreWriter(folder, {"tokens": Field((flips, 4, 12))}, count, 16, "features")
     for shard in range(writer.shard_count):
         rows = writer.rows(shard)
         writer.write_shard(shard, {"tokens": tokens[rows.start : rows.stop]})

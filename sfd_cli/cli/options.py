@@ -46,7 +46,8 @@ def stage_options(stage: Stage) -> list[inspect.Parameter]:
     options: list[inspect.Parameter] = []
     for section, prefix in stage.sections.items():
         for name, info in section_type(Settings, section).model_fields.items():
-            options += _option(f"{section}{DOT}{name}", info, [prefix + name], f"Settings ({section})")
+            if name not in stage.unread:
+                options += _option(f"{section}{DOT}{name}", info, [prefix + name], f"Settings ({section})")
     for name in stage.paths:
         flags = [name, *([stage.aliases[name]] if name in stage.aliases else [])]
         options += _option(f"paths{DOT}{name}", Paths.model_fields[name], flags, "Artifacts")

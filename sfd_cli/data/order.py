@@ -17,17 +17,23 @@ class EpochSampler:
         batch_size: images of a global batch, over all processes.
         seed: another seed, another order.
         indices: positions in the store to use, (n,); all of them where it is left out.
+        flips: views of every image: 2 (as is, flipped), drawn equally often, or 1 (as is); the order is the same.
 
     Raises:
-        ValueError: there is nothing to sample, or a position is outside the store.
+        ValueError: there is nothing to sample, a position is outside the store, or `flips` is neither 1 nor 2.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, indices: np.ndarray | None = None) -> None:
+    def __init__(
+        self, count: int, batch_size: int, seed: int, indices: np.ndarray | None = None, flips: int = 2
+    ) -> None:
         self.indices = np.arange(count) if indices is None else np.asarray(indices, np.int64)
         if not len(self.indices) or batch_size < 1:
             raise ValueError(f"batch_size {batch_size} makes no batches of {len(self.indices)} images")
         if self.indices.min() < 0 or self.indices.max() >= count:
             raise ValueError(f"indices {self.indices.min()} to {self.indices.max()} of a store of {count} images")
+        if flips not in (1, 2):
+            raise ValueError(f"{flips} flips of every image; there are 1 (as is) or 2 (as is, flipped)")
+        self.flips = flips
         self.batch_size = batch_size
         self.seed = seed
         # A batch needs the order of its own epoch and, where it straddles one, of the next.
@@ -51,4 +57,4 @@ class EpochSampler:
         """Positions and flips of one epoch, in order: int64 (2, n)."""
         generator = np.random.default_rng((self.seed, epoch))
         order = generator.permutation(self.indices)
-        return np.stack((order, generator.integers(0, 2, len(order))))
+        return np.stack((order, generator.integers(0, self.flips, len(order))))

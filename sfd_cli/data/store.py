@@ -33,7 +33,7 @@ SPARE_FILES = 512
 
 @dataclass(frozen=True)
 class Field:
-    """One array per image: its shape, whose first axis is (as is, flipped), and its dtype."""
+    """One array per image: its shape, whose first axis is (as is, flipped) or (as is) alone, and its dtype."""
 
     shape: tuple[int, ...]
     dtype: str = "float16"
@@ -85,6 +85,11 @@ class Store:
     def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
         return Store, (self.folder,)
 
+    @property
+    def flips(self) -> int:
+        """Views that are stored of every image: 2 (as is, flipped), or 1 (as is)."""
+        return min(field.shape[0] for field in self.fields.values())
+
     def read(
         self,
         field: str,
@@ -97,7 +102,7 @@ class Store:
         Args:
             field: a name in `fields`.
             indices: positions in this store, (n,).
-            flips: 0 (as is) or 1 (flipped) for every image, (n,); without it both are returned.
+            flips: 0 (as is) or 1 (flipped) for every image, (n,); without it all that are stored are returned.
             out: array to fill and return, such as pinned memory; reusing one halves the time for large arrays.
 
         Returns:

@@ -139,11 +139,14 @@ def export_latents(folder: Path, target: Path) -> int:
         The number of shards.
 
     Raises:
-        UserError: there is no store of composite latents, or a file is there already.
+        UserError: there is no store of composite latents, it has no mirror images, or a file is there already.
     """
     store, target = Store(folder), Path(target)
     if any(name not in store.fields for name in COMPOSITE):
         raise UserError(folder, "holds no composite latents, which the reference's shards need", "check the path")
+    if store.flips != 2:
+        problem = "holds no latents of mirror images, which the reference's shards need"
+        raise UserError(folder, problem, "encode again with images.mirror: true")
     origin = store.attributes.get(ATTRIBUTE) or _default_shards(len(store))
     names = [file["name"] for file in origin["files"]]
     names += STATISTICS.values() if origin["statistics"] else []

@@ -53,12 +53,16 @@ def as_grid(values: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def encode_flips(encoder: VisualEncoder, images: Tensor) -> np.ndarray:
-    """Patch tokens of uint8 images (n, 3, H, W) as they are and flipped left to right: (n, 2, N, D) float16."""
-    images = images.float() / 255
+def encode_flips(encoder: VisualEncoder, images: Tensor, flips: int) -> np.ndarray:
+    """Patch tokens of the first `flips` views of uint8 images (n, 3, H, W): (n, flips, N, D) float16."""
     # The tokens of a flipped image are not the flipped tokens, so each is a forward pass of its own.
-    both = [encoder(flipped)[0].half() for flipped in (images, images.flip(-1))]
-    return torch.stack(both, dim=1).cpu().numpy()
+    tokens = [encoder(view)[0].half() for view in _views(images.float() / 255, flips)]
+    return torch.stack(tokens, dim=1).cpu().numpy()
+
+
+def _views(images: Tensor, flips: int) -> list[Tensor]:
+    """The first `flips` of (as is, flipped left to right) of images (n, 3, H, W)."""
+    return [images, images.flip(-1)][:flips]
 
 
 class LatentEncoder:
@@ -81,6 +85,7 @@ class LatentEncoder:
         self, settings: Settings, manifest: ImageManifest, inputs: dict[str, str], device: torch.device
     ) -> None:
         self._settings, self._manifest, self._device = settings, manifest, device
+        self._flips = settings.images.flips
         self._texture_vae = _open_texture_vae(settings).to(device)
         has_semantics = settings.semvae.compressor != "none"
         self._semantic = open_semantic(settings).load().to(device) if has_semantics else None
@@ -94,13 +99,13 @@ class LatentEncoder:
 
     @property
     def fields(self) -> dict[str, Field]:
-        """What is stored of every image; axis 0 is (as is, flipped)."""
-        space = self.space
-        fields = {"texture": Field((2, space.texture, space.grid, space.grid))}
+        """What is stored of every image; axis 0 is (as is, flipped), or (as is) alone without `images.mirror`."""
+        space, flips = self.space, self._flips
+        fields = {"texture": Field((flips, space.texture, space.grid, space.grid))}
         if space.semantic:
-            fields["semantic"] = Field((2, space.semantic, space.grid, space.grid))
+            fields["semantic"] = Field((flips, space.semantic, space.grid, space.grid))
         if self._settings.latents.store_features:
-            fields["features"] = Field((2, space.grid**2, self._feature_width))
+            fields["features"] = Field((flips, space.grid**2, self._feature_width))
         return fields
 
     @property
@@ -122,30 +127,31 @@ class LatentEncoder:
             StageFailure: a value is not finite in float16; names the image.
         """
         images = images.to(self._device)
-        pixels = torch.stack([images, images.flip(-1)], dim=1).flatten(0, 1)
+        pixels = torch.stack(_views(images, self._flips), dim=1).flatten(0, 1)
         tokens = self._tokens(np.asarray(indices), images) if self._settings.needs_encoder else None
         features = None if tokens is None else torch.from_numpy(tokens).to(self._device).flatten(0, 1)
         found = posteriors(self._texture_vae, self._semantic, pixels, features)
         shapes = [mean.shape[1:] for mean, _ in found.values()]
-        noise = posterior_noise(self._settings.latents.seed, indices, shapes)
+        noise = posterior_noise(self._settings.latents.seed, indices, shapes, self._flips)
         arrays = {}
         for (name, (mean, logvar)), draws in zip(found.items(), noise, strict=True):
             sample = draw(mean, logvar, draws.to(self._device).flatten(0, 1))
-            arrays[name] = sample.unflatten(0, (-1, 2)).half().cpu().numpy()
+            arrays[name] = sample.unflatten(0, (-1, self._flips)).half().cpu().numpy()
         if self._settings.latents.store_features and tokens is not None:
             arrays["features"] = tokens
         self._require_finite(indices, arrays)
         return arrays
 
     def _tokens(self, indices: np.ndarray, images: Tensor) -> np.ndarray:
-        """Patch tokens (n, 2, N, D) float16: stored ones where there are any, the encoder's for the rest."""
-        tokens = np.empty((len(indices), 2, self.space.grid**2, self._feature_width), np.float16)
+        """Patch tokens (n, flips, N, D) float16: stored ones where there are any, the encoder's for the rest."""
+        tokens = np.empty((len(indices), self._flips, self.space.grid**2, self._feature_width), np.float16)
         rows = self._rows[indices]
         held = rows >= 0
         if self._features is not None and held.any():
             tokens[held] = self._features.read("tokens", rows[held])
         if not held.all():
-            tokens[~held] = encode_flips(self._encoder, images[torch.from_numpy(~held).to(images.device)])
+            rest = images[torch.from_numpy(~held).to(images.device)]
+            tokens[~held] = encode_flips(self._encoder, rest, self._flips)
         return tokens
 
     @cached_property
@@ -188,26 +194,27 @@ def _open_texture_vae(settings: Settings) -> TextureCompressor:
     return texture_vae
 
 
-def posterior_noise(seed: int, indices: Iterable[int], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """Standard normal float32 noise (n, 2, *shape) for each shape; an image's depends on the seed and its index alone.
+def posterior_noise(seed: int, indices: Iterable[int], shapes: Sequence[tuple[int, ...]], flips: int) -> list[Tensor]:
+    """Standard normal float32 noise (n, flips, *shape) for each shape, of each image by the seed and its index alone.
 
-    One generator for every (seed, image, flip), because batches, shards and processes may be cut differently.
+    One generator for every (seed, image, flip), because batches, shards and processes may be cut differently. The
+    first flip's noise is the same whether there is a second.
     """
     drawn: list[list[Tensor]] = [[] for _ in shapes]
     for index in indices:
-        for flip in (0, 1):
+        for flip in range(flips):
             key = hashlib.sha256(f"{seed} {int(index)} {flip}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=True))
             for draws, shape in zip(drawn, shapes, strict=True):
                 draws.append(torch.randn(shape, generator=generator))
-    return [torch.stack(draws).unflatten(0, (-1, 2)) for draws in drawn]
+    return [torch.stack(draws).unflatten(0, (-1, flips)) for draws in drawn]
 
 
 def open_features(settings: Settings, inputs: dict[str, str]) -> Store | None:
     """The feature store, or None where there is none and the encoder must run on every image.
 
     Raises:
-        UserError: the store is unfinished, damaged, or of other images or another encoder.
+        UserError: the store is unfinished, damaged, of other images or another encoder, or has other views of them.
     """
     folder = Path(settings.paths.features)
     if not (folder / INDEX).exists():
@@ -218,4 +225,8 @@ def open_features(settings: Settings, inputs: dict[str, str]) -> Store | None:
     if not same_size or any(record.inputs.get(name) != value for name, value in inputs.items()):
         problem = "was made of other images or by another encoder"
         raise UserError(folder, problem, "run `sfd extract-features` again or remove it")
-    return Store(folder)
+    store, flips = Store(folder), settings.images.flips
+    if store.flips != flips:
+        problem = f"has {store.flips} of (as is, flipped) of every image, but images.mirror asks for {flips}"
+        raise UserError(folder, problem, "run `sfd extract-features` again or remove it")
+    return store

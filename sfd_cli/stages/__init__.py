@@ -17,6 +17,7 @@ class Stage:
         paths: keys of the section `paths` that become flags.
         aliases: further names of such flags.
         own: `module:function` whose parameters become flags too and which returns keyword arguments of `run`.
+        unread: keys of the sections that other stages read and this one does not; they become no flags.
     """
 
     module: str
@@ -26,6 +27,7 @@ class Stage:
     paths: tuple[str, ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)
     own: str = ""
+    unread: tuple[str, ...] = ()
 
 
 DATA, MODELS, IMAGES = "1. Data", "2. Models", "3. Images and scores"
@@ -40,12 +42,14 @@ PREPARE_DATA = Stage(
     " Your own folder is never written to.",
     {"images": ""},
     ("images",),
+    unread=("mirror",),
 )
 
 EXTRACT_FEATURES = Stage(
     "sfd_cli.stages.extract_features",
     DATA,
-    "Write the frozen encoder's patch tokens, both flips, to HDF5.\n\nResumes shard by shard after an interruption.",
+    "Write the frozen encoder's patch tokens to HDF5, of every image and its mirror image.\n\n"
+    "Resumes shard by shard after an interruption.",
     {"features": "", "encoder": "encoder-"},
     ("images", "features"),
 )
@@ -72,7 +76,7 @@ TRAIN_TEXTURE_VAE = Stage(
 ENCODE_LATENTS = Stage(
     "sfd_cli.stages.encode_latents",
     DATA,
-    "Encode every image, both flips, as a composite latent in HDF5.\n\n"
+    "Encode every image and its mirror image as a composite latent in HDF5.\n\n"
     "Centre crop, texture VAE and Semantic VAE; posterior samples; per-channel statistics. Resumes shard by shard.",
     {"latents": "", "encoder": "encoder-"},
     ("images", "features", "semvae", "texture_vae", "latents"),

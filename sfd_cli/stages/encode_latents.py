@@ -1,4 +1,4 @@
-"""`sfd encode-latents`: every image, both flips, as a composite latent (texture first, semantics last) in HDF5."""
+"""`sfd encode-latents`: images and mirror images as composite latents (texture first, semantics last) in HDF5."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ def run(settings: Settings) -> dict[str, Any]:
     """Write the latent store, shard by shard; under torchrun the processes take the shards in turn.
 
     Fields, float16, axis 0 being (as is, flipped): `texture` (2, C_z, h, w), `semantic` (2, C_s, h, w) and, with
-    `store_features`, `features` (2, N, D). Statistics of the composite over both flips: `mean`, `std` (C_z + C_s,).
-    With `semvae.compressor: none` there is no `semantic`.
+    `store_features`, `features` (2, N, D). Statistics of the composite over all that is stored: `mean`, `std`
+    (C_z + C_s,). With `images.mirror: false` axis 0 is (as is) alone, and with `semvae.compressor: none` there is no
+    `semantic`.
 
     Returns:
         The summary to print: images, shapes, folder; empty in all processes but the first.
@@ -65,7 +66,11 @@ def _recipe(settings: Settings, sources: dict[str, str]) -> Recipe:
     return Recipe(
         STAGE,
         settings.paths.latents,
-        {"image_size": settings.images.size, **identity(settings.latents, exclude=FREE)},
+        {
+            "image_size": settings.images.size,
+            **identity(settings.images, include={"mirror"}),
+            **identity(settings.latents, exclude=FREE),
+        },
         sources | models,
         free=identity(settings.latents, include=FREE),
     )
@@ -105,7 +110,7 @@ def _summary(settings: Settings) -> dict[str, Any]:
     shapes = {name: " x ".join(map(str, field.shape[1:])) for name, field in store.fields.items()}
     std = store.statistics["std"]
     return {
-        "images": f"{len(store)}, as they are and flipped",
+        "images": f"{len(store)}, as they are{' and flipped' if store.flips > 1 else ''}",
         **shapes,
         "std of channels": f"{std.min():.3g} to {std.max():.3g}",
         "folder": str(settings.paths.latents),

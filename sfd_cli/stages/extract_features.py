@@ -28,8 +28,8 @@ FREE = {"batch_size"}
 def run(settings: Settings) -> dict[str, Any]:
     """Write the feature store: field `tokens` (2, N, D) float16 of every image, axis 0 being (as is, flipped).
 
-    A shard is whole or absent, so an interrupted run goes on from its last whole shard; under torchrun the processes
-    take the shards in turn.
+    With `images.mirror: false` that axis is (as is) alone. A shard is whole or absent, so an interrupted run goes on
+    from its last whole shard; under torchrun the processes take the shards in turn.
 
     Returns:
         The summary to print: images, shape of one image's tokens, encoder, folder; empty in all
@@ -59,9 +59,10 @@ def run(settings: Settings) -> dict[str, Any]:
     if not Processes.join().is_main:
         return {}
     flips, tokens, width = Store(paths.features).fields["tokens"].shape
+    views = f"{flips} flips x " if flips > 1 else ""
     return {
         "images": f"{len(indices)} of {len(manifest)}",
-        "tokens of an image": f"{flips} flips x {tokens} tokens x {width}",
+        "tokens of an image": f"{views}{tokens} tokens x {width}",
         "encoder": f"{encoder.name}, {encoder.weights} weights, {encoder.image_size} px",
         "folder": str(paths.features),
     }
@@ -76,6 +77,7 @@ def _recipe(settings: Settings, manifest: ImageManifest) -> Recipe:
             "encoder": encoder.name,
             "encoder_image_size": encoder.image_size,
             "image_size": settings.images.size,
+            **identity(settings.images, include={"mirror"}),
             **identity(features, exclude=FREE),
         },
         {"images": manifest.fingerprint, "encoder": encoder_fingerprint(encoder)},
@@ -101,14 +103,15 @@ def _write_store(
 ) -> Facts:
     """Write the shards that are not there yet, then the index over all of them."""
     features, device = settings.features, next(encoder.parameters()).device
-    fields = {"tokens": Field((2, encoder.grid**2, encoder.feature_width))}
+    flips = settings.images.flips
+    fields = {"tokens": Field((flips, encoder.grid**2, encoder.feature_width))}
     facts = {"encoder": encoder.name, "grid": encoder.grid}
     writer = StoreWriter(settings.paths.features, fields, len(indices), features.shard_size, fingerprint, facts)
     reader = ImageReader(manifest, settings.images.size, settings.runtime.workers)
 
     def encode(batches: Sequence[range]) -> Iterator[dict[str, np.ndarray]]:
         for images in reader.iterate([[indices[row] for row in batch] for batch in batches]):
-            yield {"tokens": encode_flips(encoder, images.to(device))}
+            yield {"tokens": encode_flips(encoder, images.to(device), flips)}
 
     share = processes.rank, processes.count
     write_shards(writer, lambda rows: split(rows, features.batch_size), encode, doing=STAGE, share=share)

@@ -47,6 +47,7 @@ def run(settings: Settings) -> dict[str, Any]:
     if section.weights is not None:
         inputs["weights"] = open_texture_vae(settings, source=section.weights).fingerprint
     chosen = identity(section, exclude=FREE, mode="json") | {"image_size": settings.images.size}
+    chosen |= identity(settings.images, include={"mirror"})
     facts = produce(
         Recipe("train-texture-vae", paths.texture_vae, chosen, inputs, identity(section, include=FREE, mode="json")),
         load=lambda processes: _load(settings, manifest, processes),

@@ -31,7 +31,7 @@ class Fitting:
 
     Attributes:
         settings: of which the sections `semvae`, `encoder` and `paths` are read.
-        store: the feature store; its field `tokens` is (2, N, D) float16, axis 0 being (as is, flipped).
+        store: the feature store; its field `tokens` is (flips, N, D) float16, axis 0 being (as is, flipped) or (as is).
         rows: of the training images.
         device: this process's own.
     """
@@ -88,7 +88,7 @@ def train_vae(fitting: Fitting) -> SemanticVAE:
     return fit(
         SemanticVAETask(fitting.store, section.channels, section.kl_weight),
         SemanticVAE(config),
-        EpochSampler(len(fitting.store), section.batch_size, section.seed, fitting.rows),
+        EpochSampler(len(fitting.store), section.batch_size, section.seed, fitting.rows, fitting.store.flips),
         vae_loop(section),
         paths.semvae / CHECKPOINTS,
         paths.metrics / "semvae",
@@ -102,7 +102,7 @@ def _check_components(fitting: Fitting, processes: Processes) -> None:
 
 
 def fit_components(fitting: Fitting) -> SemanticPCA:
-    """Principal components of the training images' tokens, both flips."""
+    """Principal components of the training images' tokens, of all views that are stored."""
     section, gathered = fitting.section, Moments.none(fitting.width, scatter=True)
     starts = range(0, len(fitting.rows), section.batch_size)
     for start in tqdm(starts, "principal components", unit="batch", disable=None):

@@ -15,7 +15,7 @@ class SemanticVAETask:
     """Reconstruct patch tokens: MSE + (1 - cosine) + `kl_weight` x KL (arXiv 2512.04926, Semantic VAE).
 
     Args:
-        store: the feature store; its field `tokens` is (2, N, D) float16.
+        store: the feature store; its field `tokens` is (flips, N, D) float16.
         channels: semantic channels C_s.
         kl_weight: weight of the KL, which is summed over the tokens and channels of an image.
     """

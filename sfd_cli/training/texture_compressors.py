@@ -45,6 +45,11 @@ class TextureFitting:
         """The section `texture_vae`."""
         return self.settings.texture_vae
 
+    @property
+    def flips(self) -> int:
+        """Views of every image to fit: 2 (as is, flipped), or 1 (as is)."""
+        return self.settings.images.flips
+
 
 def _check_batch(fitting: TextureFitting, processes: Processes) -> None:
     vae_loop(fitting.section).micro_batch(processes.count)
@@ -59,7 +64,7 @@ def train_vae(fitting: TextureFitting) -> TextureVAE:
     return fit(
         TextureVAETask(fitting.reader, (model.latent_channels, side, side), section),
         model,
-        EpochSampler(len(fitting.reader.manifest), section.batch_size, section.seed, fitting.rows),
+        EpochSampler(len(fitting.reader.manifest), section.batch_size, section.seed, fitting.rows, fitting.flips),
         vae_loop(section),
         paths.texture_vae / CHECKPOINTS,
         paths.metrics / "texture_vae",
@@ -69,7 +74,7 @@ def train_vae(fitting: TextureFitting) -> TextureVAE:
 
 
 def fit_components(fitting: TextureFitting) -> TexturePCA:
-    """Principal components of the patches of the training images, both flips."""
+    """Principal components of the patches of the training images and of their mirror images."""
     section = fitting.section
     config = TexturePCAConfig(section.patch_size, section.channels)
     gathered, size = Moments.none(config.width, scatter=True), section.batch_size
@@ -77,7 +82,8 @@ def fit_components(fitting: TextureFitting) -> TexturePCA:
     for pixels in tqdm(fitting.reader.iterate(batches), "principal components", len(batches), disable=None):
         patches = F.pixel_unshuffle(to_signed(pixels), config.patch_size)
         gathered = gathered.merge(Moments.of(patches.numpy(), channel_axis=1, scatter=True))
-    gathered = gathered.merge(_mirrored(gathered, config.patch_size))
+    if fitting.flips == 2:
+        gathered = gathered.merge(_mirrored(gathered, config.patch_size))
     return TexturePCA.of_patches(torch.from_numpy(gathered.mean), torch.from_numpy(gathered.covariance()), config)
 
 

@@ -143,7 +143,7 @@ def _make(training: Training, task: VelocityTask, model: LightningDiT, processes
     result = fit(
         task,
         model,
-        EpochSampler(len(task.store), section.batch_size, section.seed),
+        EpochSampler(len(task.store), section.batch_size, section.seed, flips=task.store.flips),
         transformer_loop(section, device),
         checkpoints.folder,
         training.log,

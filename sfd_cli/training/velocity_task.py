@@ -28,7 +28,7 @@ class VelocityTask:
     """Squared velocity error, weighted on semantics, plus its cosine term and REPA (arXiv 2512.04926, section 3).
 
     Args:
-        store: the latent store; its fields are (2, ...) float16, axis 0 being (as is, flipped).
+        store: the latent store; its fields are (flips, ...) float16, axis 0 being (as is, flipped) or (as is).
         section: settings of the objective.
         decoder: the frozen semantic compressor on the training device, for `repa: decoded`.
         device: the training device.
@@ -47,7 +47,7 @@ class VelocityTask:
             remedy = "encode again with latents.store_features: true, or use repa: 'decoded' or 'none'"
             raise SettingError("repa", f"{store.folder} holds no features to compare with", remedy)
         self._schedule = schedule_of(section)
-        texture = store.fields["texture"].shape  # (2, C_z, h, w)
+        texture = store.fields["texture"].shape  # (flips, C_z, h, w)
         layout = LatentSpace(texture[1], store.fields["semantic"].shape[1] if section.semantics else 0, texture[-1])
         mean, std = (store.statistics[name][: layout.channels] for name in ("mean", "std"))
         self.space = layout.scaled(mean, std)

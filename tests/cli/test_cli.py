@@ -61,6 +61,12 @@ def test_help_of_sample_has_the_flags_people_type() -> None:
         assert flag in text
 
 
+def test_a_setting_of_a_section_that_a_stage_does_not_read_is_no_flag_of_it() -> None:
+    flags = [flag for option in stage_command("prepare-data").params for flag in option.opts]
+    assert "--strict" in flags
+    assert "--mirror" not in flags
+
+
 def test_no_two_flags_of_a_command_share_a_name() -> None:
     for name in STAGES:
         flags = [flag for option in stage_command(name).params for flag in option.opts]

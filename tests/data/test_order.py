@@ -66,3 +66,33 @@ def test_positions_and_flips_are_int64_whatever_the_choice_came_as(chosen: np.nd
 def test_a_sampler_of_nothing_or_of_images_that_are_not_there_is_refused(count: int, indices: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"batch_size|indices"):
         EpochSampler(count, 2, 0, indices)
+
+
+def test_the_draws_of_images_and_mirror_images_are_those_of_earlier_versions() -> None:
+    """A run begun by one version goes on with another; these values are of the first."""
+    sampler = EpochSampler(7, 5, 3)
+    batches = [[part.tolist() for part in sampler.batch(step)] for step in range(3)]
+    assert batches == [
+        [[5, 6, 2, 1, 4], [0, 0, 1, 0, 0]],
+        [[3, 0, 2, 1, 4], [0, 1, 0, 1, 1]],
+        [[0, 5, 6, 3, 4], [1, 1, 0, 0, 1]],
+    ]
+    late = EpochSampler(1000, 4, 11, np.array([3, 999, 500, 7, 20])).batch(400)
+    assert [part.tolist() for part in late] == [[999, 500, 20, 3], [1, 0, 0, 1]]
+
+
+@given(sizes, st.integers(0, 1000))
+@settings(deadline=None, max_examples=60)
+def test_without_mirror_images_the_order_is_the_same_and_nothing_is_flipped(
+    size: tuple[int, int, int], step: int
+) -> None:
+    (positions, _), (alone, flips) = EpochSampler(*size).batch(step), EpochSampler(*size, flips=1).batch(step)
+    np.testing.assert_array_equal(alone, positions)
+    assert flips.dtype == np.int64
+    assert flips.tolist() == [0] * size[1]
+
+
+@pytest.mark.parametrize("flips", [0, 3])
+def test_an_image_is_there_as_is_or_flipped_too(flips: int) -> None:
+    with pytest.raises(ValueError, match="flips"):
+        EpochSampler(5, 2, 0, flips=flips)

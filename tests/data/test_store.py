@@ -511,3 +511,19 @@ def test_a_threaded_map_keeps_the_order_and_takes_only_what_it_needs(workers):
     squares.close()
     assert len(taken) <= 30
     assert list(threaded_map(str, range(100), workers, ahead=8)) == [str(number) for number in range(100)]
+
+
+def test_a_store_says_how_many_views_it_has_and_one_of_images_as_they_are_has_one(store, tmp_path):
+    assert store.flips == 2
+    values = arrays_of(5)["texture"][:, :1]
+    writer = StoreWriter(tmp_path / "one", {"texture": Field((1, 3, 4, 4))}, 5, 2, "f")
+    (tmp_path / "one").mkdir()
+    for shard in range(3):
+        writer.write_shard(shard, {"texture": values[2 * shard : 2 * shard + 2]})
+    finish(writer)
+    one = Store(tmp_path / "one")
+    assert one.flips == 1
+    assert np.array_equal(one.read("texture", [4, 0, 3]), values[[4, 0, 3]])
+    assert np.array_equal(one.read("texture", [4, 0, 3], [0, 0, 0]), values[[4, 0, 3], 0])
+    with pytest.raises(IndexError, match=r"^flips"):
+        one.read("texture", [4, 0], [0, 1])

@@ -407,3 +407,14 @@ def test_memory_does_not_grow_with_the_shards(tmp_path: Path) -> None:
         tracemalloc.stop()
     bytes_of_the_larger = 4_000 * 2 * 6 * SIDE * SIDE * 4
     assert peaks[1] < peaks[0] + bytes_of_the_larger / 2
+
+
+def test_a_store_without_mirror_images_is_not_exported(tmp_path: Path) -> None:
+    fields = {"texture": Field((1, 3, 2, 2)), "semantic": Field((1, 1, 2, 2))}
+    writer = StoreWriter(tmp_path / "store", fields, 2, 2, "f")
+    (tmp_path / "store").mkdir()
+    writer.write_shard(0, {name: np.zeros((2, *field.shape), np.float16) for name, field in fields.items()})
+    writer.finish([0, 0], ["a", "b"], [0, 1], ["a"], {"mean": np.zeros(4), "std": np.ones(4)})
+    with refusal(tmp_path / "store", "images.mirror: true"):
+        export_latents(tmp_path / "store", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

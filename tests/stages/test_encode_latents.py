@@ -146,7 +146,7 @@ def test_the_store_holds_posterior_samples_of_both_flips(finished):
     semantic_vae, _ = load_semantic_vae(Path("models/semvae"))
     encoder = load_visual_encoder(settings_with().encoder)
     shapes = [field.shape[1:] for name, field in store.fields.items() if name != "features"]
-    texture_noise, semantic_noise = posterior_noise(0, range(COUNT), sorted(shapes))
+    texture_noise, semantic_noise = posterior_noise(0, range(COUNT), sorted(shapes), 2)
     with torch.no_grad():
         for flip, seen in enumerate((images, images.flip(-1))):
             tokens = encoder(seen / 255)[0].half()
@@ -218,13 +218,15 @@ def test_plain_h5py_reads_the_same_values(finished):
 
 def test_noise_depends_on_seed_image_and_flip_alone():
     shapes = [(2, 3, 3), (4,)]
-    one, two = posterior_noise(0, [5, 9], shapes), posterior_noise(0, [9, 7, 5], shapes)
+    one, two = posterior_noise(0, [5, 9], shapes, 2), posterior_noise(0, [9, 7, 5], shapes, 2)
     for first, second in zip(one, two, strict=True):
         assert torch.equal(first, second[[2, 0]])
         assert not torch.equal(first[:, 0], first[:, 1])
         assert not torch.equal(first[0], first[1])
-    assert not torch.equal(posterior_noise(1, [5], shapes)[0][0], one[0][0])
-    many = posterior_noise(0, range(300), [(50,)])[0]
+    for both, alone in zip(one, posterior_noise(0, [5, 9], shapes, 1), strict=True):
+        assert torch.equal(alone, both[:, :1])
+    assert not torch.equal(posterior_noise(1, [5], shapes, 2)[0][0], one[0][0])
+    many = posterior_noise(0, range(300), [(50,)], 2)[0]
     assert abs(many.mean()) < 0.02
     assert abs(many.std() - 1) < 0.02
 
@@ -377,3 +379,69 @@ def test_compressors_may_be_files_of_the_reference_code(finished: Path) -> None:
     ours, theirs = Store(finished), Store(Path("data/latents"))
     for name in ours.fields:
         assert np.array_equal(ours.read(name, range(COUNT)), theirs.read(name, range(COUNT)))
+
+
+def test_without_mirror_images_the_latents_and_their_statistics_are_of_the_images_as_they_are(finished, monkeypatch):
+    alone = settings_with(images={"mirror": False})
+    extract_features.run(alone)
+    seen = []
+    encode = TextureVAE.encode
+    monkeypatch.setattr(TextureVAE, "encode", lambda net, x: (seen.append(len(x)), encode(net, x))[1])
+    assert encode_latents.run(alone)["images"] == f"{COUNT}, as they are"
+    assert sum(seen) == COUNT
+    both, one = Store(finished), Store(Path("data/latents"))
+    assert {name: field.shape for name, field in one.fields.items()} == {
+        "texture": (1, 2, 2, 2),
+        "semantic": (1, 5, 2, 2),
+        "features": (1, 4, 192),
+    }
+    for name in one.fields:
+        assert_close(one.read(name, range(COUNT)), torch.from_numpy(both.read(name, range(COUNT))[:, :1]))
+    unflipped = [one.read(name, range(COUNT))[:, 0].astype(np.float64) for name in ("texture", "semantic")]
+    composite = np.concatenate(unflipped, axis=1)
+    np.testing.assert_allclose(one.statistics["mean"], composite.mean(axis=(0, 2, 3)), rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(one.statistics["std"], composite.std(axis=(0, 2, 3)), rtol=1e-12)
+    assert not np.allclose(one.statistics["mean"], both.statistics["mean"], rtol=1e-6)
+
+
+def test_without_mirror_images_an_interrupted_run_goes_on_to_the_same_bytes(monkeypatch):
+    alone = settings_with(images={"mirror": False})
+    extract_features.run(alone)
+    encode_latents.run(alone)
+    whole = contents()
+    Path("data/latents").rename("whole")
+    encode = encoding.LatentEncoder.encode
+
+    def interrupted(encoder: encoding.LatentEncoder, indices: Any, images: torch.Tensor) -> dict[str, np.ndarray]:
+        if 20 in indices:
+            raise KeyboardInterrupt
+        return encode(encoder, indices, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoding.LatentEncoder, "encode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            encode_latents.run(alone)
+    kept = Path("data/latents/shard-00000.h5").stat().st_mtime_ns
+    encode_latents.run(alone)
+    assert Path("data/latents/shard-00000.h5").stat().st_mtime_ns == kept
+    assert contents() == whole
+
+
+def test_mirror_images_are_part_of_an_identity_only_where_they_are_left_out(finished, capsys):
+    assert "mirror" not in read_json(finished / "settings.json")["settings"]
+    shutil.copytree(finished, "data/latents")
+    extract_features.run(settings_with(images={"mirror": False}))
+    encode_latents.run(settings_with(images={"mirror": False}))
+    assert "mirror unset -> False" in capsys.readouterr().err
+    assert read_json(Path("data/latents/settings.json"))["settings"]["mirror"] is False
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_features_with_other_views_than_the_latents_are_refused(mirror):
+    extract_features.run(settings_with(images={"mirror": not mirror}))
+    with refusal("data/features", "images.mirror", "sfd extract-features"):
+        encode_latents.run(settings_with(images={"mirror": mirror}))
+    assert not Path("data/latents").exists()
+    shutil.rmtree("data/features")
+    encode_latents.run(settings_with(images={"mirror": mirror}))
+    assert Store(Path("data/latents")).flips == (2 if mirror else 1)

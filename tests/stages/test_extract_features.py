@@ -17,6 +17,7 @@ from refusals import refusal
 
 from sfd_cli.config import Settings
 from sfd_cli.data.store import Store
+from sfd_cli.files import read_json
 from sfd_cli.networks.visual_encoder import VisualEncoder
 from sfd_cli.stages import extract_features, prepare_data
 from sfd_cli.weights import visual_encoders as encoders
@@ -41,11 +42,11 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def settings(**features: Any) -> Settings:
+def settings(mirror: bool = True, **features: Any) -> Settings:
     return Settings.model_validate(
         {
             "runtime": {"device": "cpu"},
-            "images": {"source": "folder", "folder": "mine", "size": 32},
+            "images": {"source": "folder", "folder": "mine", "size": 32, "mirror": mirror},
             "encoder": {"name": "dinov2_vits14", "weights": "random", "image_size": 56},
             "features": {"batch_size": 2, "shard_size": 4} | features,
         }
@@ -90,30 +91,31 @@ def test_a_capped_store_is_spread_evenly_and_says_which_images_it_has(workplace:
     assert whole["images"] == f"{COUNT} of {COUNT}"
 
 
+@pytest.mark.parametrize("mirror", [True, False])
 def test_an_interrupted_run_resumes_to_the_same_bytes(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mirror: bool
 ) -> None:
-    prepare_data.run(settings())
-    extract_features.run(settings())
+    prepare_data.run(settings(mirror))
+    extract_features.run(settings(mirror))
     unbroken = contents(Path("data/features"))
     Path("data/features").rename("unbroken")
 
     encode = extract_features.encode_flips
     calls = []
 
-    def interrupted(encoder: VisualEncoder, images: torch.Tensor) -> np.ndarray:
+    def interrupted(encoder: VisualEncoder, images: torch.Tensor, flips: int) -> np.ndarray:
         calls.append(len(images))
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return encode(encoder, images)
+        return encode(encoder, images, flips)
 
     monkeypatch.setattr(extract_features, "encode_flips", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        extract_features.run(settings())
+        extract_features.run(settings(mirror))
     assert calls == [2, 2, 2, 2]
     assert not Path("data/features/index.h5").exists()
     Path("data/features/.shard-00001.h5.1.tmp").write_bytes(b"what a killed writer leaves")
-    extract_features.run(settings())
+    extract_features.run(settings(mirror))
     assert "1 of 3" in capsys.readouterr().err
     assert sum(calls[4:]) == COUNT - 4
     assert contents(Path("data/features")) == unbroken
@@ -200,3 +202,26 @@ def test_a_device_that_is_not_here_is_the_users_to_change(workplace: Path) -> No
         elsewhere = settings().model_copy(update={"runtime": settings().runtime.model_copy(update={"device": device})})
         with refusal("runtime.device", device):
             extract_features.run(elsewhere)
+
+
+def test_without_mirror_images_only_the_images_as_they_are_are_encoded_and_stored(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare_data.run(settings())
+    both = extract_features.run(settings())
+    assert both["tokens of an image"] == "2 flips x 16 tokens x 48"
+    assert "mirror" not in read_json(Path("data/features/settings.json"))["settings"]
+    expected = Store(Path("data/features")).read("tokens", range(COUNT))[:, :1]
+
+    passes = []
+    forward = VisualEncoder.forward
+    monkeypatch.setattr(VisualEncoder, "forward", lambda net, x: (passes.append(len(x)), forward(net, x))[1])
+    one = extract_features.run(settings(mirror=False))
+    assert sum(passes) == COUNT
+    assert one["tokens of an image"] == "16 tokens x 48"
+    store = Store(Path("data/features"))
+    assert store.fields["tokens"].shape == (1, 16, 48)
+    assert np.array_equal(store.read("tokens", range(COUNT)), expected)
+    assert read_json(Path("data/features/settings.json"))["settings"]["mirror"] is False
+    (aside,) = (path for path in Path("data").glob("features.*") if path.is_dir())
+    assert Store(aside).flips == 2

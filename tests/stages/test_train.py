@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,10 +68,10 @@ def project(root: Path) -> None:
     save_model(root / "models" / "texture_vae", "TextureVAE", texture, {"model": TextureVAE(texture).state_dict()}, {})
 
 
-def write_latents(folder: Path, features: bool = True) -> None:
-    fields = {"texture": Field((2, TEXTURE, GRID, GRID)), "semantic": Field((2, SEMANTIC, GRID, GRID))}
+def write_latents(folder: Path, features: bool = True, flips: int = 2) -> None:
+    fields = {"texture": Field((flips, TEXTURE, GRID, GRID)), "semantic": Field((flips, SEMANTIC, GRID, GRID))}
     if features:
-        fields["features"] = Field((2, GRID**2, WIDTH))
+        fields["features"] = Field((flips, GRID**2, WIDTH))
     rng = np.random.default_rng(0)
     writer = StoreWriter(folder, fields, COUNT, 8, "latents", {"image_size": 16})
     for shard in range(writer.shard_count):
@@ -139,6 +140,31 @@ def test_equal_settings_give_equal_bytes_however_the_run_was_cut(root: Path) -> 
         "ema.safetensors",
         "checkpoints/step-0000006/optimizer.safetensors",
     }
+
+
+def test_latents_without_mirror_images_are_trained_on_as_they_are_and_resume_to_the_same_bytes(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree("data/latents")
+    write_latents(Path("data/latents"), flips=1)
+    store, fetched = Store(Path("data/latents")), []
+    original = VelocityTask.fetch
+
+    def watched(task: VelocityTask, indices: np.ndarray, flips: np.ndarray) -> dict[str, Tensor]:
+        batch = original(task, indices, flips)
+        for name in ("texture", "semantic", "features"):
+            assert np.array_equal(batch[name].numpy(), store.read(name, indices)[:, 0])
+        fetched.append(flips)
+        return batch
+
+    monkeypatch.setattr(VelocityTask, "fetch", watched)
+    train.run(settings_with())
+    assert not np.concatenate(fetched).any()
+    whole = contents(Path("models/dit"))
+    Path("models/dit").rename("whole")
+    for steps in (1, 5, 6):
+        train.run(settings_with(steps=steps))
+    assert contents(Path("models/dit")) == whole
 
 
 NEW: dict[str, Any] = {

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from tiny_project import tiny_settings, write_features, write_training_images
 
 from sfd_cli.config import SemVAE, Settings
-from sfd_cli.data.images import ImageManifest
+from sfd_cli.data.images import ImageManifest, ImageReader
+from sfd_cli.data.store import Store
 from sfd_cli.data.validation_split import validation_split
 from sfd_cli.errors import SettingError
 from sfd_cli.files import write_json
@@ -37,11 +38,12 @@ from sfd_cli.training.compressors import Compressor, Fitting
 REFERENCE = Path(__file__).parents[1] / "reference" / "texture_vae_f16.safetensors"
 
 
-def settings_for(root: Path, **changes: Any) -> Settings:
+def settings_for(root: Path, mirror: bool = True, **changes: Any) -> Settings:
     shared: dict[str, Any] = {"batch_size": 8, "checkpoint_every": 5, "log_every": 5, "learning_rate": 3e-3}
     semvae = {"channels": 3, "width": 16, "depth": 1, "heads": 2, "steps": 60, "warmup_steps": 5, **shared}
     texture = {"block_channels": [8, 8, 8, 8], "norm_groups": 4, "steps": 40, "warmup_steps": 5, **shared}
-    return tiny_settings(root, semvae={**semvae, **changes}, texture_vae={**texture, **changes})
+    changed = {"semvae": {**semvae, **changes}, "texture_vae": {**texture, **changes}}
+    return tiny_settings(root, images={"mirror": mirror}, **changed)
 
 
 def write_images(settings: Settings) -> None:
@@ -89,14 +91,15 @@ def test_the_texture_vae_learns_and_shows_it(tmp_path: Path) -> None:
     assert model.latent_channels == 4
 
 
+@pytest.mark.parametrize("mirror", [True, False])
 @pytest.mark.parametrize("stage", ["semvae", "texture_vae"])
 def test_an_interrupted_training_goes_on_to_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, mirror: bool
 ) -> None:
     run = {"semvae": train_semvae.run, "texture_vae": train_texture_vae.run}[stage]
     weights = []
     for place in ("unbroken", "broken"):
-        settings = settings_for(tmp_path / place, steps=12)
+        settings = settings_for(tmp_path / place, mirror, steps=12)
         write_features(settings)
         write_images(settings)
         if place == "broken":
@@ -188,25 +191,26 @@ def components_of_patches(settings: Settings, **keys: Any) -> Settings:
     return settings.model_copy(update={"texture_vae": section})
 
 
+@pytest.mark.parametrize("mirror", [True, False])
 def test_principal_components_of_patches_are_those_of_the_training_images_and_their_mirror_images(
-    tmp_path: Path,
+    tmp_path: Path, mirror: bool
 ) -> None:
-    settings = components_of_patches(settings_for(tmp_path))
+    settings = components_of_patches(settings_for(tmp_path, mirror))
     write_images(settings)
     scores = train_texture_vae.run(settings)
     model, facts = load_texture_vae(settings.paths.texture_vae)
     files = ImageManifest.load(settings.paths.images).files
     images = np.stack([np.asarray(Image.open(settings.paths.images / file)) for file in files]) / 127.5 - 1
     training, held_out = validation_split(len(files), settings.texture_vae.holdout)
-    both = np.concatenate([images[training], images[training][:, :, ::-1]])
-    patches = both.reshape(-1, 2, 8, 2, 8, 3).transpose(0, 1, 3, 5, 2, 4).reshape(-1, 192)
+    views = [images[training], images[training][:, :, ::-1]] if mirror else [images[training]]
+    patches = np.concatenate(views).reshape(-1, 2, 8, 2, 8, 3).transpose(0, 1, 3, 5, 2, 4).reshape(-1, 192)
     mean = patches.mean(axis=0)
     expected = np.linalg.svd(patches - mean, full_matrices=False)[2][:6]
     np.testing.assert_allclose(model.mean.numpy(), mean, atol=1e-6)
     found = model.components.double().numpy()
     np.testing.assert_allclose(np.abs((found * expected).sum(axis=1)), np.ones(6), atol=1e-5)
     largest = np.abs(found) > np.abs(found).max(axis=1, keepdims=True) * (1 - 1e-5)
-    assert largest.sum(axis=1).max() == 2, "some components are antisymmetric, and have two largest entries"
+    assert largest.sum(axis=1).max() == (2 if mirror else 1), "antisymmetric components have two largest entries"
     assert (np.take_along_axis(found, largest.argmax(axis=1)[:, None], axis=1) > 0).all()
 
     seen = images[held_out].reshape(-1, 2, 8, 2, 8, 3).transpose(0, 1, 3, 5, 2, 4).reshape(-1, 192)
@@ -355,3 +359,45 @@ def test_the_gaussians_kl_is_zero_at_the_prior_and_matches_torch() -> None:
     expected = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).sum((1, 2))
     torch.testing.assert_close(kl_divergence(mean, logvar), expected)
     torch.testing.assert_close(draw(mean, logvar, torch.ones_like(mean)), mean + posterior.stddev)
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_the_texture_vae_sees_mirror_images_only_where_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirror: bool
+) -> None:
+    settings = settings_for(tmp_path, mirror, steps=8)
+    write_images(settings)
+    seen: list[torch.Tensor] = []
+    forward = TextureVAE.forward
+
+    def watched(network: TextureVAE, pixels: torch.Tensor, *rest: Any) -> Any:
+        seen.append(pixels)
+        return forward(network, pixels, *rest)
+
+    monkeypatch.setattr(TextureVAE, "forward", watched)
+    train_texture_vae.run(settings)
+    manifest = ImageManifest.load(settings.paths.images)
+    originals = ImageReader(manifest, settings.images.size).read(range(len(manifest))).float() / 127.5 - 1
+    shown = torch.cat(seen)
+    distance = (shown[:, None] - originals).abs().amax((2, 3, 4)).amin(1)
+    assert len(shown) == 64
+    assert bool((distance < 1e-6).all()) != mirror
+    flipped = (shown.flip(-1)[:, None] - originals).abs().amax((2, 3, 4)).amin(1)
+    assert bool(((distance < 1e-6) | (flipped < 1e-6)).all())
+    recorded = json.loads((settings.paths.texture_vae / "settings.json").read_text())["settings"]
+    assert recorded.get("mirror", "unset") == ("unset" if mirror else False)
+
+
+def test_components_of_features_without_mirror_images_are_of_the_images_as_they_are(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, mirror=False)
+    settings = settings.model_copy(update={"semvae": settings.semvae.model_copy(update={"compressor": "pca"})})
+    write_features(settings)
+    train_semvae.run(settings)
+    store = Store(settings.paths.features)
+    training, _ = validation_split(len(store), settings.semvae.holdout)
+    tokens = store.read("tokens", training)[:, 0].reshape(-1, 12).astype(np.float64)
+    largest = np.linalg.eigh(np.corrcoef(tokens.T))[1][:, :-4:-1]
+    model, _ = load_semantic(settings.paths.semvae)
+    components = model.state_dict()["components"].double().numpy()
+    np.testing.assert_allclose(np.abs(components @ largest), np.eye(3), atol=1e-4)
+    np.testing.assert_allclose(model.state_dict()["mean"], tokens.mean(0), rtol=1e-4, atol=1e-5)
