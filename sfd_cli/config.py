@@ -323,7 +323,10 @@ class DiT(Section):
     ema_warmup: bool = Field(
         False, description="average less at first, with decay (1 + k) / (10 + k) in step k: for runs of few steps"
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on CUDA, fp32 on a CPU")
+    precision: Literal["auto", "native", "fp32", "bf16"] = Field(
+        "auto",
+        description="auto: bf16 autocast on CUDA, fp32 on a CPU; native: bf16 also on a CPU with matrix units for it",
+    )
     compile: bool = Field(False, description="torch.compile the blocks: faster steps, a slower first one")
     checkpoint_activations: bool = Field(False, description="recompute block activations to save memory")
     checkpoint_every: int = Field(10_000, gt=0, description="steps between checkpoints")

@@ -10,11 +10,21 @@ import torch
 Precision = Literal["fp32", "bf16"]
 
 
-def choose_precision(name: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
-    """`auto` is bf16 on CUDA and fp32 elsewhere."""
-    if name == "auto":
-        return "bf16" if device.type == "cuda" else "fp32"
+def choose_precision(name: Literal["auto", "native", "fp32", "bf16"], device: torch.device) -> Precision:
+    """`auto` is bf16 on CUDA and fp32 elsewhere; `native` is bf16 also on a CPU that multiplies matrices in it."""
+    if name in ("auto", "native"):
+        has_units = device.type == "cuda" or (name == "native" and device.type == "cpu" and _cpu_multiplies_bf16())
+        return "bf16" if has_units else "fp32"
     return name
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has matrix units for bf16 (Intel's AMX); elsewhere bf16 is slower than fp32.
+
+    PyTorch before 2.10 cannot tell, which counts as no.
+    """
+    tell = getattr(torch.cpu, "get_capabilities", None)
+    return tell is not None and bool(tell().get("amx_bf16"))
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:

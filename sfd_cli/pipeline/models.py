@@ -10,6 +10,7 @@ import torch
 from sfd_cli.artifacts.fingerprints import finished_model
 from sfd_cli.config import Sample, Settings
 from sfd_cli.errors import UserError
+from sfd_cli.networks.compilation import can_compile
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.pipeline.sampler import STATISTICS_REMEDY, Sampler
 from sfd_cli.weights.models import Model, TextureCompressor, conditions_of, open_dit, open_texture_vae, space_of
@@ -76,7 +77,7 @@ class SamplingModels:
             name=self.dit.source,
             guide_name=None if self.guide is None else self.guide.source,
         )
-        if sample.compile:
+        if sample.compile and can_compile(device):
             for network in (sampler.dit, sampler.guide):
                 if network is not None:
                     network.compile(dynamic=False)  # batches have one shape, or two with classifier-free guidance

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sfd_cli.networks.compilation import can_compile
 from sfd_cli.networks.precision import autocast
 from sfd_cli.processes import Processes
 from sfd_cli.training.averages import EMA
@@ -64,7 +65,7 @@ class TrainingStep:
         self.optimizers = optimizers_of(self.model, settings)
         self.generator = torch.Generator(device)
         self.means = RunningMeans(device, processes)
-        if settings.compile:
+        if settings.compile and can_compile(device):
             self.model.compile()  # LightningDiT compiles its blocks one by one
         self.network = processes.wrap(self.model)
 

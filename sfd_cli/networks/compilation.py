@@ -1,0 +1,21 @@
+"""Whether `torch.compile` can work here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import torch
+
+from sfd_cli.messages import say
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether networks on this device can be compiled; says so where they cannot, because eager steps are slower.
+
+    On a CPU the compiler writes C++, which needs a C++ compiler. The results are the same up to rounding.
+    """
+    if device.type != "cpu" or any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++", "clang++"))):
+        return True
+    say("no C++ compiler is installed (g++ or clang++), so networks run uncompiled, at a lower speed")
+    return False
