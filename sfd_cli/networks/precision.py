@@ -12,7 +12,7 @@ Precision = Literal["fp32", "bf16"]
 
 def choose_precision(name: Literal["auto", "native", "fp32", "bf16"], device: torch.device) -> Precision:
     """`auto` is bf16 on CUDA and fp32 elsewhere; `native` is bf16 also on a CPU that multiplies matrices in it."""
-    if name in ("auto", "native"):
+    if name == "auto" or name == "native":
         has_units = device.type == "cuda" or (name == "native" and device.type == "cpu" and _cpu_multiplies_bf16())
         return "bf16" if has_units else "fp32"
     return name
