@@ -258,6 +258,12 @@ class Latents(Section):
     texture_scale: Literal["channel", "stream"] = Field(
         "channel", description="channel: each texture channel is scaled by its own std; stream: all by one (their RMS)"
     )
+    texture_gain: float = Field(
+        1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="size of the normalised textures; below 1 noise hides them longer, a lead for semantics",
+    )
     seed: int = Field(0, ge=0, description="seed of the posterior samples; image i depends on it and i alone")
 
 
@@ -522,7 +528,7 @@ class Settings(Section):
 LATER: dict[type[Section], dict[str, Any]] = {
     Images: {"mirror": True},
     TextureVAE: {"compressor": "vae", "patch_size": 16},
-    Latents: {"texture_scale": "channel"},
+    Latents: {"texture_scale": "channel", "texture_gain": 1.0},
     DiT: {
         "schedule": DEFAULT_LAW,
         "prediction": "velocity",

@@ -101,6 +101,8 @@ def _write_store(
     if processes.is_main:
         one_scale = ("texture",) if latents.texture_scale == "stream" else ()
         statistics = stream_statistics(writer, encoder.streams, one_scale)
+        # Everyone normalises by these, so that training, sampling and export all see textures of this size.
+        statistics["std"][: space.texture] /= latents.texture_gain
         writer.finish(manifest.labels, manifest.files, range(len(manifest)), manifest.classes, statistics)
     return {"images": len(manifest)}
 

@@ -187,6 +187,15 @@ def test_all_texture_channels_may_share_one_scale(finished: Path) -> None:
     assert "texture_scale" not in read_json(finished / "settings.json")["settings"]
 
 
+def test_textures_may_be_made_smaller_than_semantics(finished: Path) -> None:
+    own = Store(finished)
+    encode_latents.run(settings_with(latents={"texture_gain": 0.5}))
+    smaller = Store(Path("data/latents"))
+    assert np.array_equal(smaller.statistics["std"][:2], 2 * own.statistics["std"][:2])
+    assert np.array_equal(smaller.statistics["std"][2:], own.statistics["std"][2:])
+    assert np.array_equal(smaller.statistics["mean"], own.statistics["mean"])
+
+
 def test_components_of_patches_are_stored_as_they_are_and_a_killed_run_goes_on() -> None:
     torch.manual_seed(3)
     square = torch.linalg.qr(torch.randn(192, 192, dtype=torch.float64)).Q
