@@ -10,6 +10,9 @@ from collections.abc import Sequence
 
 from sfd_cli.errors import SettingError
 
+DECODER_PATCH = 2
+"""Side of the squares of pixels that a decoder behind a linear code folds into channels."""
+
 
 def require_heads(width: int, heads: int) -> None:
     """Attention heads share the width evenly."""
@@ -39,14 +42,31 @@ def require_patches(grid: int, patch_size: int) -> None:
 
 def require_levels(block_channels: Sequence[int], norm_groups: int, attention_levels: Sequence[int]) -> None:
     """The levels of a convolutional autoencoder fit its norms, and attention is at levels that there are."""
-    for channels in block_channels:
-        if channels % norm_groups:
-            problem = f"{norm_groups} does not divide {channels} of block_channels"
-            raise SettingError("norm_groups", problem, "change one of them")
+    _require_groups("block_channels", block_channels, norm_groups)
     for level in attention_levels:
         if not 0 <= level < len(block_channels):
             problem = f"{level} is not one of the {len(block_channels)} levels of block_channels"
             raise SettingError("attention_levels", problem, f"give levels from 0 to {len(block_channels) - 1}")
+
+
+def require_decoder(decoder_channels: Sequence[int], norm_groups: int) -> None:
+    """The levels of a decoder behind a linear code fit its norms; no levels are no decoder."""
+    _require_groups("decoder_channels", decoder_channels, norm_groups)
+
+
+def _require_groups(key: str, widths: Sequence[int], norm_groups: int) -> None:
+    for channels in widths:
+        if channels % norm_groups:
+            problem = f"{norm_groups} does not divide {channels} of {key}"
+            raise SettingError("norm_groups", problem, "change one of them")
+
+
+def require_halving(size: int, decoder_channels: Sequence[int]) -> None:
+    """Every level of a decoder but the last halves images of this side evenly, and so their squares that it folds."""
+    multiple = DECODER_PATCH * 2 ** (len(decoder_channels) - 1) if decoder_channels else 1
+    if size % multiple:
+        problem = f"{len(decoder_channels)} levels take images whose side is a multiple of {multiple}, not {size}"
+        raise SettingError("decoder_channels", problem, "use fewer levels, or another images.size")
 
 
 def require_components(feature_width: int, channels: int, what: str = "tokens") -> None:

@@ -23,6 +23,8 @@ from pydantic import (
 
 from sfd_cli.architecture import (
     require_components,
+    require_decoder,
+    require_halving,
     require_heads,
     require_levels,
     require_patches,
@@ -161,6 +163,9 @@ class VAETraining(Section):
     holdout: float = Field(0.05, gt=0, lt=1, description="fraction of images kept out of training, to report on")
     checkpoint_every: int = Field(500, gt=0, description="steps between checkpoints")
     log_every: int = Field(20, gt=0, description="steps between logged losses")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "fp32", description="fp32, bf16 autocast while training, or auto: bf16 on CUDA, fp32 on a CPU"
+    )
     seed: int = Field(0, ge=0, description="seed of weights, order and noise")
 
 
@@ -193,7 +198,10 @@ def _require_vae(compressor: str, weights: str | None, section: str) -> None:
 
 
 class TextureVAE(VAETraining):
-    """`train-texture-vae`: a small KL autoencoder trained here, published weights imported, or principal components."""
+    """`train-texture-vae`: a small KL autoencoder trained here, published weights imported, or principal components.
+
+    Of the settings of training, `pca` reads them where it has a decoder to train.
+    """
 
     compressor: Annotated[str, AfterValidator(TEXTURE_COMPRESSORS.require)] = Field(
         "vae",
@@ -208,6 +216,18 @@ class TextureVAE(VAETraining):
     )
     patch_size: int = Field(
         16, gt=0, description="side of the patches of pca, pixels (unused by vae, whose levels and folding say as much)"
+    )
+    decoder_channels: list[Annotated[int, Field(gt=0)]] = Field(
+        [],
+        description="pca: width of each level of a U-Net that is trained to clean what the components decode to;"
+        " every level but the last halves the side; none: decoding is linear",
+    )
+    decoder_noise: float = Field(
+        1.5,
+        ge=0,
+        description="pca: how much noise that U-Net learns to remove, in units of the components' typical size (root"
+        " of their mean variance): s = decoder_noise x u^2 for every image, u uniform from 0 to 1; a component of"
+        " standard deviation d gets noise of 1 / sqrt(1 / d^2 + 1 / s^2), so s where that is small, never more than d",
     )
     block_channels: list[int] = Field(
         [32, 64, 64, 64], min_length=1, description="width of each level; every level but the last halves the side"
@@ -228,9 +248,14 @@ class TextureVAE(VAETraining):
 
     @model_validator(mode="after")
     def _levels_fit(self) -> Self:
-        require_levels(self.block_channels, self.norm_groups, self.attention_levels)
         if self.compressor == "pca":
             require_components(3 * self.patch_size**2, self.channels, "pixel patches")
+            require_decoder(self.decoder_channels, self.norm_groups)
+        else:
+            require_levels(self.block_channels, self.norm_groups, self.attention_levels)
+            if self.decoder_channels:
+                problem = f"{self.decoder_channels} is the decoder of compressor: pca, not {self.compressor}"
+                raise SettingError("decoder_channels", problem, "unset it, or use texture_vae.compressor: pca")
         _require_vae(self.compressor, self.weights, "texture_vae")
         return self
 
@@ -485,6 +510,8 @@ class Settings(Section):
             below = size - size % side
             problem = f"{size} is not a multiple of the texture VAE's factor {side}"
             raise SettingError("images.size", problem, f"try {below or side} or {below + side}")
+        with _within("texture_vae"):
+            require_halving(size, self.texture_vae.decoder_channels)
         if size % self.encoder.tiles:
             problem = f"{self.encoder.tiles} do not divide images.size {size}"
             raise SettingError("encoder.tiles", problem, "change one of them")
@@ -527,7 +554,8 @@ class Settings(Section):
 
 LATER: dict[type[Section], dict[str, Any]] = {
     Images: {"mirror": True},
-    TextureVAE: {"compressor": "vae", "patch_size": 16},
+    VAETraining: {"precision": "fp32"},
+    TextureVAE: {"compressor": "vae", "patch_size": 16, "decoder_channels": [], "decoder_noise": 1.5},
     Latents: {"texture_scale": "channel", "texture_gain": 1.0},
     DiT: {
         "schedule": DEFAULT_LAW,

@@ -58,7 +58,7 @@ def run(settings: Settings) -> dict[str, Any]:
     if Processes.join().is_main:
         log = paths.metrics / "semvae"
         log.mkdir(parents=True, exist_ok=True)
-        if compressor is None or not compressor.is_trained or section.weights is not None:
+        if compressor is None or not compressor.is_trained(settings) or section.weights is not None:
             clear_log(log)
         shutil.rmtree(paths.semvae / CHECKPOINTS, ignore_errors=True)
         write_json(paths.metrics / "semvae.json", facts)
@@ -90,7 +90,7 @@ def _make(
     model: SemanticCompressor | None,
 ) -> Facts:
     """Fit the compressor unless it is imported, score and save it; the scores, in rank 0."""
-    if model is None and (compressor.is_trained or processes.is_main):
+    if model is None and (compressor.is_trained(settings) or processes.is_main):
         model = compressor.fit(fitting)
     if model is None or not processes.is_main:
         return {}

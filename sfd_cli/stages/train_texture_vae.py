@@ -86,8 +86,8 @@ def _make(
     """Fit the compressor unless it is imported, score, save and picture it; the scores, in rank 0."""
     section, pictures = settings.texture_vae, settings.paths.metrics / "texture_vae"
     compressor: Compressor[TextureFitting] = TEXTURE_COMPRESSORS[section.compressor]
-    has_curves = model is None and compressor.is_trained
-    if model is None and (compressor.is_trained or processes.is_main):
+    has_curves = model is None and compressor.is_trained(settings)
+    if model is None and (has_curves or processes.is_main):
         model = compressor.fit(fitting)
     if model is None or not processes.is_main:
         return {}

@@ -64,18 +64,19 @@ class Compressor(Generic[F]):
         config: its configuration dataclass; the door to models builds networks from both.
         fit: makes one.
         check: raises SettingError where the settings do not go with the tokens; called before anything is moved.
-        is_trained: whether `fit` runs in every process and logs curves, rather than in rank 0 and without.
+        is_trained: whether, by these settings, `fit` runs in every process and logs curves, rather than in rank 0 and
+            without.
     """
 
     network: type[nn.Module]
     config: type
     fit: Callable[[F], Any]
     check: Callable[[F, Processes], None] = lambda fitting, processes: None
-    is_trained: bool = False
+    is_trained: Callable[[Settings], bool] = lambda settings: False
 
 
 def _check_batch(fitting: Fitting, processes: Processes) -> None:
-    vae_loop(fitting.section).micro_batch(processes.count)
+    vae_loop(fitting.section, fitting.device).micro_batch(processes.count)
 
 
 def train_vae(fitting: Fitting) -> SemanticVAE:
@@ -89,7 +90,7 @@ def train_vae(fitting: Fitting) -> SemanticVAE:
         SemanticVAETask(fitting.store, section.channels, section.kl_weight),
         SemanticVAE(config),
         EpochSampler(len(fitting.store), section.batch_size, section.seed, fitting.rows, fitting.store.flips),
-        vae_loop(section),
+        vae_loop(section, fitting.device),
         paths.semvae / CHECKPOINTS,
         paths.metrics / "semvae",
         fitting.device,
@@ -112,7 +113,7 @@ def fit_components(fitting: Fitting) -> SemanticPCA:
     return SemanticPCA.of_tokens(mean, covariance, section.channels)
 
 
-VAE = Compressor(SemanticVAE, SemanticVAEConfig, train_vae, _check_batch, is_trained=True)
+VAE = Compressor(SemanticVAE, SemanticVAEConfig, train_vae, _check_batch, is_trained=lambda settings: True)
 PCA = Compressor(SemanticPCA, SemanticPCAConfig, fit_components, _check_components)
 NONE = None
 """No semantics at all."""

@@ -40,7 +40,7 @@ class SemanticVAETask:
         tokens = batch["tokens"].float()
         reconstruction, mean, logvar = model(tokens, draws["noise"])
         mse, cosine = reconstruction_errors(reconstruction, tokens)
-        kl = kl_divergence(mean, logvar).mean()
+        kl = kl_divergence(mean.float(), logvar.float()).mean()
         return {"loss": mse + cosine + self.kl_weight * kl, "mse": mse, "cosine": cosine, "kl": kl}
 
 

@@ -97,9 +97,10 @@ def transformer_loop(section: DiT, device: torch.device) -> LoopSettings:
     )
 
 
-def vae_loop(section: VAETraining) -> LoopSettings:
+def vae_loop(section: VAETraining, device: torch.device) -> LoopSettings:
     """How a VAE is optimised: cosine decay after a warmup, gradients clipped to norm 1, no average."""
-    return _loop(section, decay="cosine", clip_norm=1.0)
+    precision = choose_precision(section.precision, device)
+    return _loop(section, decay="cosine", clip_norm=1.0, precision=precision)
 
 
 def _loop(section: DiT | VAETraining, **own: Any) -> LoopSettings:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +23,11 @@ from sfd_cli.processes import Processes
 from sfd_cli.training.compressors import Compressor
 from sfd_cli.training.fit import fit
 from sfd_cli.training.settings import vae_loop
+from sfd_cli.training.step import Task
+from sfd_cli.training.texture_decoder_task import TextureDecoderTask
 from sfd_cli.training.texture_vae_task import TextureVAETask, network_config
+
+N = TypeVar("N", TextureVAE, TexturePCA)
 
 
 @dataclass(frozen=True)
@@ -52,39 +58,79 @@ class TextureFitting:
 
 
 def _check_batch(fitting: TextureFitting, processes: Processes) -> None:
-    vae_loop(fitting.section).micro_batch(processes.count)
+    vae_loop(fitting.section, fitting.device).micro_batch(processes.count)
 
 
 def train_vae(fitting: TextureFitting) -> TextureVAE:
     """Train a texture VAE on the training images, from the last checkpoint."""
+    torch.manual_seed(fitting.section.seed)
+    return _trained(fitting, TextureVAE(network_config(fitting.section)), TextureVAETask, "texture VAE")
+
+
+def _trained(
+    fitting: TextureFitting,
+    model: N,
+    task: Callable[[ImageReader, tuple[int, int, int], Section], Task],
+    description: str,
+) -> N:
+    """The model after all steps, from the last checkpoint, trained for what the task says of images and latents."""
     section, paths = fitting.section, fitting.settings.paths
-    torch.manual_seed(section.seed)
-    model = TextureVAE(network_config(section))
     side = fitting.reader.size // model.downsampling
     return fit(
-        TextureVAETask(fitting.reader, (model.latent_channels, side, side), section),
+        task(fitting.reader, (model.latent_channels, side, side), section),
         model,
         EpochSampler(len(fitting.reader.manifest), section.batch_size, section.seed, fitting.rows, fitting.flips),
-        vae_loop(section),
+        vae_loop(section, fitting.device),
         paths.texture_vae / CHECKPOINTS,
         paths.metrics / "texture_vae",
         fitting.device,
-        "texture VAE",
+        description,
     ).model
 
 
+def has_decoder(settings: Settings) -> bool:
+    """Whether there is a network to train behind the components."""
+    return bool(settings.texture_vae.decoder_channels)
+
+
+def _check_decoder(fitting: TextureFitting, processes: Processes) -> None:
+    if has_decoder(fitting.settings):
+        _check_batch(fitting, processes)
+
+
 def fit_components(fitting: TextureFitting) -> TexturePCA:
-    """Principal components of the patches of the training images and of their mirror images."""
-    section = fitting.section
-    config = TexturePCAConfig(section.patch_size, section.channels)
-    gathered, size = Moments.none(config.width, scatter=True), section.batch_size
+    """Principal components of the training images' patches, and a decoder behind them where there is to be one.
+
+    The decoder is trained from the last checkpoint. Every process calls this then, and rank 0 fits the components.
+    """
+    if not has_decoder(fitting.settings):
+        return _components(_patch_moments(fitting), fitting.section)
+    processes = Processes.join()
+    moments = processes.broadcast(_patch_moments(fitting) if processes.is_main else None)
+    assert moments is not None
+    torch.manual_seed(fitting.section.seed)
+    return _trained(fitting, _components(moments, fitting.section), TextureDecoderTask, "texture decoder")
+
+
+def _components(moments: Moments, section: Section) -> TexturePCA:
+    config = TexturePCAConfig(
+        section.patch_size,
+        section.channels,
+        decoder_channels=tuple(section.decoder_channels),
+        norm_groups=section.norm_groups,
+    )
+    return TexturePCA.of_patches(torch.from_numpy(moments.mean), torch.from_numpy(moments.covariance()), config)
+
+
+def _patch_moments(fitting: TextureFitting) -> Moments:
+    """Moments of the patches of the training images and of their mirror images, with the scatter matrix."""
+    patch_size, size = fitting.section.patch_size, fitting.section.batch_size
+    gathered = Moments.none(3 * patch_size**2, scatter=True)
     batches = [fitting.rows[start : start + size].tolist() for start in range(0, len(fitting.rows), size)]
     for pixels in tqdm(fitting.reader.iterate(batches), "principal components", len(batches), disable=None):
-        patches = F.pixel_unshuffle(to_signed(pixels), config.patch_size)
+        patches = F.pixel_unshuffle(to_signed(pixels), patch_size)
         gathered = gathered.merge(Moments.of(patches.numpy(), channel_axis=1, scatter=True))
-    if fitting.flips == 2:
-        gathered = gathered.merge(_mirrored(gathered, config.patch_size))
-    return TexturePCA.of_patches(torch.from_numpy(gathered.mean), torch.from_numpy(gathered.covariance()), config)
+    return gathered.merge(_mirrored(gathered, patch_size)) if fitting.flips == 2 else gathered
 
 
 def _mirrored(moments: Moments, patch_size: int) -> Moments:
@@ -94,5 +140,5 @@ def _mirrored(moments: Moments, patch_size: int) -> Moments:
     return Moments(moments.count, moments.mean[order], moments.deviations[np.ix_(order, order)])
 
 
-VAE = Compressor(TextureVAE, TextureVAEConfig, train_vae, _check_batch, is_trained=True)
-PCA = Compressor(TexturePCA, TexturePCAConfig, fit_components)
+VAE = Compressor(TextureVAE, TextureVAEConfig, train_vae, _check_batch, is_trained=lambda settings: True)
+PCA = Compressor(TexturePCA, TexturePCAConfig, fit_components, _check_decoder, is_trained=has_decoder)

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sfd_cli.config import TextureVAE
 from sfd_cli.data.images import ImageReader
 from sfd_cli.networks.gaussian import kl_divergence
-from sfd_cli.networks.texture_vae import TextureVAEConfig, to_signed
-
-# A set that takes no more than this once decoded is decoded once, not in every epoch.
-KEPT_BYTES = 1 << 30
+from sfd_cli.networks.texture_vae import TextureVAEConfig
+from sfd_cli.training.reconstruction import ImageFetcher, reconstruction_losses, signed_images
 
 
-class TextureVAETask:
-    """Reconstruct images: L1 + `l2_weight` x MSE + `edge_weight` x L1 of the image gradients + `kl_weight` x KL.
-
-    Large VAEs add perceptual and adversarial losses, which need networks of their own. At this size the squared
-    error, which punishes a wrong colour most, and the gradient term, which punishes a blurred edge, do their part.
+class TextureVAETask(ImageFetcher):
+    """Reconstruct images: the reconstruction losses + `kl_weight` x KL.
 
     Args:
         reader: the images.
@@ -28,20 +22,9 @@ class TextureVAETask:
     """
 
     def __init__(self, reader: ImageReader, latent_shape: tuple[int, int, int], section: TextureVAE) -> None:
-        self.reader = reader
+        super().__init__(reader)
         self.latent_shape = latent_shape
         self.section = section
-        count = len(reader.manifest)
-        fits = 3 * reader.size**2 * count <= KEPT_BYTES
-        self.kept = reader.read(range(count)).numpy() if fits else None
-
-    def fetch(self, indices: np.ndarray, flips: np.ndarray) -> dict[str, Tensor]:
-        """Images (B, 3, H, W) uint8, and which are to be mirrored (B,).
-
-        Arithmetic is left to `losses`: torch's threads of a second pool would slow down those that train.
-        """
-        pixels = self.reader.read(indices.tolist()) if self.kept is None else torch.from_numpy(self.kept[indices])
-        return {"pixels": pixels, "mirrored": torch.from_numpy(flips)}
 
     def draw(self, generator: torch.Generator, count: int) -> dict[str, Tensor]:
         """The posterior's noise (count, C_z, h, w)."""
@@ -49,17 +32,11 @@ class TextureVAETask:
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> dict[str, Tensor]:
         """The objective and its terms, means over the batch."""
-        images = to_signed(batch["pixels"])
-        images = torch.where(batch["mirrored"].bool()[:, None, None, None], images.flip(-1), images)
+        images = signed_images(batch)
         reconstruction, mean, logvar = model(images, draws["noise"])
-        error = reconstruction.float() - images
-        l1 = error.abs().mean()
-        edge = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        kl = kl_divergence(mean, logvar).mean()
-        mse = error.square().mean()
-        weights = self.section
-        loss = l1 + weights.l2_weight * mse + weights.edge_weight * edge + weights.kl_weight * kl
-        return {"loss": loss, "l1": l1, "mse": mse, "edge": edge, "kl": kl}
+        losses = reconstruction_losses(reconstruction, images, self.section)
+        kl = kl_divergence(mean.float(), logvar.float()).mean()
+        return losses | {"loss": losses["loss"] + self.section.kl_weight * kl, "kl": kl}
 
 
 def network_config(section: TextureVAE) -> TextureVAEConfig:

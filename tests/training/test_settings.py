@@ -84,8 +84,11 @@ def test_every_setting_of_a_transformer_has_one_use() -> None:
 def test_a_vae_decays_to_zero_with_clipped_gradients() -> None:
     numbers = {name: UNUSUAL[name] for name in ("steps", "batch_size", "learning_rate", "warmup_steps", "seed")}
     often: dict[str, Any] = {"checkpoint_every": 11, "log_every": 13}
-    found = vae_loop(SemVAE(**numbers, **often))
-    assert found == LoopSettings(**numbers, **often, decay="cosine", clip_norm=1.0)
+    found = vae_loop(SemVAE(**numbers, **often), CPU)
+    assert found == LoopSettings(**numbers, **often, decay="cosine", clip_norm=1.0, precision="fp32")
+    assert vae_loop(SemVAE(precision="bf16"), CPU).precision == "bf16"
+    assert vae_loop(SemVAE(precision="auto"), CPU).precision == "fp32"
+    assert vae_loop(SemVAE(precision="auto"), torch.device("cuda")).precision == "bf16"
 
 
 @pytest.mark.parametrize(("processes", "accumulate", "size"), [(1, 1, 12), (2, 3, 2), (4, 1, 3)])
