@@ -163,7 +163,7 @@ class VAETraining(Section):
     holdout: float = Field(0.05, gt=0, lt=1, description="fraction of images kept out of training, to report on")
     checkpoint_every: int = Field(500, gt=0, description="steps between checkpoints")
     log_every: int = Field(20, gt=0, description="steps between logged losses")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Literal["auto", "native", "fp32", "bf16"] = Field(
         "fp32", description="fp32, bf16 autocast while training, or auto: bf16 on CUDA, fp32 on a CPU"
     )
     seed: int = Field(0, ge=0, description="seed of weights, order and noise")
@@ -228,6 +228,13 @@ class TextureVAE(VAETraining):
         description="pca: how much noise that U-Net learns to remove, in units of the components' typical size (root"
         " of their mean variance): s = decoder_noise x u^2 for every image, u uniform from 0 to 1; a component of"
         " standard deviation d gets noise of 1 / sqrt(1 / d^2 + 1 / s^2), so s where that is small, never more than d",
+    )
+    decoder_keep: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="pca: smallest share of the components that the U-Net sees in training; how many is drawn uniformly"
+        " for every image, and the rest, the smallest ones, are 0: it learns to draw details that samples get wrong",
     )
     block_channels: list[int] = Field(
         [32, 64, 64, 64], min_length=1, description="width of each level; every level but the last halves the side"
@@ -555,7 +562,13 @@ class Settings(Section):
 LATER: dict[type[Section], dict[str, Any]] = {
     Images: {"mirror": True},
     VAETraining: {"precision": "fp32"},
-    TextureVAE: {"compressor": "vae", "patch_size": 16, "decoder_channels": [], "decoder_noise": 1.5},
+    TextureVAE: {
+        "compressor": "vae",
+        "patch_size": 16,
+        "decoder_channels": [],
+        "decoder_noise": 1.5,
+        "decoder_keep": 1.0,
+    },
     Latents: {"texture_scale": "channel", "texture_gain": 1.0},
     DiT: {
         "schedule": DEFAULT_LAW,

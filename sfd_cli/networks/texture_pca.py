@@ -92,18 +92,20 @@ class TexturePCA(nn.Module):
         """Image pixels per latent pixel along one side."""
         return self.config.patch_size
 
-    def forward(self, images: Tensor, noise: Tensor, level: Tensor) -> Tensor:
-        """What training a decoder needs: images (B, 3, H, W) in [-1, 1], decoded from latents that were made noisy.
+    def forward(self, images: Tensor, noise: Tensor, level: Tensor, kept: Tensor) -> Tensor:
+        """What training a decoder needs: images (B, 3, H, W) in [-1, 1], decoded from latents that were made worse.
 
         Args:
             images: to encode.
             noise: standard normal, (B, C_z, h, w).
             level: of the noise, (B, 1, 1, 1), see `noise_deviations`.
+            kept: how many of the leading components are kept, (B, 1, 1, 1); the others become 0.
         """
         # The linear part is exact whatever the U-Net computes in.
         with autocast("fp32", images.device):
             latents, _ = self.encode(images)
             latents = latents + self.noise_deviations(level) * noise
+            latents = latents * (torch.arange(self.config.channels, device=kept.device)[:, None, None] < kept)
         return self.decode(latents)
 
     def noise_deviations(self, level: Tensor) -> Tensor:
