@@ -164,7 +164,9 @@ class VAETraining(Section):
     checkpoint_every: int = Field(500, gt=0, description="steps between checkpoints")
     log_every: int = Field(20, gt=0, description="steps between logged losses")
     precision: Literal["auto", "native", "fp32", "bf16"] = Field(
-        "fp32", description="fp32, bf16 autocast while training, or auto: bf16 on CUDA, fp32 on a CPU"
+        "fp32",
+        description="of training, fp32 or bf16 autocast; auto: bf16 on CUDA, fp32 on a CPU; native: bf16 also on a CPU"
+        " with matrix units for it",
     )
     seed: int = Field(0, ge=0, description="seed of weights, order and noise")
 

@@ -12,6 +12,7 @@ from sfd_cli import config
 from sfd_cli.errors import SettingError
 from sfd_cli.networks.lightning_dit import LightningDiTConfig
 from sfd_cli.networks.semantic_vae import SemanticVAEConfig
+from sfd_cli.networks.texture_pca import TexturePCAConfig
 from sfd_cli.networks.texture_vae import TextureVAEConfig
 
 
@@ -27,6 +28,10 @@ def texture_vae(**numbers: Any) -> TextureVAEConfig:
     return TextureVAEConfig(channels=2, **numbers)
 
 
+def texture_pca(compressor: str, **numbers: Any) -> TexturePCAConfig:
+    return TexturePCAConfig(patch_size=16, channels=4, **numbers)
+
+
 @pytest.mark.parametrize(
     ("section", "network", "numbers", "key"),
     [
@@ -35,6 +40,12 @@ def texture_vae(**numbers: Any) -> TextureVAEConfig:
         (config.DiT, transformer, {"width": 30, "heads": 3, "rope": False}, "width"),
         (config.DiT, transformer, {"width": 32, "heads": 2, "depth": 1, "repa_depth": 2}, "repa_depth"),
         (config.SemVAE, semantic_vae, {"width": 10, "heads": 4}, "heads"),
+        (
+            config.TextureVAE,
+            texture_pca,
+            {"compressor": "pca", "decoder_channels": [32], "norm_groups": 9},
+            "norm_groups",
+        ),
         (config.TextureVAE, texture_vae, {"block_channels": [32, 48], "norm_groups": 32}, "norm_groups"),
         (config.TextureVAE, texture_vae, {"block_channels": [32, 32], "attention_levels": [2]}, "attention_levels"),
         (config.TextureVAE, texture_vae, {"block_channels": [32, 32], "attention_levels": [-1]}, "attention_levels"),

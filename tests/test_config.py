@@ -68,6 +68,19 @@ WRONG: dict[str, tuple[str, ...]] = {
     "semvae: {compressor: pca, weights: a.pt}": ("semvae.weights", "a.pt", "compressor: vae", "pca"),
     "texture_vae: {compressor: pca, weights: a.pt}": ("texture_vae.weights", "a.pt", "compressor: vae", "pca"),
     "texture_vae: {compressor: pca, patch_size: 8, channels: 193}": ("texture_vae.channels", "192", "193"),
+    "texture_vae: {decoder_channels: [32]}": ("texture_vae.decoder_channels", "compressor: pca", "vae", "[32]"),
+    "texture_vae: {compressor: pca, decoder_channels: [32, 48]}": ("texture_vae.norm_groups", "32", "48", "decoder_c"),
+    "texture_vae: {compressor: pca, decoder_channels: [32, 0]}": ("texture_vae.decoder_channels.1", "0"),
+    "texture_vae: {compressor: pca, decoder_channels: [32, 32, 32, 32, 32, 32, 32], patch_size: 8}": (
+        "texture_vae.decoder_channels",
+        "7 levels",
+        "128",
+        "64",
+        "images.size",
+    ),
+    "texture_vae: {compressor: pca, decoder_keep: 0}": ("texture_vae.decoder_keep", "0"),
+    "texture_vae: {compressor: pca, decoder_noise: -1}": ("texture_vae.decoder_noise", "-1"),
+    "texture_vae: {precision: fp16}": ("texture_vae.precision", "'bf16'", "'fp16'"),
     "texture_vae: {compressor: pca, patch_size: 12}": ("images.size", "64", "12", "60 or 72"),
     "texture_vae: {compressor: pca, patch_size: 4}": ("encoder.image_size", "8x8", "16x16", "224"),
     "encoder: {image_size: 56}": ("encoder.image_size", "4x4", "8x8", "112"),
@@ -161,6 +174,11 @@ def test_principal_components_of_patches_promise_a_latent_pixel_a_patch() -> Non
     assert (section.downsampling, section.latent_channels) == (4, 48)
     folded = TextureVAE(channels=6, space_to_depth=2)
     assert (folded.downsampling, folded.latent_channels) == (16, 24)
+
+
+def test_levels_of_the_network_that_is_not_used_are_not_looked_at() -> None:
+    section = TextureVAE(compressor="pca", decoder_channels=[24, 48], norm_groups=24)
+    assert (section.norm_groups, section.block_channels) == (24, [32, 64, 64, 64])
 
 
 # Of the identities of default settings, before any key in LATER was there.

@@ -61,14 +61,18 @@ STAGES = (
 PLACES = ("images", "features", "semvae", "texture_vae", "latents", "dit", "guide", "samples", "metrics", "reports")
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    """Settings of a project after all stages, which is the working directory."""
+DECODER = {"decoder_channels": [8, 16], "norm_groups": 4, "steps": 5, "batch_size": 8, "log_every": 2}
+
+
+@pytest.fixture(scope="module", params=["linear", "decoder"])
+def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """Settings of a project after all stages, which is the working directory; decoded linearly, and by a network."""
     root = tmp_path_factory.mktemp("components")
     random_images(root / "mine", [f"{'ab'[index % 2]}/{index:02d}.png" for index in range(24)], seed=4)
     paths = {"paths": {name: root / name for name in PLACES}}
     images = {"images": SECTIONS["images"] | {"folder": root / "mine"}}
-    settings = Settings.model_validate(SECTIONS | paths | images)
+    texture = {"texture_vae": SECTIONS["texture_vae"] | (DECODER if request.param == "decoder" else {})}
+    settings = Settings.model_validate(SECTIONS | paths | images | texture)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         for stage in STAGES:
@@ -90,7 +94,8 @@ def test_every_stage_takes_them_and_the_page_names_them(project: Settings) -> No
     assert np.isfinite(json.loads((paths.metrics / "fid.json").read_text())["fd_dinov2"])
     page = (paths.reports / "index.html").read_text()
     assert "Pixel components" in page
-    assert read_curves(paths.metrics / "texture_vae") == []
+    curves = [curve.name for curve in read_curves(paths.metrics / "texture_vae")]
+    assert bool(curves) == bool(project.texture_vae.decoder_channels)
 
 
 def test_training_sampling_and_scores_inherit_the_one_scale(project: Settings, pipeline: SemanticFirstPipeline) -> None:

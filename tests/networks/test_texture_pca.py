@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor
 
 from sfd_cli.data.moments import Moments
 from sfd_cli.errors import SettingError
+from sfd_cli.formats.model_folder import load_model, save_model
 from sfd_cli.networks.gaussian import draw
 from sfd_cli.networks.principal import leading_directions
 from sfd_cli.networks.texture_pca import TexturePCA, TexturePCAConfig
@@ -130,3 +134,121 @@ def test_more_components_than_a_patch_has_values_are_refused() -> None:
         TexturePCAConfig(PATCH, WIDTH + 1)
     assert refused.value.subject == "channels"
     assert "48" in refused.value.problem
+
+
+def decoded(values: Tensor, channels: int, **decoder: object) -> TexturePCA:
+    """Fitted, with a decoder behind the components."""
+    torch.manual_seed(0)
+    patches = torch.from_numpy(patches_of(values))
+    config = TexturePCAConfig(PATCH, channels, **({"decoder_channels": (8, 16)} | decoder))  # type: ignore[arg-type]
+    return TexturePCA.of_patches(patches.mean(0), torch.cov(patches.T, correction=0), config)
+
+
+@pytest.mark.parametrize("levels", [(8,), (8, 16)])
+def test_before_it_is_trained_a_decoder_changes_no_bit(levels: tuple[int, ...]) -> None:
+    values = images()
+    plain, pca = fitted(values, 6), decoded(values, 6, decoder_channels=levels)
+    pca.components.copy_(plain.components)
+    pca.mean.copy_(plain.mean)
+    latents = plain.encode(values)[0]
+    assert torch.equal(pca.encode(values)[0], latents)
+    assert torch.equal(pca.decode(latents), plain.decode(latents))
+    silent, all_of_them = torch.zeros(len(values), 1, 1, 1), torch.full((len(values), 1, 1, 1), 6)
+    with torch.autocast("cpu", torch.bfloat16):  # of the U-Net alone
+        assert torch.equal(pca.decode(latents), plain.decode(latents))
+        assert torch.equal(pca(values, torch.randn_like(latents), silent, all_of_them), plain.decode(latents))
+    assert pca.decoder is not None
+    torch.nn.init.normal_(pca.decoder.unet.conv_out.weight)
+    assert (pca.decode(latents) - plain.decode(latents)).abs().mean() > 0.1
+
+
+def test_what_the_network_gives_for_a_folded_image_is_added_to_the_pixels_it_was_folded_from() -> None:
+    class Same(torch.nn.Module):
+        def forward(self, folded: Tensor, time: int) -> object:
+            assert (folded.shape[1:], time) == ((12, SIDE // 2, SIDE // 2), 0)
+            return type("Output", (), {"sample": folded})
+
+    values = images()
+    pca, plain = decoded(values, 6), fitted(values, 6)
+    assert pca.decoder is not None
+    pca.decoder.unet = Same()
+    latents = plain.encode(values)[0]
+    torch.testing.assert_close(pca.decode(latents), 2 * plain.decode(latents), atol=1e-5, rtol=0)
+
+
+def test_deviations_are_those_of_the_components() -> None:
+    values = images()
+    pca = decoded(values, 6)
+    latents = pca.encode(values)[0].transpose(0, 1).flatten(1).double()
+    torch.testing.assert_close(pca.deviations.double(), latents.std(1, correction=0), rtol=1e-4, atol=0)
+    assert "deviations" not in fitted(values, 6).state_dict()
+
+
+@pytest.mark.parametrize("level", [0.05, 0.4, 1.5])
+def test_noise_has_the_level_in_units_of_the_mean_variance_and_no_more_than_a_components_own_spread(
+    level: float,
+) -> None:
+    """Seen in what is decoded: all components are an orthonormal basis, so encoding gives the noisy latents back."""
+    pca = decoded(images(), WIDTH)
+    spread = torch.linspace(0.05, 2, WIDTH, dtype=torch.float64).numpy()
+    pca.deviations.copy_(torch.from_numpy(spread))
+    values = torch.zeros(4000, 3, SIDE, SIDE)
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn(len(values), WIDTH, 3, 3, generator=generator)
+    levels, kept = (torch.full((len(values), 1, 1, 1), value) for value in (level, WIDTH))
+    seen = pca.encode(pca(values, noise, levels, kept))[0] - pca.encode(values)[0]
+    measured = level * np.sqrt(np.square(spread).mean())
+    expected = 1 / np.sqrt(1 / np.square(spread) + 1 / measured**2)
+    found = seen.detach().transpose(0, 1).flatten(1).double().std(1).numpy()
+    np.testing.assert_allclose(found, expected, rtol=0.02)
+    assert (found < 1.02 * spread).all()
+
+
+def test_of_noisy_components_only_the_leading_ones_are_kept() -> None:
+    pca, values = decoded(images(), WIDTH), images(4)
+    noise = torch.randn(4, WIDTH, 3, 3, generator=torch.Generator().manual_seed(3))
+    level, kept = torch.tensor([0.0, 0.3, 0.3, 1.0])[:, None, None, None], torch.tensor([1, 7, WIDTH, 20])
+    latents = pca.encode(values)[0] + pca.noise_deviations(level) * noise
+    for image, count in enumerate(kept.tolist()):
+        latents[image, count:] = 0
+    seen = pca.encode(pca(values, noise, level, kept[:, None, None, None]))[0]
+    torch.testing.assert_close(seen, latents, atol=1e-5, rtol=0)
+
+
+def test_the_noise_of_extreme_levels_and_of_constant_components_is_finite() -> None:
+    pca = decoded(images(), 3)
+    pca.deviations.copy_(torch.tensor([2.0, 0.5, 0.0]))
+    found = pca.noise_deviations(torch.tensor([0.0, 1e-30, 1e-3, 1e9]).reshape(4, 1, 1, 1))[:, :, 0, 0]
+    unit = float(np.sqrt((4 + 0.25) / 3))
+    expected = torch.tensor([[0, 0, 0], [0, 0, 0], [1e-3 * unit, 1e-3 * unit, 0], [2.0, 0.5, 0]])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+def test_a_folder_from_before_there_were_decoders_opens(tmp_path: Path) -> None:
+    pca = fitted(images(), 5)
+    save_model(tmp_path, "TexturePCA", pca.config, {"model": pca.state_dict()}, {})
+    description = json.loads((tmp_path / "config.json").read_text())
+    description["config"] = {"patch_size": PATCH, "channels": 5}
+    (tmp_path / "config.json").write_text(json.dumps(description))
+    found = load_model(tmp_path, "model")
+    assert isinstance(found, TexturePCA)
+    assert found.config == pca.config
+    assert torch.equal(found.decode(torch.ones(1, 5, 2, 2)), pca.decode(torch.ones(1, 5, 2, 2)))
+
+
+def test_a_decoder_comes_back_from_its_folder(tmp_path: Path) -> None:
+    pca = decoded(images(), 5)
+    assert pca.decoder is not None
+    torch.nn.init.normal_(pca.decoder.unet.conv_out.weight)
+    save_model(tmp_path, "TexturePCA", pca.config, {"model": pca.state_dict()}, {})
+    found = load_model(tmp_path, "model")
+    assert isinstance(found, TexturePCA)
+    assert found.config == pca.config
+    latents = torch.randn(2, 5, 3, 3)
+    assert torch.equal(found.decode(latents), pca.eval().decode(latents))
+
+
+def test_a_decoder_whose_norms_do_not_fit_is_refused() -> None:
+    with pytest.raises(SettingError) as refused:
+        TexturePCAConfig(PATCH, 5, decoder_channels=(16, 20), norm_groups=8)
+    assert (refused.value.subject, "20" in refused.value.problem) == ("norm_groups", True)

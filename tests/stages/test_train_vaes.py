@@ -114,6 +114,23 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
         assert torch.equal(tensor, weights[1][name]), name
 
 
+@pytest.mark.parametrize("stage", ["semvae", "texture_vae"])
+def test_training_in_bf16_learns_about_the_same_and_leaves_float32(tmp_path: Path, stage: str) -> None:
+    run = {"semvae": train_semvae.run, "texture_vae": train_texture_vae.run}[stage]
+    found = {}
+    for precision in ("fp32", "bf16"):
+        settings = settings_for(tmp_path / precision, steps=8, precision=precision)
+        write_features(settings)
+        write_images(settings)
+        run(settings)
+        found[precision] = load_file(getattr(settings.paths, stage) / "model.safetensors")
+        record = json.loads((getattr(settings.paths, stage) / "settings.json").read_text())["settings"]
+        assert record.get("precision") == (None if precision == "fp32" else "bf16")
+    assert {tensor.dtype for tensor in found["bf16"].values()} == {torch.float32}
+    differences = [(found["fp32"][name] - tensor).abs().max().item() for name, tensor in found["bf16"].items()]
+    assert 1e-6 < max(differences) < 0.05
+
+
 def _save_then_die(save: Any) -> Any:
     def saved(checkpoints: Any, state: Any) -> None:
         save(checkpoints, state)
