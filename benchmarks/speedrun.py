@@ -29,6 +29,7 @@ from typing import Any
 
 import colours
 import harness
+import real_semantics
 import torch
 import yaml
 from pydantic import Field, ValidationError
@@ -43,7 +44,10 @@ TABLE = Path(__file__).parent / "speedrun.yaml"
 RESULTS = "speedrun.json"
 LAST = "fid"  # the report page is made of what is there and has no part in the score
 # Scores that a row may ask for under `also`: each takes settings whose `paths` are the row's finished artifacts.
-ALSO: dict[str, Callable[[Settings], float]] = {"colours": colours.of_settings}
+ALSO: dict[str, Callable[[Settings], float]] = {
+    "colours": colours.of_settings,
+    "real semantics": real_semantics.of_settings,
+}
 WITHOUT_GUIDANCE = {"sample": {"guidance": "none"}, "fid": {"scores": ["fd"], "baselines": False}}
 
 
