@@ -1,7 +1,8 @@
 """What perfect semantics would be worth: textures sampled beside the semantics of real images.
 
-Semantics go on the straight line from their noise to a real image's, by the same law of times as in sampling, so that the
-transformer sees what it was trained on; textures are its own. Without guidance; the images are spread over the training set.
+Semantics go on the straight line from their noise to a real image's, by the same law of times as in sampling, so that
+the transformer sees what it was trained on; textures are its own. Without guidance; the images are spread over the
+training set.
 """
 
 from __future__ import annotations
