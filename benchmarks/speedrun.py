@@ -29,7 +29,7 @@ from typing import Any
 
 import colours
 import harness
-import real_semantics
+import oracles
 import torch
 import yaml
 from pydantic import Field, ValidationError
@@ -46,7 +46,8 @@ LAST = "fid"  # the report page is made of what is there and has no part in the 
 # Scores that a row may ask for under `also`: each takes settings whose `paths` are the row's finished artifacts.
 ALSO: dict[str, Callable[[Settings], float]] = {
     "colours": colours.of_settings,
-    "real semantics": real_semantics.of_settings,
+    "reconstructions": oracles.reconstructions,
+    "real semantics": oracles.real_semantics,
 }
 WITHOUT_GUIDANCE = {"sample": {"guidance": "none"}, "fid": {"scores": ["fd"], "baselines": False}}
 
