@@ -30,7 +30,7 @@ from sfd_cli.presets import list_presets, use_preset
 from sfd_cli.training import texture_vae_task
 
 # The structurally most different ones; the others are left to `pytest -m systems`.
-ALWAYS = {"redi-sfd", "imagenet512-xl", "dit-xl2"}
+ALWAYS = {"demo", "redi-sfd", "imagenet512-xl", "dit-xl2"}
 IMAGES, SAMPLES = 20, 6
 # These check or compute anew whenever they are run, and note the time.
 NEVER_UP_TO_DATE = {"prepare-data", "fid", "report"}
@@ -78,8 +78,10 @@ def shrunk(preset: Params) -> Params:
         small["features"]["max_images"] = IMAGES // 2
     # As wide as its norms have groups at the finest level, then wider by the same steps.
     groups = preset["texture_vae"].get("norm_groups", 32)
-    finest, *_ = widths = preset["texture_vae"]["block_channels"]
-    small["texture_vae"]["block_channels"] = [groups * width // finest for width in widths]
+    for key in ("block_channels", "decoder_channels"):
+        if key in preset["texture_vae"]:
+            finest, *_ = widths = preset["texture_vae"][key]
+            small["texture_vae"][key] = [groups * width // finest for width in widths]
     small["fid"] |= {"inception": "none", "batch_size": 8, "encoder": _small_encoder("dinov2_vits14_reg")}
     return small
 
@@ -143,12 +145,13 @@ class Expected:
     texture: tuple[int, int, int]
     semantic: tuple[int, int, int] | None
     features: int | None = None
+    flips: int = 2
 
 
 FOLDED_WITH_COMPONENTS = Expected((16, 4, 4), (8, 4, 4))
 PAPERS = Expected((32, 4, 4), (16, 4, 4))
 EXPECTED = {
-    "demo": Expected((24, 4, 4), (8, 4, 4), features=16),
+    "demo": Expected((96, 4, 4), (8, 4, 4), features=16, flips=1),
     "dit-xl2": Expected((4, 8, 8), None),
     "imagenet256-1p0b": PAPERS,
     "imagenet256-b": PAPERS,
@@ -184,34 +187,13 @@ def test_a_preset_runs_from_images_to_report_and_then_has_nothing_to_do(
     assert timings(tmp_path) == times
 
 
-def test_without_mirror_images_the_demo_runs_from_images_to_report_and_then_has_nothing_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    prepare("demo", tmp_path)
-    values = yaml.safe_load(Path("params.yaml").read_text())
-    values["images"]["mirror"] = False
-    Path("params.yaml").write_text(yaml.safe_dump(values))
-    settings = load_settings()
-    run_stages()
-    assert Store(tmp_path / "data" / "features").flips == 1
-    check_latents(EXPECTED["demo"], Store(tmp_path / "data" / "latents"), flips=1)
-    check_transformers(settings, EXPECTED["demo"], tmp_path / "models")
-    check_results(settings, tmp_path)
-
-    made, times = artifacts(tmp_path), timings(tmp_path)
-    run_stages()
-    assert artifacts(tmp_path) == made
-    assert timings(tmp_path) == times
-
-
-def check_latents(expected: Expected, store: Store, flips: int = 2) -> None:
+def check_latents(expected: Expected, store: Store) -> None:
     shapes = {name: field.shape for name, field in store.fields.items()}
-    promised: dict[str, tuple[int, ...]] = {"texture": (flips, *expected.texture)}
+    promised: dict[str, tuple[int, ...]] = {"texture": (expected.flips, *expected.texture)}
     if expected.semantic is not None:
-        promised["semantic"] = (flips, *expected.semantic)
+        promised["semantic"] = (expected.flips, *expected.semantic)
     if expected.features is not None:
-        promised["features"] = (flips, expected.features, 384)
+        promised["features"] = (expected.flips, expected.features, 384)
     assert shapes == promised
     assert len(store) == IMAGES
     assert len(store.statistics["std"]) == sum(shape[1] for name, shape in promised.items() if name != "features")
@@ -264,7 +246,13 @@ def timings(folder: Path) -> dict[str, str]:
 
 
 def test_shrinking_a_preset_changes_its_sizes_and_nothing_else() -> None:
-    sizes = {key for section in SMALL.values() for key in section} | {"size", "limit", "image_size", "block_channels"}
+    sizes = {key for section in SMALL.values() for key in section} | {
+        "size",
+        "limit",
+        "image_size",
+        "block_channels",
+        "decoder_channels",
+    }
     others = {"shard_size", "max_images", "encoder", "inception"}  # of features, and of the scores
     for name in list_presets():
         preset = yaml.safe_load((REPOSITORY / "sfd_cli" / "presets" / f"{name}.yaml").read_text())
