@@ -34,7 +34,7 @@ def table(rows: Mapping[str, Any], records: Records) -> list[str]:
     """Lines of a Markdown table: a row for every row of the file, those not run yet too."""
     also = list(dict.fromkeys(name for row in rows.values() for name in row.also))
     columns = ["row", "over", "prediction", "FD before", "FD", "without guidance", *also, "PSNR, dB"]
-    columns += ["seconds before", "seconds", "kept"]
+    columns += ["CPU seconds before", "CPU seconds", "kept"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, row in rows.items():
         own, base = of(records, name), of(records, row.base)
@@ -67,8 +67,9 @@ def spread(records: Records, key: str) -> str:
 
 
 def seconds(records: Records) -> str:
-    """Mean seconds over the runs that nothing interrupted."""
-    whole = [one["seconds"] for one in records if not any(stage["resumed"] for stage in one["stages"].values())]
+    """Mean CPU seconds of the runs that nothing interrupted: what else the machine does changes them least."""
+    runs = [list(one["stages"].values()) for one in records]
+    whole = [sum(stage["cpu"] for stage in run) for run in runs if not any(stage["resumed"] for stage in run)]
     if not whole:
         return "interrupted" if records else ""
     return f"{sum(whole) / len(whole):.0f}"

@@ -161,7 +161,7 @@ def test_a_whole_row_is_scored_and_recorded(tmp_path: Path, monkeypatch: pytest.
 
 
 def made_up(row: str, seed: int, fd: float, seconds: float, resumed: bool = False) -> dict[str, Any]:
-    stages = {"train": {"seconds": seconds, "resumed": resumed}}
+    stages = {"train": {"seconds": 2 * seconds, "cpu": seconds, "resumed": resumed}}
     found = {"row": row, "seed": seed, "fd": fd, "without guidance": fd + 10, "psnr": 20.0, "also": {"colours": 0.5}}
     return found | {"seconds": seconds, "stages": stages, "date": "2025-01-01", "commit": "abc", "machine": {}}
 
@@ -176,7 +176,7 @@ def test_the_table_puts_every_row_beside_its_base(tmp_path: Path) -> None:
     assert cells["FD"] == "105 (100 to 110, 2 seeds)"
     assert cells["without guidance"] == "115 (110 to 120, 2 seeds)"
     assert cells["PSNR, dB"] == "20"
-    assert (cells["seconds before"], cells["seconds"]) == ("50", "30")
+    assert (cells["CPU seconds before"], cells["CPU seconds"]) == ("50", "30")
     assert start.endswith("| kept |")
     assert both.endswith("| dropped: no |")
 
