@@ -10,6 +10,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 from pathlib import Path
 
 import pytest
+import setuptools  # noqa: F401 - compiling needs it, and it wants to be there before anybody's distutils
 
 from sfd_cli.weights.fetch import cache_folder
 
