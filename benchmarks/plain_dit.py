@@ -227,8 +227,9 @@ class PlainTraining:
         textures = config.in_channels - config.semantic_channels
         data = torch.cat((batch["texture"], batch["semantic"]), dim=1).float()
         data = (data - self.mean) / self.std
-        t_semantic = draws["progress"].clamp(0, 1)
-        t_texture = (draws["progress"] - self.delta_t).clamp(0, 1)
+        progress = draws["level"] * (1 + self.delta_t)
+        t_semantic = progress.clamp(0, 1)
+        t_texture = (progress - self.delta_t).clamp(0, 1)
         t = torch.ones_like(data)
         t[:, :textures] = t_texture[:, None, None, None]
         t[:, textures:] = t_semantic[:, None, None, None]

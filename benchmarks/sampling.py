@@ -225,7 +225,8 @@ def main() -> None:
     ]
     print()
     keys = ("delta_t", "solver", "grid", "setting", "calls", "rmse", "rmse_texture")
-    at_trained = [row for row in rows if row["delta_t"] == sampler.trained_delta_t and not row["guided"]]
+    trained = (sampler.trained_law or {}).get("delta_t")
+    at_trained = [row for row in rows if row["delta_t"] == trained and not row["guided"]]
     harness.table([{key: _named(row)[key] for key in keys} for row in at_trained])
     print("\nAgainst one-span dopri5 at rtol 1e-3; the fewest calls by phases that come closer than it:\n")
     harness.table(verdicts(rows))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -31,10 +31,24 @@ from sfd_cli.architecture import (
     require_transformer,
 )
 from sfd_cli.errors import SettingError, UserError
+from sfd_cli.laws import (
+    DEFAULT_LAW,
+    KNOTS_HELP,
+    LAW_HELP,
+    LAW_KEYS,
+    LAW_NUMBERS,
+    LEAD_HELP,
+    SLOPE_HELP,
+    is_synchronous,
+    laid_over,
+    law_name,
+    law_of,
+    require_path,
+    require_read,
+)
 from sfd_cli.tables import COMPRESSORS, IMAGE_SOURCES, METRICS, SCHEDULES, SOLVERS, TEXTURE_COMPRESSORS
 
 DEFAULT_PARAMS = Path("params.yaml")
-DEFAULT_LAW = "offset"
 
 
 class Section(BaseModel):
@@ -323,10 +337,24 @@ class DiT(Section):
     prediction: Literal["velocity", "data"] = Field(
         "velocity", description="what the network's output is: the velocity, or the clean latent (JiT's x-prediction)"
     )
-    schedule: Annotated[str, AfterValidator(SCHEDULES.require)] = Field(
-        DEFAULT_LAW, description="law of both streams' times; offset: semantics lead textures by delta_t"
+    schedule: Annotated[str, AfterValidator(SCHEDULES.require)] = Field(DEFAULT_LAW, description=LAW_HELP)
+    delta_t: float = Field(0.3, ge=0, le=1, description="offset by which semantics lead textures; read by offset")
+    lead: float = Field(0.0, allow_inf_nan=False, description=LEAD_HELP)
+    lead_slope: float = Field(0.0, gt=-4, lt=4, description=SLOPE_HELP)
+    knots: Annotated[list[float], AfterValidator(require_path)] = Field([], description=KNOTS_HELP)
+    objective: Literal["paper", "corrected"] = Field(
+        "paper",
+        description="paper: progress is drawn; corrected: each stream sees the same times under every schedule",
     )
-    delta_t: float = Field(0.3, ge=0, le=1, description="offset by which semantics lead textures")
+    lead_jitter: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="every image has a lead of its own, up to this far from the schedule's",
+    )
+    leader_noise: float = Field(
+        0.0, ge=0, lt=1, description="show semantics that have arrived at times down to 1 minus this"
+    )
     semantic_weight: float = Field(2.0, ge=0, description="beta: weight of the squared error on semantic channels")
     cosine_weight: float = Field(1.0, ge=0, description="weight of 1 - cos(v, u) over channels")
     repa: Literal["stored", "decoded", "none"] = Field(
@@ -384,14 +412,20 @@ class DiT(Section):
         if self.repa != "none" and self.patch_size != 1:
             problem = f"needs one token per latent pixel, but patch_size is {self.patch_size}"
             raise SettingError("repa", problem, "use repa: none, or patch_size: 1")
-        if not self.semantics and self.delta_t != 0:
-            problem = f"{self.delta_t} offsets the semantic latent, but semantics is false"
-            raise SettingError("delta_t", problem, "use 0")
+        require_read(self, but="delta_t")  # which has a value there whatever the law
+        if not self.semantics and not is_synchronous(self):
+            key = "delta_t" if self.schedule == DEFAULT_LAW else "schedule"
+            problem = f"{getattr(self, key)} offsets the semantic latent, but semantics is false"
+            raise SettingError(key, problem, "use 0" if key == "delta_t" else "use schedule: offset and delta_t: 0")
+        if self.leader_noise and self.schedule in ("lead", "curve"):
+            problem = f"{self.leader_noise} is for semantics that arrive before textures; under {self.schedule} none do"
+            raise SettingError("leader_noise", problem, "use 0, or another schedule")
         if not self.semantics and self.time_embedding == "dual":
             problem = "'dual' needs the semantic latent, but semantics is false"
             raise SettingError("time_embedding", problem, "use 'single'")
-        if self.time_embedding == "single" and self.delta_t != 0:
-            problem = f"'single' has one time for both streams, but delta_t is {self.delta_t}"
+        if self.time_embedding == "single" and not (is_synchronous(self) and self.lead_jitter == 0):
+            chosen = f"delta_t is {self.delta_t}" if self.schedule == DEFAULT_LAW else f"schedule is {self.schedule}"
+            problem = f"'single' has one time for both streams, but {chosen} and lead_jitter {self.lead_jitter}"
             raise SettingError("time_embedding", problem, "use 'dual', or delta_t: 0")
         return self
 
@@ -399,10 +433,15 @@ class DiT(Section):
 class Sample(Section):
     """`sample`: integrate the flow from noise, decode textures, write PNGs and an npz."""
 
-    schedule: Annotated[str, AfterValidator(SCHEDULES.require)] = Field(
-        DEFAULT_LAW, description="law of both streams' times; offset: semantics lead textures by delta_t"
+    schedule: Annotated[str, AfterValidator(SCHEDULES.require)] | None = Field(
+        None, description=f"{LAW_HELP}; unset: offset if delta_t is given, else what the transformer was trained with"
     )
-    delta_t: float = Field(0.3, ge=0, le=1, description="offset by which semantics lead textures")
+    delta_t: float | None = Field(
+        None, ge=0, le=1, description="offset by which semantics lead textures; unset: as schedule says"
+    )
+    lead: float | None = Field(None, allow_inf_nan=False, description=LEAD_HELP)
+    lead_slope: float | None = Field(None, gt=-4, lt=4, description=SLOPE_HELP)
+    knots: Annotated[list[float], AfterValidator(require_path)] | None = Field(None, description=KNOTS_HELP)
     steps: int = Field(24, gt=0, description="solver steps over the whole schedule (unused by dopri5)")
     solver: Annotated[str, AfterValidator(SOLVERS.require)] = Field(
         "ab3", description="ODE solver: euler, heun, ab2, ab3, or the adaptive dopri5"
@@ -430,6 +469,24 @@ class Sample(Section):
     )
     compile: bool = Field(False, description="compile the transformers' blocks; pays in runs of thousands of images")
     weights: Literal["ema", "model"] = Field("ema", description="averaged or last weights")
+
+    def with_law(self, trained: Mapping[str, Any] | None) -> Self:
+        """These settings with a law and its numbers; what is not given is that of `trained`, else of the paper.
+
+        Args:
+            trained: the law that the transformer was trained with, as `law_of` gives it, where it is known.
+        """
+        own = law_of(self) if law_name(self) else dict(trained or {"schedule": DEFAULT_LAW})
+        likewise = trained if trained and trained["schedule"] == own["schedule"] else {}
+        for key in LAW_NUMBERS.get(own["schedule"], ()):
+            if own.get(key) is None:
+                own[key] = likewise.get(key, DiT.model_fields[key].default)
+        return self.model_copy(update=own)
+
+    @model_validator(mode="after")
+    def _law_is_read(self) -> Self:
+        require_read(self)
+        return self
 
     @model_validator(mode="after")
     def _interval_is_ordered(self) -> Self:
@@ -580,8 +637,14 @@ LATER: dict[type[Section], dict[str, Any]] = {
         "muon_learning_rate": 0.02,
         "decay": 0.0,
         "ema_warmup": False,
+        "lead": 0.0,
+        "lead_slope": 0.0,
+        "knots": [],
+        "objective": "paper",
+        "lead_jitter": 0.0,
+        "leader_noise": 0.0,
     },
-    Sample: {"schedule": DEFAULT_LAW},
+    Sample: {"schedule": DEFAULT_LAW, "lead": None, "lead_slope": None, "knots": None},
 }
 """Keys that a section did not always have, and the value of each that says what went without saying before."""
 
@@ -592,6 +655,9 @@ def identity(section: Section, **chosen: Any) -> dict[str, Any]:
     Artifacts made before there was a key keep their identity so, and go on.
     """
     silent, dumped = unsaid(section), section.model_dump(**chosen)
+    if isinstance(section, DiT):  # where it has a value whatever the law
+        unread = set(LAW_KEYS) - law_of(section).keys()
+        dumped = {key: value for key, value in dumped.items() if key not in unread}
     return {key: value for key, value in dumped.items() if key not in silent or value != silent[key]}
 
 
@@ -620,7 +686,7 @@ def load_settings(path: Path = DEFAULT_PARAMS, overrides: dict[str, dict[str, An
         present = values.get(section) or {}
         if not isinstance(present, dict):
             raise UserError(section, f"expected a section of keys in {path}, found {present!r}", "correct it")
-        values[section] = {**present, **keys}
+        values[section] = laid_over(present, keys)
     return validate_settings(values, str(path))
 
 

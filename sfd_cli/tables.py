@@ -85,6 +85,9 @@ SCHEDULES = Table(
     "schedules",
     {
         "offset": "sfd_cli.diffusion.schedule:AsynchronousSchedule",
+        "lead": "sfd_cli.diffusion.laws:LeadSchedule",
+        "curve": "sfd_cli.diffusion.laws:CurveSchedule",
+        "knots": "sfd_cli.diffusion.laws:KnotSchedule",
     },
 )
 

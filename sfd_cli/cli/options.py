@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,7 +87,7 @@ def _option(name: str, info: FieldInfo, flags: list[str], panel: str) -> list[in
         return []
     extra: dict[str, Any] = {}
     if typing.get_origin(kind) is list:
-        extra["parser"] = _integers if typing.get_args(kind) == (int,) else _names
+        extra["parser"] = PARSERS.get(typing.get_args(kind)[0], _names)
         kind = str
     names = [flag.replace("_", "-") for flag in flags]
     option = typer.Option(
@@ -99,6 +100,13 @@ def _option(name: str, info: FieldInfo, flags: list[str], panel: str) -> list[in
     return [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)]
 
 
+def _floats(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 0.3,0,1,0.7") from None
+
+
 def _integers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
@@ -108,3 +116,7 @@ def _integers(text: str) -> list[int]:
 
 def _names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",")]
+
+
+PARSERS: dict[Any, Callable[[str], list[Any]]] = {int: _integers, float: _floats}
+"""How the parts of a list are read; all others are names."""

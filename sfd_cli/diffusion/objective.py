@@ -13,24 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfd_cli.diffusion.latents import LatentSpace, Streams
-from sfd_cli.diffusion.schedule import Schedule
 
 LEAST_TIME_LEFT = 0.05
 """The least 1 - t that a clean latent is divided by, of JiT (arXiv 2511.13720): the velocity stays finite at t = 1."""
-
-
-def draw_progress(
-    count: int,
-    schedule: Schedule,
-    generator: torch.Generator | None = None,
-    device: torch.device | str = "cpu",
-    mean: float = 0.0,
-) -> Tensor:
-    """Training progress T (count,) float32: a logit-normal(`mean`, 1) draw stretched over the whole schedule.
-
-    A negative mean is nearer to noise (arXiv 2403.03206, section 3.1). `generator` must live on `device`.
-    """
-    return (torch.randn(count, generator=generator, device=device) + mean).sigmoid() * schedule.end
 
 
 def interpolate(data: Tensor, noise: Tensor, times: Streams[Tensor], space: LatentSpace) -> Tensor:
@@ -63,15 +48,27 @@ def velocity_of_data(data: Tensor, noisy: Tensor, times: Streams[Tensor], space:
     return (data.to(dtype) - noisy.to(dtype)) / (1 - space.spread(times)).clamp(min=LEAST_TIME_LEFT)
 
 
-def velocity_mse(prediction: Tensor, target: Tensor, space: LatentSpace, semantic_weight: float) -> Tensor:
-    """Squared error with weight `semantic_weight` (beta) on the semantic channels, mean over C, h, w: (B,)."""
-    error = space.views((prediction - target).square())
+def velocity_mse(
+    prediction: Tensor, target: Tensor, space: LatentSpace, semantic_weight: float, weights: Tensor | None = None
+) -> Tensor:
+    """Squared error with weight `semantic_weight` (beta) on the semantic channels, mean over C, h, w: (B,).
+
+    `weights` (B, C, 1, 1) multiply the errors, see `TrainingTimes.of`.
+    """
+    squares = (prediction - target).square()
+    error = space.views(squares if weights is None else weights * squares)
     total = error.texture.sum(dim=(1, 2, 3)) + semantic_weight * error.semantic.sum(dim=(1, 2, 3))
     return total / prediction[0].numel()
 
 
-def velocity_cosine(prediction: Tensor, target: Tensor) -> Tensor:
-    """`1 - cos(v, u)` over the channels of every position, mean over positions: (B,)."""
+def velocity_cosine(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """`1 - cos(v, u)` over the channels of every position, mean over positions: (B,).
+
+    With `weights` (B, C, 1, 1) the products in it are weighted sums over channels, so that a stream of weight 0 has no
+    part in them. The term as a whole keeps its weight: both streams' together is always the same.
+    """
+    if weights is not None:
+        prediction, target = weights.sqrt() * prediction, weights.sqrt() * target
     return 1 - F.cosine_similarity(prediction, target, dim=1).mean(dim=(1, 2))
 
 

@@ -1,19 +1,28 @@
 """Schedules: how far each stream is at every progress T of training and sampling (arXiv 2512.04926, section 3).
 
-Data is at time 1 and noise at time 0. A law is a class with the members of `Schedule`, entered in `sfd_cli.tables`
-under the name that `dit.schedule` and `sample.schedule` give; training, solvers and figures use no other members.
+Data is at time 1 and noise at time 0. A schedule is a path from (0, 0) to (1, 1) in the plane of both streams' times on
+which neither goes back. A law is a class with the members of `Schedule`, entered in `sfd_cli.tables` under the name
+that `dit.schedule` and `sample.schedule` give; training, solvers and figures use no other members. This module has the
+paper's law, `offset`; `sfd_cli.diffusion.laws` has the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
+import torch
 from torch import Tensor
 
 from sfd_cli.diffusion.latents import Streams
+from sfd_cli.laws import law_name
 from sfd_cli.tables import SCHEDULES
+
+Time = TypeVar("Time", float, Tensor)
+
+# Bisections that find a progress to less than float32's rounding.
+HALVINGS = 48
 
 
 @dataclass(frozen=True)
@@ -36,29 +45,64 @@ class Phase:
     moves: Streams[bool]
 
 
-class Schedule(Protocol):
-    """A law: both streams' times as functions of progress T, which runs from 0 (all noise) to `end` (all data)."""
+class TimesOnly(Protocol):
+    """Both streams' times as functions of progress T, which runs from 0 (all noise) to `end` (all data)."""
+
+    @property
+    def end(self) -> float:
+        """Progress at which both streams are data."""
+
+    def times(self, progress: Tensor) -> Streams[Tensor]:
+        """Both streams' times in [0, 1], of the shape and dtype of `progress` in [0, end]; never falling.
+
+        Of operations that PyTorch differentiates: the objective takes its rates from them.
+        """
+
+
+class Schedule(TimesOnly, Protocol):
+    """A law: times for training, and the phases by which solvers and figures go."""
 
     @classmethod
     def from_settings(cls, section: Any) -> Self:
         """The law that the section `dit`, `guide` or `sample` of the settings describes."""
 
     @property
-    def end(self) -> float:
-        """Progress at which both streams are data."""
-
-    @property
     def phases(self) -> tuple[Phase, ...]:
         """Phases that cover 0 to `end` without gaps, in order; one at least."""
 
-    def times(self, progress: Tensor) -> Streams[Tensor]:
-        """Both streams' times in [0, 1], of the shape and dtype of `progress` in [0, end]."""
-
 
 def schedule_of(section: Any) -> Schedule:
-    """The law that a section of the settings names by its key `schedule`."""
-    law: Schedule = SCHEDULES[section.schedule].from_settings(section)
+    """The law that a section of the settings names, see `laws.law_name`."""
+    law: Schedule = SCHEDULES[str(law_name(section))].from_settings(section)
     return law
+
+
+def shifted(u: Time, k: float | Tensor) -> Time:
+    """The time shift `k u / (1 + (k - 1) u)` on [0, 1]: a lead of ln k in logit time. Its inverse has 1 / k.
+
+    Data seen through noise at time u has the signal-to-noise ratio of data k times as large at the shifted time.
+    """
+    return k * u / (1 + (k - 1) * u)  # type: ignore[return-value]
+
+
+def progress_of(schedule: TimesOnly, times: Tensor, stream: str) -> Tensor:
+    """Progress (B,) at which a stream, "texture" or "semantic", is at `times` (B,) in (0, 1); float32, by bisection."""
+    wanted = times.double()
+    low, high = torch.zeros_like(wanted), torch.full_like(wanted, schedule.end)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        is_before = getattr(schedule.times(middle), stream) < wanted
+        low, high = torch.where(is_before, middle, low), torch.where(is_before, high, middle)
+    return high.to(torch.float32)
+
+
+def rates_of(schedule: TimesOnly, progress: Tensor) -> Streams[Tensor]:
+    """The derivatives dt/dT of both streams' times at `progress` (B,), 0 where a stream stands still."""
+    with torch.enable_grad():
+        progress = progress.detach().requires_grad_()
+        times = schedule.times(progress)
+        texture, semantic = (torch.autograd.grad(time.sum(), progress, retain_graph=True)[0] for time in times)
+    return Streams(texture, semantic)
 
 
 def linear_phase(start: float, end: float, rate: Streams[float], intercept: Streams[float]) -> Phase:

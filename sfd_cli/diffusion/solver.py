@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sfd_cli.diffusion.guidance import VelocityField, guide_moving
 from sfd_cli.diffusion.latents import LatentSpace
-from sfd_cli.diffusion.schedule import Phase, Schedule, whole_schedule
+from sfd_cli.diffusion.schedule import Phase, Schedule, shifted, whole_schedule
 from sfd_cli.tables import SOLVERS
 
 Slope = Callable[[float, Tensor], Tensor]
@@ -98,7 +98,8 @@ def integrate(
         solver: a name of the table SOLVERS.
         steps: over the whole schedule, every phase takes one at least; unused by an adaptive solver.
         grid: "phases" or "one-span".
-        shift: k of the time shift, see `shifted`; unused by an adaptive solver.
+        shift: k of the time shift, see `schedule.shifted`; below 1 puts more points near noise. Unused by an
+            adaptive solver.
         rtol: relative tolerance of an adaptive solver.
         atol: absolute tolerance of an adaptive solver.
         on_point: called with the points of the solution; of an adaptive solver only where phases end.
@@ -118,11 +119,6 @@ def integrate(
             x = _keep_frozen(before, after, phase, space)
             tell(progress, x)
     return x
-
-
-def shifted(u: float, k: float) -> float:
-    """The time shift `k u / (1 + (k - 1) u)` on [0, 1]: k below 1 puts more points near noise. Inverse: 1 / k."""
-    return k * u / (1 + (k - 1) * u)
 
 
 def phase_points(schedule: Schedule, steps: int, shift: float = 1.0) -> list[list[float]]:

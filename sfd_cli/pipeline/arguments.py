@@ -15,6 +15,7 @@ from sfd_cli.config import Sample, Section, first_problem
 from sfd_cli.data.images import as_rgb, center_crop
 from sfd_cli.diffusion.conditions import Conditions
 from sfd_cli.errors import UserError
+from sfd_cli.laws import laid_over
 
 # Settings of the section `sample` that a call has no use for, and what there is instead.
 NOT_OF_A_CALL = {
@@ -38,7 +39,7 @@ def as_sample(defaults: Mapping[str, Any], changes: Any, *allowed: str) -> Sampl
     for name in changes if isinstance(changes, Mapping) else ():
         if name in NOT_OF_A_CALL and name not in allowed:
             raise UserError(f"sample.{name}", "has no use here", NOT_OF_A_CALL[name])
-    return as_section(Sample, {**defaults, **changes} if isinstance(changes, Mapping) else changes, "sample")
+    return as_section(Sample, laid_over(defaults, changes) if isinstance(changes, Mapping) else changes, "sample")
 
 
 def as_section(kind: type[S], values: Any, name: str) -> S:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 
 from sfd_cli.artifacts.fingerprints import finished_model
 from sfd_cli.config import Sample, Settings
 from sfd_cli.errors import UserError
+from sfd_cli.laws import DEFAULT_LAW, law_of
 from sfd_cli.networks.compilation import can_compile
 from sfd_cli.networks.lightning_dit import LightningDiT
+from sfd_cli.pipeline.arguments import as_section
 from sfd_cli.pipeline.sampler import STATISTICS_REMEDY, Sampler
 from sfd_cli.weights.models import Model, TextureCompressor, conditions_of, open_dit, open_texture_vae, space_of
 
@@ -46,6 +48,23 @@ class SamplingModels:
         texture_vae = open_texture_vae(settings, space_of(dit).texture) if images else None
         return cls(dit, guide, texture_vae)
 
+    @property
+    def trained_law(self) -> dict[str, Any] | None:
+        """The law that the transformer was trained with, as `laws.law_of` gives it, where its folder says so.
+
+        Raises:
+            UserError: the folder says something that is no law.
+        """
+        facts, config = self.dit.facts, self.dit.config
+        said = facts.get("schedule", {"delta_t": facts["delta_t"]} if "delta_t" in facts else None)
+        if said is None:
+            only = config.time_embedding == "single" or config.semantic_channels == 0
+            return {"schedule": DEFAULT_LAW, "delta_t": 0.0} if only else None
+        try:
+            return law_of(as_section(Sample, said, "schedule"))
+        except UserError as error:
+            raise UserError(self.dit.source, f"{error.subject} {error.problem}", "fetch or train it again") from None
+
     def fingerprints(self) -> dict[str, str]:
         """Of each model, by its role.
 
@@ -73,7 +92,7 @@ class SamplingModels:
             conditions=conditions_of(self.dit),
             guide=None if self.guide is None else self.guide.load().to(device),
             texture_vae=None if self.texture_vae is None else self.texture_vae.load().to(device),
-            trained_delta_t=self.dit.facts.get("delta_t"),
+            trained_law=self.trained_law,
             name=self.dit.source,
             guide_name=None if self.guide is None else self.guide.source,
         )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.diffusion.schedule import schedule_of
 from sfd_cli.diffusion.solver import OnPoint, integrate
 from sfd_cli.errors import StageFailure, UserError
+from sfd_cli.laws import DEFAULT_LAW, is_synchronous
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.precision import Precision, autocast
 from sfd_cli.networks.texture_vae import to_pixels
@@ -41,12 +43,12 @@ class Sampler:
 
     Attributes:
         dit: the diffusion transformer.
-        sample: the settings.
+        sample: the settings, with the law of training where they leave it open.
         space: layout and scale of the latents; the scale is needed by a texture VAE only.
         conditions: the classes that the transformer knows.
         guide: the weaker model, for AutoGuidance.
         texture_vae: decodes texture latents; None where latents are all that is wanted.
-        trained_delta_t: the offset that the transformer was trained with, where its folder says so.
+        trained_law: the law that the transformer was trained with, as `laws.law_of` gives it, where it is known.
         name: where the transformer is, for messages.
         guide_name: where the guide is.
 
@@ -60,11 +62,12 @@ class Sampler:
     conditions: Conditions
     guide: LightningDiT | None = None
     texture_vae: TextureCompressor | None = None
-    trained_delta_t: float | None = None
+    trained_law: Mapping[str, Any] | None = None
     name: str = "dit"
     guide_name: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "sample", self.sample.with_law(self.trained_law))
         self._require_offset()
         if self.guide is None and self.sample.guidance == "autoguidance":
             raise UserError("sample.guidance", "'autoguidance' needs a guide, and there is none", "use cfg or none")
@@ -191,13 +194,15 @@ class Sampler:
         return velocity
 
     def _require_offset(self) -> None:
-        if not self.sample.delta_t:
+        if is_synchronous(self.sample):
             return
+        by_offset = self.sample.schedule == DEFAULT_LAW
+        key, remedy = ("sample.delta_t", "use 0") if by_offset else ("sample.schedule", "use delta_t: 0 instead")
         if self.space.semantic == 0:
-            raise UserError("sample.delta_t", f"{self.name} has no semantic channels to offset", "use 0")
+            raise UserError(key, f"{self.name} has no semantic channels to offset", remedy)
         for network, name in ((self.dit, self.name), (self.guide, self.guide_name or "the guide")):
             if network is not None and network.config.time_embedding == "single":
-                raise UserError("sample.delta_t", f"{name} has one time for both streams", "use 0")
+                raise UserError(key, f"{name} has one time for both streams", remedy)
 
     def _require_decodable(self, texture_vae: TextureCompressor) -> None:
         if self.space.texture != texture_vae.latent_channels:

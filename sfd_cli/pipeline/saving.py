@@ -10,6 +10,7 @@ from sfd_cli.errors import UserError
 from sfd_cli.files import read_json, write_json
 from sfd_cli.formats.dinov2 import VisualEncoderConfig
 from sfd_cli.formats.model_folder import dit_weights, save_model
+from sfd_cli.laws import law_fact
 from sfd_cli.networks.visual_encoder import VisualEncoder
 from sfd_cli.pipeline.arguments import NOT_OF_A_CALL
 from sfd_cli.pipeline.sampler import Sampler
@@ -82,7 +83,7 @@ def read_index(folder: Path, class_name: str) -> dict[str, Any]:
 
 def _facts(sampler: Sampler) -> dict[str, Any]:
     """What the transformer's folder says beside its architecture, as far as it is known."""
-    known = {} if sampler.trained_delta_t is None else {"delta_t": sampler.trained_delta_t}
+    known = {} if sampler.trained_law is None else law_fact(sampler.trained_law)
     facts: dict[str, Any] = known | {"classes": list(sampler.conditions.names)}
     if sampler.space.is_scaled:
         facts["statistics"] = sampler.space.statistics

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sfd_cli.artifacts.sample_folder import Samples
-from sfd_cli.config import Sample, Settings
+from sfd_cli.config import Sample, Settings, unsaid
 from sfd_cli.diffusion.schedule import Schedule, schedule_of
 from sfd_cli.errors import UserError
 from sfd_cli.pipeline.inputs import SampleInputs
@@ -44,7 +44,8 @@ def follow_samples(settings: Settings, samples: Samples, indices: list[int]) -> 
     """
     sample = recorded_sample(settings.sample, samples)
     models = SamplingModels.open(settings.model_copy(update={"sample": sample}))
-    sampler, schedule = models.load(sample, choose_device(settings.runtime.device)), schedule_of(sample)
+    sampler = models.load(sample, choose_device(settings.runtime.device))
+    schedule = schedule_of(sampler.sample)
     inputs = SampleInputs(sample.seed, None, len(samples.labels), labels=np.asarray(samples.labels))
     points: dict[float, Tensor] = {}
     sampler.latents(inputs, indices, on_point=points.__setitem__)
@@ -65,7 +66,8 @@ def recorded_sample(section: Sample, samples: Samples) -> Sample:
         raise UserError(samples.description, "holds no images of `sfd sample`", "their way from noise is not known")
     if samples.given_noise:
         raise UserError(samples.description, "was sampled from a file of noise", "sample from the seed")
-    recorded = {key: value for key, value in samples.settings.items() if key in Sample.model_fields}
+    said = unsaid(section) | samples.settings
+    recorded = {key: value for key, value in said.items() if key in Sample.model_fields}
     if "interval" in samples.settings:
         recorded["interval_start"], recorded["interval_end"] = samples.settings["interval"]
     return Sample.model_validate(section.model_dump() | recorded)

@@ -10,8 +10,16 @@ from markupsafe import Markup
 from sfd_cli.artifacts.recipe import Record
 from sfd_cli.config import Section, Settings, unsaid
 from sfd_cli.files import read_json
+from sfd_cli.laws import DEFAULT_LAW, LAW_NUMBERS
 from sfd_cli.report.score_table import headlines
 from sfd_cli.tables import STAGES
+
+LAW_FACTS = {
+    "offset": "Offset delta_t",
+    "lead": "Lead",
+    "curve": "Lead and its slope",
+    "knots": "Corners of the schedule",
+}
 
 
 def facts(settings: Settings, total_seconds: str) -> list[dict[str, str]]:
@@ -24,7 +32,9 @@ def facts(settings: Settings, total_seconds: str) -> list[dict[str, str]]:
         note = f"{sample.get('solver')}{steps}, guidance {sample.get('guidance')}"
         found.append(("Samples", f"{sample.get('num_images', 0):,}", note))
         if settings.dit.semantics:
-            found.append(("Offset delta_t", f"{sample.get('delta_t')}", "semantics lead textures by this much"))
+            law = sample.get("schedule", DEFAULT_LAW)
+            numbers = ", ".join(str(sample[key]) for key in LAW_NUMBERS.get(law, ()) if key in sample)
+            found.append((LAW_FACTS.get(law, law), numbers, "semantics lead textures by this much"))
     psnr = _read(metrics / "texture_vae.json").get("psnr")
     if psnr is not None:
         name = "Pixel components" if settings.texture_vae.compressor == "pca" else "Texture VAE"

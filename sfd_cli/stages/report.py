@@ -10,6 +10,7 @@ from tqdm import tqdm
 from sfd_cli import __version__
 from sfd_cli.config import Settings
 from sfd_cli.files import atomic_path, write_json
+from sfd_cli.laws import is_synchronous
 from sfd_cli.messages import say
 from sfd_cli.report import parts
 from sfd_cli.report.page import render_page
@@ -38,7 +39,7 @@ def run(settings: Settings) -> dict[str, Any]:
     page = render_page(
         title=settings.report.title,
         subtitle="Semantics first: one flow, two streams, textures following by an offset (arXiv 2512.04926)."
-        if settings.dit.delta_t
+        if not is_synchronous(settings.dit)
         else "A system that Semantic-First Diffusion (arXiv 2512.04926) is compared with.",
         version=__version__,
         facts=facts(settings, total),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from sfd_cli.artifacts.sample_folder import LABELS, NPZ, SampleFolder, read_png
 from sfd_cli.config import Sample, Settings, identity
 from sfd_cli.errors import UserError
 from sfd_cli.files import read_json
+from sfd_cli.laws import DEFAULT_LAW, law_of
 from sfd_cli.messages import say
 from sfd_cli.pipeline.inputs import SampleInputs
 from sfd_cli.pipeline.models import SamplingModels
@@ -58,6 +59,7 @@ def run(
     if latents_out is not None:
         _require_new_file(latents_out, grid)
     models = SamplingModels.open(settings, images=latents_out is None)
+    sample = sample.with_law(models.trained_law)
     load = partial(_load, models, sample, inputs, runtime.device)
     if latents_out is not None:
         return _write_latents(load, inputs, latents_out)
@@ -98,9 +100,15 @@ def _load(models: SamplingModels, sample: Sample, inputs: SampleInputs, device: 
     """The models on this process's device, checked against one another and the inputs."""
     sampler = models.load(sample, processes.device(device))
     inputs.require_fit(sampler.space, sampler.conditions)
-    if processes.is_main and sampler.trained_delta_t not in (None, sample.delta_t):
-        say(f"sampling with delta_t {sample.delta_t}, but the model was trained with {sampler.trained_delta_t}")
+    own, trained = law_of(sample), sampler.trained_law
+    if processes.is_main and trained not in (None, own):
+        say(f"sampling with {_told(own)}, but the model was trained with {_told(trained)}")
     return sampler
+
+
+def _told(law: Mapping[str, Any]) -> str:
+    """A law in words: `delta_t 0.3`, or `schedule curve, lead 1.0, lead_slope 0.5`."""
+    return ", ".join(f"{key} {value}" for key, value in law.items() if (key, value) != ("schedule", DEFAULT_LAW))
 
 
 def _write_images(inputs: SampleInputs, folder: SampleFolder, processes: Processes, sampler: Sampler) -> Facts:

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from sfd_cli.config import DiT, Sample, Settings
+from sfd_cli.laws import law_of
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.pipeline.inputs import balanced_labels, initial_noise
 from sfd_cli.pipeline.sampler import Sampler
@@ -22,7 +23,7 @@ class SampleGrids:
 
     def __init__(self, settings: Settings, section: DiT, task: VelocityTask, folder: Path) -> None:
         self._section, self._space, self._conditions, self._folder = section, task.space, task.conditions, folder
-        self._sample = Sample(schedule=section.schedule, delta_t=section.delta_t, steps=GRID_STEPS, guidance="none")
+        self._sample = Sample(steps=GRID_STEPS, guidance="none").with_law(law_of(section))
         self._texture_vae = open_texture_vae(settings, task.space.texture).load().to(task.device)
         indices = range(GRID_IMAGES)
         self._noise = initial_noise(section.seed, indices, task.space.shape).to(task.device)

@@ -20,6 +20,7 @@ from sfd_cli.errors import SettingError, UserError
 from sfd_cli.files import read_json
 from sfd_cli.formats.format import Hints
 from sfd_cli.formats.model_folder import save_model
+from sfd_cli.laws import law_fact, law_of
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.processes import Processes
 from sfd_cli.training.checkpoints import Checkpoints
@@ -157,7 +158,7 @@ def _make(training: Training, task: VelocityTask, model: LightningDiT, processes
         weights = {"model": result.model.state_dict(), "ema": result.ema.state_dict()}
         description = {
             "statistics": task.space.statistics,
-            "delta_t": section.delta_t,
+            **law_fact(law_of(section)),
             "classes": task.store.classes,
             "image_size": task.store.attributes["image_size"],
             "texture_vae": training.latents.inputs.get("texture_vae"),

@@ -11,7 +11,6 @@ from sfd_cli.data.store import Store
 from sfd_cli.diffusion.conditions import Conditions
 from sfd_cli.diffusion.latents import LatentSpace, Streams
 from sfd_cli.diffusion.objective import (
-    draw_progress,
     interpolate,
     repa,
     velocity_cosine,
@@ -20,6 +19,7 @@ from sfd_cli.diffusion.objective import (
     velocity_target,
 )
 from sfd_cli.diffusion.schedule import schedule_of
+from sfd_cli.diffusion.training_times import TrainingTimes
 from sfd_cli.errors import SettingError
 from sfd_cli.weights.models import SemanticCompressor
 
@@ -46,7 +46,9 @@ class VelocityTask:
         if section.repa == "stored" and "features" not in store.fields:
             remedy = "encode again with latents.store_features: true, or use repa: 'decoded' or 'none'"
             raise SettingError("repa", f"{store.folder} holds no features to compare with", remedy)
-        self._schedule = schedule_of(section)
+        self._times = TrainingTimes(
+            schedule_of(section), section.objective, section.time_mean, section.lead_jitter, section.leader_noise
+        )
         texture = store.fields["texture"].shape  # (flips, C_z, h, w)
         layout = LatentSpace(texture[1], store.fields["semantic"].shape[1] if section.semantics else 0, texture[-1])
         mean, std = (store.statistics[name][: layout.channels] for name in ("mean", "std"))
@@ -77,19 +79,24 @@ class VelocityTask:
         return out
 
     def draw(self, generator: torch.Generator, count: int) -> dict[str, Tensor]:
-        """Progress T (count,), noise (count, C, h, w) and whether each label is dropped (count,) bool."""
+        """Noise (count, C, h, w), what decides the times, and whether each label is dropped (count,) bool.
+
+        What only some settings need is drawn last: the same seed gives the same of the rest to all of them.
+        """
         device = generator.device
-        return {
-            "progress": draw_progress(count, self._schedule, generator, device, self._section.time_mean),
+        draws = {
+            "level": self._times.draw_level(count, generator, device),
             "noise": torch.randn((count, *self.space.shape), generator=generator, device=device),
             "dropped": torch.rand(count, generator=generator, device=device) < self._section.label_dropout,
         }
+        return draws | self._times.draw_further(count, generator, device)
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> dict[str, Tensor]:
         """The objective and its terms, means over the batch."""
         section, space, noise = self._section, self.space, draws["noise"]
         data = space.join(Streams(batch["texture"], batch.get("semantic", batch["texture"][:, :0])))
-        times = self._schedule.times(draws["progress"])
+        times, stream_weights = self._times.of(draws)
+        weights = None if stream_weights is None else space.spread(stream_weights)
         rows = self.conditions.drop(batch["labels"], draws["dropped"])
         noisy = interpolate(data, noise, times, space)
         output = model(noisy, *times, rows, section.repa != "none")
@@ -97,8 +104,8 @@ class VelocityTask:
         # Where clean latents are predicted, both sides are divided by the same: the right one never costs anything.
         by_data = section.prediction == "data"
         target = velocity_of_data(data, noisy, times, space) if by_data else velocity_target(data, noise)
-        mse = velocity_mse(velocity.float(), target, space, section.semantic_weight).mean()
-        cosine = velocity_cosine(velocity.float(), target).mean()
+        mse = velocity_mse(velocity.float(), target, space, section.semantic_weight, weights).mean()
+        cosine = velocity_cosine(velocity.float(), target, weights).mean()
         terms = {"loss": mse + section.cosine_weight * cosine, "mse": mse, "cosine": cosine}
         if projection is not None:
             terms["repa"] = repa(projection.float(), self._features(batch), section.repa_mode).mean()

@@ -176,10 +176,10 @@ def test_training_draws_progress_and_times_of_a_law_from_outside() -> None:
     task, network = VelocityTask(store, section, None, torch.device("cpu")), Recorder()  # type: ignore[arg-type]
     count = 1000
     draws = task.draw(torch.Generator().manual_seed(0), count)
-    assert 1.3 < draws["progress"].max() <= 2
+    progress = 2 * draws["level"]
+    assert 1.3 < progress.max() <= 2
     data = {name: torch.full((count, 1, 1, 1), 3.0) for name in ("texture", "semantic")}
     task.losses(network, data | {"labels": torch.zeros(count, dtype=torch.int64)}, draws)
-    progress = draws["progress"]
     torch.testing.assert_close(network.times.semantic, (2 * progress).clamp(max=1) ** 2)
     torch.testing.assert_close(network.times.texture, ((progress - 0.5) / 1.5).clamp(min=0) ** 2)
     times = torch.stack(network.times, dim=1)[:, :, None, None]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -93,43 +91,6 @@ def test_the_cosine_sees_direction_and_not_length() -> None:
     target = _latents(0)
     assert objective.velocity_cosine(3 * target, target).abs().max() < 1e-6
     torch.testing.assert_close(objective.velocity_cosine(-target, target), torch.full((3,), 2.0))
-
-
-@pytest.mark.parametrize("delta_t", [0.0, 0.3, 1.0])
-def test_progress_is_logit_normal_over_the_whole_schedule(delta_t: float) -> None:
-    schedule = AsynchronousSchedule(delta_t)
-    progress = objective.draw_progress(20_000, schedule, torch.Generator().manual_seed(0))
-    assert progress.dtype == torch.float32
-    assert progress.min() > 0
-    assert progress.max() < schedule.end
-    logits = (progress / schedule.end).logit()
-    assert abs(logits.mean()) < 0.03
-    assert abs(logits.std() - 1) < 0.03
-
-
-@pytest.mark.parametrize("mean", [-0.8, 0.5])
-def test_the_mean_of_times_is_that_of_their_logits(mean: float) -> None:
-    schedule = AsynchronousSchedule(0.3)
-    shifted, plain = (
-        objective.draw_progress(20_000, schedule, torch.Generator().manual_seed(0), mean=value).double() / schedule.end
-        for value in (mean, 0.0)
-    )
-    torch.testing.assert_close(shifted.logit(), plain.logit() + mean, rtol=0, atol=1e-4)
-    assert shifted.median().item() == pytest.approx(1 / (1 + math.exp(-mean)), abs=0.01)
-    # Mean and variance of a logit-normal have no closed form: integrals over the normal, on a fine grid.
-    z = torch.linspace(-9, 9, 40_001, dtype=torch.float64)
-    density = (-z.square() / 2).exp() / math.sqrt(2 * math.pi)
-    first, second = (torch.trapezoid((z + mean).sigmoid() ** power * density, z).item() for power in (1, 2))
-    assert shifted.mean().item() == pytest.approx(first, abs=0.005)
-    assert shifted.var().item() == pytest.approx(second - first**2, abs=0.002)
-
-
-def test_equal_generators_draw_equal_progress() -> None:
-    schedule = AsynchronousSchedule(0.3)
-    one, same, other = (objective.draw_progress(8, schedule, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
-    assert torch.equal(one, same)
-    assert not torch.equal(one, other)
-    assert objective.draw_progress(8, schedule, device="meta").device.type == "meta"
 
 
 @settings(deadline=None)

@@ -289,7 +289,7 @@ def test_an_offset_other_than_the_trained_one_is_mentioned(tmp_path: Path, capsy
     stage.run(_project(tmp_path))
     assert "delta_t" not in capsys.readouterr().err
     stage.run(_project(tmp_path, delta_t=0.5))
-    assert "sampling with delta_t 0.5, but the model was trained with 0.3" in capsys.readouterr().err
+    assert "sampling with delta_t 0.5, but the model was trained with delta_t 0.3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("delta_t", [0.0, 1.0])
@@ -518,3 +518,39 @@ def test_models_of_both_kinds_of_prediction_guide_one_another(tmp_path: Path, ki
         better, worse = sampler.dit(x, *times, rows), sampler.guide(x, *times, rows)
         x = x + 0.5 * (worse + 1.5 * (better - worse))
     torch.testing.assert_close(sampler.latents(inputs, [0, 1]), x)
+
+
+def test_samples_follow_the_law_that_the_transformer_was_trained_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    law = {"schedule": "lead", "lead": 1.5}
+    settings = _project(tmp_path, delta_t=None, num_images=2)
+    dit, facts = load_dit(settings.paths.dit)
+    weights = {"model": dit.state_dict(), "ema": dit.state_dict()}
+    facts = {key: value for key, value in facts.items() if key != "delta_t"} | {"schedule": law}
+    save_model(settings.paths.dit, "LightningDiT", dit.config, weights, facts)
+    stage.run(settings)
+    assert "trained with" not in capsys.readouterr().err
+    followed = _images(settings.paths.samples, 2)
+    record = read_json(settings.paths.samples / "settings.json")["settings"]
+    assert {key: record.get(key) for key in (*law, "delta_t")} == {**law, "delta_t": None}
+
+    told = _project(tmp_path, **law, num_images=2)
+    assert stage.run(told)["images"] == 2
+    assert "afresh" not in capsys.readouterr().err  # they are these samples
+    other = _project(tmp_path, delta_t=0.3, num_images=2)
+    stage.run(other)
+    assert (
+        "sampling with delta_t 0.3, but the model was trained with schedule lead, lead 1.5" in capsys.readouterr().err
+    )
+    assert not np.array_equal(_images(other.paths.samples, 2), followed)
+
+
+@pytest.mark.parametrize(
+    "law", [{"schedule": "led"}, {"schedule": "lead", "lead": "far"}, {"schedule": 3}, {"unknown": 1}, "lead", [1]]
+)
+def test_a_folder_that_tells_of_no_law_is_refused(tmp_path: Path, law: Any) -> None:
+    settings = _project(tmp_path, delta_t=None)
+    _save_dit_again(settings, {"schedule": law})
+    with refusal(settings.paths.dit, "schedule"):
+        stage.run(settings)

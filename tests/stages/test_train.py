@@ -365,7 +365,8 @@ def test_a_network_that_knows_the_data_loses_nothing_at_any_time(root: Path) -> 
     indices, flips = np.arange(COUNT), np.zeros(COUNT, np.int64)
     batch, draws = task.fetch(indices, flips), task.draw(torch.Generator().manual_seed(0), COUNT)
     # Semantics stand still at their data from 1 on, textures come within 0.05 of theirs from 1.25 on.
-    draws["progress"] = torch.linspace(0, 1.29, COUNT)
+    progress = torch.linspace(0, 1.29, COUNT)
+    draws["level"] = progress / 1.3
     raw = np.concatenate([store.read("texture", indices, flips), store.read("semantic", indices, flips)], axis=1)
     data = (torch.from_numpy(raw).float() - 1) / 3
     losses = task.losses(Knowing(data), batch, draws)
@@ -373,7 +374,7 @@ def test_a_network_that_knows_the_data_loses_nothing_at_any_time(root: Path) -> 
 
     # An error of 0.1 in every channel is one of 0.1 over the time left in velocity.
     wrong = task.losses(Knowing(data, 0.1), batch, draws)["mse"]
-    left = [[1 - max(float(T) - 0.3, 0), 1 - min(float(T), 1)] for T in draws["progress"]]
+    left = [[1 - max(float(T) - 0.3, 0), 1 - min(float(T), 1)] for T in progress]
     texture, semantic = (np.mean([(0.1 / max(pair[i], 0.05)) ** 2 for pair in left]) for i in (0, 1))
     assert wrong.item() == pytest.approx((TEXTURE * texture + 2 * SEMANTIC * semantic) / 5, rel=1e-3)
 
@@ -396,8 +397,9 @@ def test_the_network_sees_normalised_latents_between_noise_and_data_and_the_null
     x, t_texture, t_semantic, labels = network.seen
     assert 0 < draws["dropped"].sum() < COUNT
     assert torch.equal(labels, torch.where(draws["dropped"], 3, torch.arange(COUNT) % 3))
-    torch.testing.assert_close(t_texture, (draws["progress"] - 0.3).clamp(min=0))
-    torch.testing.assert_close(t_semantic, draws["progress"].clamp(max=1))
+    progress = 1.3 * draws["level"]
+    torch.testing.assert_close(t_texture, (progress - 0.3).clamp(min=0))
+    torch.testing.assert_close(t_semantic, progress.clamp(max=1))
     raw = np.concatenate([store.read("texture", indices, flips), store.read("semantic", indices, flips)], axis=1)
     data = (torch.from_numpy(raw).float() - 1) / 3
     t = torch.stack([t_texture] * TEXTURE + [t_semantic] * SEMANTIC, dim=1)[:, :, None, None]
@@ -411,7 +413,7 @@ def test_times_are_drawn_about_the_mean_of_the_section(root: Path) -> None:
     def drawn(**section: float) -> Tensor:
         settings = DiT(**NETWORK | {"repa": "none", **section})
         task = VelocityTask(Store(Path("data/latents")), settings, None, torch.device("cpu"))
-        return task.draw(torch.Generator().manual_seed(0), COUNT)["progress"].double() / 1.3
+        return task.draw(torch.Generator().manual_seed(0), COUNT)["level"].double()
 
     torch.testing.assert_close(drawn(time_mean=-0.8).logit(), drawn().logit() - 0.8, rtol=0, atol=1e-4)
 

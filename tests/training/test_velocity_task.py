@@ -41,7 +41,7 @@ def reference_objective(**section: Any) -> tuple[dict[str, Tensor], dict[str, Te
         "labels": given["y"],
     }
     draws = {
-        "progress": given["t"] * reference.schedule.end,
+        "level": given["t"],
         "noise": given["noise"],
         "dropped": torch.zeros(len(given["t"]), dtype=torch.bool),
     }
