@@ -370,6 +370,13 @@ class DiT(Section):
         description="mean of the normal behind the times (logit-normal); negative: nearer to noise",
     )
     label_dropout: float = Field(0.1, ge=0, le=1, description="probability of training on the null class")
+    holdout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="fraction of the images kept out of training, near-duplicates together, on which the averaged"
+        " weights are validated at every checkpoint_every and at the end; 0: none",
+    )
     steps: int = Field(
         400_000, gt=0, description="optimiser steps; more steps continue a finished run, unless decay shapes it by them"
     )
@@ -643,6 +650,7 @@ LATER: dict[type[Section], dict[str, Any]] = {
         "objective": "paper",
         "lead_jitter": 0.0,
         "leader_noise": 0.0,
+        "holdout": 0.0,
     },
     Sample: {"schedule": DEFAULT_LAW, "lead": None, "lead_slope": None, "knots": None},
 }

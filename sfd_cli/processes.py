@@ -90,6 +90,12 @@ class Processes:
             values /= self.count
         return values
 
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over the processes of a tensor on the CPU or the training device."""
+        if self.count > 1:
+            dist.all_reduce(values)
+        return values
+
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set in any process. Goes over the CPU, so that no GPU is waited for."""
         if self.count == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from sfd_cli.errors import UserError
 # Matplotlib needs a colour: this one is replaced by the page's text colour after drawing.
 TEXT = "#010203"
 NOT_LOSSES = {"learning_rate", "images_per_second", "mfu", "gradient_norm"}
+VALIDATED = ("validation_", "training_")
+"""What names of errors on held-out images begin with, and those of the same errors on training images."""
 COLOURS = ("#3b82c4", "#d9822b", "#3f9d63", "#b65fc0", "#c9504d", "#8a7a3d", "#4aa6a8")
 
 
@@ -28,7 +31,7 @@ class Curve:
 
 
 def read_curves(folder: Path) -> list[Curve]:
-    """The losses that dvclive logged under `folder`: what is minimised first, then its terms by name.
+    """The losses of training that dvclive logged under `folder`: what is minimised first, then its terms by name.
 
     dvclive keeps one TSV per quantity under `plots/metrics`, with the columns `step`, `timestamp` (sometimes)
     and the quantity.
@@ -36,26 +39,43 @@ def read_curves(folder: Path) -> list[Curve]:
     Raises:
         UserError: a file is not such a table; names it.
     """
-    root = Path(folder) / "plots" / "metrics"
-    curves = []
-    found = [path for path in root.rglob("*.tsv") if path.stem not in NOT_LOSSES]
-    for path in sorted(found, key=lambda path: (path.stem != "loss", path)):
-        try:
-            with open(path, newline="") as file:
-                rows = list(csv.DictReader(file, delimiter="\t"))
-            value = next(key for key in (rows[0] if rows else {}) if key not in ("step", "timestamp"))
-            steps = np.array([int(float(row["step"])) for row in rows])
-            values = np.array([float(row[value]) for row in rows])
-        except (StopIteration, KeyError, ValueError, TypeError):
-            raise UserError(path, "is not a log of dvclive", "delete it or train again") from None
-        curves.append(Curve(path.stem.replace("_", " "), steps, values))
-    return curves
+    found = [path for path in _logs(folder) if path.stem not in NOT_LOSSES and not path.stem.startswith(VALIDATED)]
+    return [_read(path) for path in sorted(found, key=lambda path: (path.stem != "loss", path))]
 
 
-def draw_curves(title: str, curves: list[Curve], identity: str) -> str:
+def read_validation(folder: Path, stream: str) -> tuple[list[Curve], list[Curve]]:
+    """The errors of a stream on held-out images and those on training images, of the same parts in the same order.
+
+    Raises:
+        UserError: a file is not a log of dvclive; names it.
+    """
+    held_out, training = (
+        [_read(path) for path in sorted(_logs(folder)) if path.stem.startswith(prefix + stream)] for prefix in VALIDATED
+    )
+    return held_out, training
+
+
+def _logs(folder: Path) -> list[Path]:
+    return list((Path(folder) / "plots" / "metrics").rglob("*.tsv"))
+
+
+def _read(path: Path) -> Curve:
+    try:
+        with open(path, newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        value = next(key for key in (rows[0] if rows else {}) if key not in ("step", "timestamp"))
+        steps = np.array([int(float(row["step"])) for row in rows])
+        values = np.array([float(row[value]) for row in rows])
+    except (StopIteration, KeyError, ValueError, TypeError):
+        raise UserError(path, "is not a log of dvclive", "delete it or train again") from None
+    return Curve(path.stem.replace("_", " "), steps, values)
+
+
+def draw_curves(title: str, curves: list[Curve], identity: str, dashed: Sequence[Curve] = ()) -> str:
     """At least one loss curve over steps, also smoothed, as an SVG element; logarithmic where all are positive.
 
-    `identity` makes the element ids differ from those of other pictures on the page.
+    `identity` makes the element ids differ from those of other pictures on the page. `dashed` are the same quantities
+    of other images, in the same colours.
     """
     import matplotlib
 
@@ -71,7 +91,9 @@ def draw_curves(title: str, curves: list[Curve], identity: str) -> str:
         for curve, colour in zip(curves, COLOURS * (len(curves) // len(COLOURS) + 1), strict=False):
             axes.plot(curve.steps, curve.values, color=colour, alpha=0.28, linewidth=0.8)
             axes.plot(curve.steps, smooth(curve.values), color=colour, linewidth=1.6, label=curve.name)
-        if all((curve.values > 0).all() for curve in curves):
+        for curve, colour in zip(dashed, COLOURS * (len(dashed) // len(COLOURS) + 1), strict=False):
+            axes.plot(curve.steps, curve.values, color=colour, linewidth=1.2, linestyle="--")
+        if all((curve.values > 0).all() for curve in [*curves, *dashed]):
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

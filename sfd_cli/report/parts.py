@@ -12,11 +12,12 @@ from markupsafe import Markup
 from sfd_cli.artifacts.sample_folder import Samples
 from sfd_cli.config import Settings
 from sfd_cli.data.images import decode_image
+from sfd_cli.diffusion.latents import Streams
 from sfd_cli.diffusion.schedule import Schedule
 from sfd_cli.errors import UserError
 from sfd_cli.files import read_json
 from sfd_cli.pipeline.trajectory import follow_samples
-from sfd_cli.report.curves import draw_curves, read_curves
+from sfd_cli.report.curves import draw_curves, read_curves, read_validation
 from sfd_cli.report.page import picture_uri
 from sfd_cli.report.pictures import draw_samples, draw_trajectory
 from sfd_cli.report.score_table import score_tables
@@ -84,9 +85,17 @@ def scores(settings: Settings) -> dict[str, Any]:
 
 
 def losses(metrics: Path) -> list[Markup]:
-    """A picture of the losses of every network whose training has been logged."""
-    curves = {name: read_curves(metrics / name) for name in LOGS}
-    return [Markup(draw_curves(LOGS[name], found, identity=name)) for name, found in curves.items() if found]
+    """A picture of the losses of every network whose training has been logged, and one of each validated stream."""
+    pictures = []
+    for name, title in LOGS.items():
+        if curves := read_curves(metrics / name):
+            pictures.append(draw_curves(title, curves, identity=name))
+        for stream in Streams._fields:
+            held_out, training = read_validation(metrics / name, stream)
+            if held_out:
+                heading = f"{title}, {stream} error, held out (dashed: trained on)"
+                pictures.append(draw_curves(heading, held_out, f"{name}-{stream}", dashed=training))
+    return [Markup(picture) for picture in pictures]
 
 
 def spread_over_classes(labels: list[int], count: int) -> list[int]:

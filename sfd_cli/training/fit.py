@@ -29,6 +29,10 @@ FETCHED_AHEAD = 3
 BAD_STEPS_IN_A_ROW = 10
 
 M = TypeVar("M", bound=nn.Module)
+Validate = Callable[[nn.Module], dict[str, float]]
+"""Called with the averaged module (the trained one where none is kept), in every process; gives what is to be logged.
+
+It must not draw from the global random generators."""
 OnStep = Callable[[int, nn.Module], None]
 """Called with the steps done and the averaged module (the trained one where none is kept), in rank 0 only."""
 
@@ -53,6 +57,7 @@ def fit(
     description: str,
     on_step: OnStep | None = None,
     flops_per_image: int | None = None,
+    validate: Validate | None = None,
 ) -> LoopResult[M]:
     """Train until `settings.steps` steps are done, from the last checkpoint where there is one.
 
@@ -69,6 +74,8 @@ def fit(
         description: shown beside the progress bar and in errors.
         on_step: called after every step in rank 0.
         flops_per_image: of one forward and backward pass, for the utilisation (MFU) in the log.
+        validate: called every `checkpoint_every` steps and after the last, before the checkpoint is written, so that
+            what goes on from a checkpoint has in its log what was found there.
 
     Raises:
         SettingError: the batch cannot be split evenly.
@@ -83,7 +90,7 @@ def fit(
         peak = peak_flops(device, settings.precision)
         speed = Throughput(flops_per_image, peak and peak * processes.count)
         live = LiveLog(log, step.number) if processes.is_main else None
-        _take_steps(step, sampler, store, _Progress(step, description, live, speed, store), on_step)
+        _take_steps(step, sampler, store, _Progress(step, description, live, speed, store), on_step, validate)
     return LoopResult(step.number, model, cast(M | None, step.average))
 
 
@@ -104,10 +111,16 @@ def _resume(step: TrainingStep, checkpoints: Checkpoints) -> None:
 
 
 def _take_steps(
-    step: TrainingStep, sampler: EpochSampler, checkpoints: Checkpoints, progress: _Progress, on_step: OnStep | None
+    step: TrainingStep,
+    sampler: EpochSampler,
+    checkpoints: Checkpoints,
+    progress: _Progress,
+    on_step: OnStep | None,
+    validate: Validate | None,
 ) -> None:
     """All remaining steps."""
     settings, processes = step.settings, step.processes
+    average = step.model if step.average is None else step.average
     with (
         stop_requests() as requested,
         progress.bar,
@@ -117,14 +130,17 @@ def _take_steps(
             step(batch)
             progress.bar.update()
             stop = processes.any(bool(requested()))
-            due = stop or step.number % settings.checkpoint_every == 0 or step.number == settings.steps
+            planned = step.number % settings.checkpoint_every == 0 or step.number == settings.steps
+            due = stop or planned
             if due or step.number % settings.log_every == 0:
                 progress.read()
             with progress.speed.paused():
+                if planned and validate is not None:
+                    progress.log(validate(average))
                 if due and processes.is_main:
                     checkpoints.save(TrainingState.of(step.number, step.model, step.average, *step.optimizers))
                 if on_step is not None and processes.is_main:
-                    on_step(step.number, step.model if step.average is None else step.average)
+                    on_step(step.number, average)
             if stop:
                 processes.barrier()
                 raise_for(requested() or signal.SIGTERM)
@@ -170,9 +186,14 @@ class _Progress:
             message = f"sfd: {self.description}: skipped {reading.skipped} of the steps before {number}, not finite"
             self.bar.write(message, file=sys.stderr)
         rate = {"learning_rate": learning_rate(self.step.settings, number - 1)}
-        self.live.log(number, reading.means | rate | speed)
+        self.log(reading.means | rate | speed)
         if reading.means:
             self.bar.set_postfix(loss=f"{reading.means['loss']:.4g}", refresh=False)
+
+    def log(self, values: dict[str, float]) -> None:
+        """Log values of the step just taken."""
+        if self.live is not None:
+            self.live.log(self.step.number, values)
 
     def _failure(self, bad: int) -> StageFailure:
         steps = self.checkpoints.steps()

@@ -13,6 +13,7 @@ from sfd_cli.artifacts.fingerprints import finished, finished_model
 from sfd_cli.artifacts.produce import CHECKPOINTS, produce
 from sfd_cli.artifacts.recipe import Facts, Recipe, Record
 from sfd_cli.config import DiT, Settings, identity
+from sfd_cli.data.near_duplicates import Split, holdout_split
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.store import Store
 from sfd_cli.diffusion.latents import LatentSpace
@@ -28,11 +29,14 @@ from sfd_cli.training.fit import fit
 from sfd_cli.training.sample_grids import SampleGrids
 from sfd_cli.training.settings import transformer_loop
 from sfd_cli.training.throughput import training_flops
+from sfd_cli.training.validation import Validation
 from sfd_cli.training.velocity_task import VelocityTask
 from sfd_cli.weights.models import Model, open_model, open_semantic
 
 # None of these moves a result by more than rounding; the digest of the weights at `init` is among the inputs.
 FREE = {"init", "accumulate", "compile", "checkpoint_activations", "checkpoint_every", "log_every", "sample_every"}
+
+SUMMARISED = ("loss", "mse", "cosine", "repa", "validation_texture", "validation_semantic", "images_per_second")
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,9 @@ def train_transformer(settings: Settings, key: Literal["dit", "guide"], section:
     over. Where the learning rate decays, a run of other steps is another run from its decay on, and is not continued:
     whether one came in one go or in two would be seen in its weights. Under torchrun the processes share every batch.
 
+    With `holdout` the rest of the images are trained on. Latents are normalised by the store's statistics all the same,
+    which are of all images, those held out too.
+
     Returns:
         The summary to print.
 
@@ -86,7 +93,7 @@ def train_transformer(settings: Settings, key: Literal["dit", "guide"], section:
     training.log.mkdir(parents=True, exist_ok=True)
     metrics = training.log / "metrics.json"
     latest = read_json(metrics) if metrics.exists() else {}
-    terms = {name: latest[name] for name in ("loss", "mse", "cosine", "repa", "images_per_second") if name in latest}
+    terms = {name: latest[name] for name in SUMMARISED if name in latest}
     return facts | terms | {"folder": str(training.folder), "log": str(training.log)}
 
 
@@ -112,8 +119,8 @@ def _too_far(training: Training) -> str | None:
     return f"is at step {done} already, past {steps}" if done > steps else None
 
 
-def _load(training: Training, processes: Processes) -> tuple[VelocityTask, LightningDiT]:
-    """The task on the stored latents, and the network with its first weights.
+def _load(training: Training, processes: Processes) -> tuple[VelocityTask, LightningDiT, Split | None]:
+    """The task on the stored latents, the network with its first weights, and what is held out, where something is.
 
     Raises:
         UserError: they are missing or do not fit together.
@@ -125,6 +132,7 @@ def _load(training: Training, processes: Processes) -> tuple[VelocityTask, Light
         task = VelocityTask(Store(settings.paths.latents), section, decoder, device)
         config = network_config(section, task.space, task.feature_width, len(task.conditions))
         transformer_loop(section, device).micro_batch(processes.count)
+        split = _split(task.store, section, processes) if section.holdout else None
     except SettingError as error:
         raise UserError(f"{training.key}.{error.subject}", error.problem, error.remedy) from None
     torch.manual_seed(section.seed)
@@ -132,19 +140,29 @@ def _load(training: Training, processes: Processes) -> tuple[VelocityTask, Light
     if section.init is not None:
         model.load_state_dict(_initial_weights(training, config))
     model.checkpoint_activations = section.checkpoint_activations
-    return task, model
+    return task, model, split
 
 
-def _make(training: Training, task: VelocityTask, model: LightningDiT, processes: Processes) -> Facts:
+def _split(store: Store, section: DiT, processes: Processes) -> Split:
+    """What is held out, found by one process: another machine's rounding must not give another process its own."""
+    split = processes.broadcast(holdout_split(store, section.holdout, section.seed) if processes.is_main else None)
+    assert split is not None
+    return split
+
+
+def _make(
+    training: Training, task: VelocityTask, model: LightningDiT, split: Split | None, processes: Processes
+) -> Facts:
     section, checkpoints, device = training.section, training.checkpoints, task.device
     grids = None
     if section.sample_every and processes.is_main:
         grids = SampleGrids(training.settings, section, task, training.log / "samples")
         grids.forget_after(max(checkpoints.steps(), default=0))
+    rows = None if split is None else split.training
     result = fit(
         task,
         model,
-        EpochSampler(len(task.store), section.batch_size, section.seed, flips=task.store.flips),
+        EpochSampler(len(task.store), section.batch_size, section.seed, rows, task.store.flips),
         transformer_loop(section, device),
         checkpoints.folder,
         training.log,
@@ -152,6 +170,7 @@ def _make(training: Training, task: VelocityTask, model: LightningDiT, processes
         training.folder.name,
         on_step=grids,
         flops_per_image=flops_per_image(model.config) if device.type == "cuda" else None,
+        validate=None if split is None else Validation(task, section, split, processes),
     )
     if processes.is_main:
         assert result.ema is not None

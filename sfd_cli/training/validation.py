@@ -1,0 +1,163 @@
+"""The validation error of a transformer: on images kept out of training, at fixed times and with fixed noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sfd_cli.config import DiT
+from sfd_cli.data.near_duplicates import Split
+from sfd_cli.diffusion.latents import Streams
+from sfd_cli.diffusion.objective import interpolate, velocity_of_data, velocity_target
+from sfd_cli.diffusion.schedule import Schedule, schedule_of
+from sfd_cli.networks.precision import autocast, choose_precision
+from sfd_cli.pipeline.inputs import initial_noise
+from sfd_cli.processes import Processes
+from sfd_cli.training.velocity_task import VelocityTask
+
+TIMES = 4
+"""Points of progress in every part of the schedule."""
+
+# Fixed, so that the errors of runs with other seeds are of the same noise, and no rounding follows another batch.
+NOISE_SEED, BATCH = 0, 64
+
+KINDS = {(True, True): "both", (False, True): "alone", (True, False): "alone"}
+"""What a phase is called by whether (textures, semantics) move in it."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the schedule that has an error of its own.
+
+    Attributes:
+        name: both, alone; or early, middle, late.
+        progress: where the error is taken, the midpoints of TIMES equal pieces.
+        length: progress in this part.
+        moves: which streams have an error in it; one that stands still has none.
+    """
+
+    name: str
+    progress: tuple[float, ...]
+    length: float
+    moves: Streams[bool]
+
+
+def parts_of(schedule: Schedule) -> tuple[Part, ...]:
+    """Semantics alone, both and textures alone: those there are, in the order in which they begin.
+
+    Phases with the same streams moving are one part. Where both streams move from beginning to end there are early,
+    middle and late instead, thirds of progress.
+    """
+    spans: dict[Streams[bool], list[tuple[float, float]]] = {}
+    for phase in schedule.phases:
+        spans.setdefault(phase.moves, []).append((phase.start, phase.end))
+    if set(spans) == {(True, True)}:
+        third, both = schedule.end / 3, Streams(True, True)
+        names = enumerate(("early", "middle", "late"))
+        named = [(name, [(number * third, (number + 1) * third)], both) for number, name in names]
+    else:
+        named = [(KINDS[moves], stretch, moves) for moves, stretch in spans.items() if any(moves)]
+    return tuple(
+        Part(name, tuple(_midpoints(stretch)), sum(end - start for start, end in stretch), moves)
+        for name, stretch, moves in named
+    )
+
+
+def _midpoints(spans: Sequence[tuple[float, float]]) -> Iterator[float]:
+    """Midpoints of TIMES equal pieces of spans (start, end) laid end to end."""
+    length = sum(end - start for start, end in spans)
+    for piece in range(TIMES):
+        left = length * (piece + 0.5) / TIMES
+        for start, end in spans:
+            if left <= end - start:
+                yield start + left
+                break
+            left -= end - start
+
+
+class Validation:
+    """Squared velocity error of a network, by stream and by part of the schedule, on a split of a store.
+
+    The error is the plain mean over channels, latent pixels, images and times, without the weights and the cosine of
+    the objective, of the images as they are, with their labels. An image's noise follows from its index in the image
+    set. Times are spread evenly over progress, whatever those of training are, in the precision of training.
+
+    Args:
+        task: the latents and the classes.
+        section: of the schedule, the prediction and the precision.
+        split: what is held out, and the training images to compare with.
+        processes: which share the images.
+    """
+
+    def __init__(self, task: VelocityTask, section: DiT, split: Split, processes: Processes) -> None:
+        self._task, self._processes, self._split = task, processes, split
+        self._by_data = section.prediction == "data"
+        self._precision = choose_precision(section.precision, task.device)
+        self._schedule = schedule_of(section)
+        self._parts = parts_of(self._schedule)
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """Errors by name; every process calls this alike, and each gets the same, however many there are.
+
+        `validation_<stream>` is the mean over all progress in which the stream moves, `validation_<stream>_<part>` that
+        over a part of it; `training_...` are the same of training images.
+        """
+        errors = self.errors(model)
+        held = len(self._split.held_out)
+        return self._means("validation", errors[:held]) | self._means("training", errors[held:])
+
+    @torch.no_grad()
+    def errors(self, model: nn.Module) -> Tensor:
+        """Error of every image, held-out ones first, at every time and of each stream: (n, times, 2) float64, CPU.
+
+        Batches are the same for any number of processes, and each is the work of one of them, so that not even the
+        rounding depends on it.
+        """
+        rows = np.concatenate((self._split.held_out, self._split.control))
+        times = sum(len(part.progress) for part in self._parts)
+        errors = torch.zeros(len(rows), times, 2, dtype=torch.float64)
+        starts = range(0, len(rows), BATCH)
+        for start in starts[self._processes.rank :: self._processes.count]:
+            errors[start : start + BATCH] = self._errors_of(model, rows[start : start + BATCH])
+        return self._processes.sum(errors)
+
+    def _errors_of(self, model: nn.Module, rows: np.ndarray) -> Tensor:
+        """Errors (B, times, 2) float64 of the images at `rows`."""
+        task, space, store = self._task, self._task.space, self._task.store
+        as_is = np.zeros(len(rows), np.int64)
+        raw = [
+            torch.from_numpy(store.read(name, rows, as_is)).to(task.device)
+            for name, width in zip(Streams._fields, (space.texture, space.semantic), strict=True)
+            if width
+        ]
+        data = space.join(Streams(raw[0], raw[-1]))
+        noise = initial_noise(NOISE_SEED, store.indices[rows].tolist(), space.shape).to(task.device)
+        labels = torch.from_numpy(store.labels[rows]).to(task.device)
+        found = []
+        for progress in (progress for part in self._parts for progress in part.progress):
+            times = self._schedule.times(torch.full((len(rows),), progress, device=task.device))
+            noisy = interpolate(data, noise, times, space)
+            with autocast(self._precision, task.device):
+                velocity = model(noisy, *times, labels, False).float()
+            target = velocity_of_data(data, noisy, times, space) if self._by_data else velocity_target(data, noise)
+            squares = space.views((velocity - target).square().double())
+            found.append(torch.stack([part.sum((1, 2, 3)) / max(part[0].numel(), 1) for part in squares], dim=1))
+        return torch.stack(found, dim=1).cpu()
+
+    def _means(self, prefix: str, errors: Tensor) -> dict[str, float]:
+        """Means over the images (n, times, 2), by name."""
+        by_part = errors.mean(dim=0).unflatten(0, (len(self._parts), TIMES)).mean(dim=1).tolist()  # parts x streams
+        space, means = self._task.space, {}
+        for stream, (name, width) in enumerate(zip(Streams._fields, (space.texture, space.semantic), strict=True)):
+            moving = [number for number, part in enumerate(self._parts) if width and part.moves[stream]]
+            length = sum(self._parts[number].length for number in moving)
+            if length:
+                whole = sum(by_part[number][stream] * self._parts[number].length for number in moving) / length
+                means[f"{prefix}_{name}"] = whole
+            for number in moving:
+                means[f"{prefix}_{name}_{self._parts[number].name}"] = by_part[number][stream]
+        return means
