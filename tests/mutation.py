@@ -52,6 +52,7 @@ MODULES: dict[str, list[str]] = {
     "evaluation/features.py": ["evaluation/test_features.py", "evaluation/test_scores.py"],
     "evaluation/scores.py": ["evaluation/test_scores.py"],
     "data/moments.py": ["data/test_moments.py"],
+    "data/near_duplicates.py": ["data/test_near_duplicates.py"],
     "data/order.py": ["data/test_order.py"],
     "data/store.py": ["data/test_store.py"],
     "data/shards.py": ["data/test_shards.py", "data/test_store.py"],
@@ -60,6 +61,7 @@ MODULES: dict[str, list[str]] = {
     "training/running_means.py": ["training/test_running_means.py"],
     "training/settings.py": ["training/test_settings.py"],
     "training/step.py": ["training/test_step.py", "training/test_fit.py"],
+    "training/validation.py": ["training/test_validation.py"],
 }
 # Tests that start a program, which runs the code as it is, or wait for the clock.
 UNFIT = "not killed and not more_shards_than and not equal_bytes and not hang_on_the_last_bits"

@@ -91,6 +91,8 @@ WRONG: dict[str, tuple[str, ...]] = {
     "dit: {patch_size: 2}": ("dit.repa", "patch_size is 2"),
     "dit: {repa_depth: 40}": ("dit.repa_depth", "40", "28 blocks"),
     "latents: {store_features: false}": ("dit.repa", "latents.store_features: true"),
+    "dit: {holdout: 1}": ("dit.holdout", "less than 1"),
+    "guide: {holdout: -0.1}": ("guide.holdout", "greater than or equal to 0"),
     "dit: {accumulate: 3}": ("dit.accumulate", "3", "batch_size 256"),
     "dit: {semantics: false}": ("dit.delta_t", "semantics is false", "use 0"),
     "dit: {semantics: false, delta_t: 0}": ("dit.time_embedding", "'dual'", "'single'"),
@@ -212,6 +214,7 @@ NEW: dict[str, Any] = {
     "objective": "corrected",
     "lead_jitter": 1.0,
     "leader_noise": 0.2,
+    "holdout": 0.1,
 }
 # A law's numbers take the place of the offset.
 LAWS: list[dict[str, Any]] = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,8 @@ def draw_curves(title: str, curves: list[Curve], identity: str, dashed: Sequence
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
+    # Matplotlib numbers its elements from 1 in every picture.
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{identity}-", text)
     return text[text.index("<svg") :].replace(TEXT, "currentColor")
 
 

@@ -19,7 +19,7 @@ from sfd_cli.diffusion.schedule import AsynchronousSchedule
 from sfd_cli.evaluation.extractors import EXTRACTORS, Extractor
 from sfd_cli.files import read_json, write_json
 from sfd_cli.pipeline.trajectory import Trajectory, follow_samples, nearest, pick_progress
-from sfd_cli.report.curves import read_curves, smooth
+from sfd_cli.report.curves import COLOURS, Curve, draw_curves, read_curves, read_validation, smooth
 from sfd_cli.report.parts import spread_over_classes, tell_phases
 from sfd_cli.report.pictures import draw_trajectory, principal_colours, shorten
 from sfd_cli.report.tables import facts, setting_tables
@@ -35,7 +35,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     sample.run(settings)
     log = settings.paths.metrics / "dit" / "plots" / "metrics"
     log.mkdir(parents=True)
-    for name, scale in {"loss": 3.0, "velocity_mse": 1.0, "learning_rate": 1e-4}.items():
+    validated = {"validation_texture": 2.0, "validation_texture_both": 2.5, "training_texture": 1.0}
+    for name, scale in {"loss": 3.0, "velocity_mse": 1.0, "learning_rate": 1e-4, **validated}.items():
         rows = [f"{step}\t{scale / (1 + step)}\n" for step in range(0, 100, 5)]
         (log / f"{name}.tsv").write_text("".join([f"step\t{name}\n", *rows]))
     write_json(
@@ -109,6 +110,27 @@ def test_the_page_shows_losses_timings_and_settings(page: str) -> None:
     assert "42.5" in page
     assert "in 2 runs" in page
     assert "offset by which semantics lead textures" in page
+
+
+def test_errors_on_held_out_images_have_a_picture_for_each_stream_there_is(finished: Settings, page: str) -> None:
+    log = finished.paths.metrics / "dit"
+    assert [curve.name for curve in read_curves(log)] == ["loss", "velocity mse"]
+    held_out, training = read_validation(log, "texture")
+    assert [curve.name for curve in held_out] == ["validation texture", "validation texture both"]
+    assert [(curve.name, curve.values[1]) for curve in training] == [("training texture", pytest.approx(1 / 6))]
+    assert read_validation(log, "semantic") == ([], [])
+    assert page.count(">validation texture both</text>") == 1
+    assert "Diffusion transformer, texture error, held out" in page
+    assert "Diffusion transformer, semantic error" not in page
+
+
+def test_the_errors_of_training_images_are_dashed_in_the_colours_of_those_held_out() -> None:
+    steps = np.arange(3)
+    pair = [Curve("a", steps, steps + 1.0), Curve("b", steps, steps + 2.0)]
+    without, picture = draw_curves("t", pair, "i"), draw_curves("t", pair, "i", dashed=pair)
+    assert "stroke-dasharray" not in without
+    dashed = re.findall(r"stroke-dasharray[^>]*stroke: (#\w+)", picture)
+    assert dashed == list(COLOURS[:2])
 
 
 def test_settings_on_the_page_are_those_that_made_the_artifact(finished: Settings) -> None:

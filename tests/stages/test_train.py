@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from sfd_cli.config import DiT, Settings, load_settings
+from sfd_cli.data.near_duplicates import holdout_split
 from sfd_cli.data.shards import StoreWriter
 from sfd_cli.data.store import Field, Store
 from sfd_cli.errors import SettingError
@@ -27,8 +28,10 @@ from sfd_cli.formats.model_folder import save_model
 from sfd_cli.formats.reference_dit import dit_to_reference
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
+from sfd_cli.processes import Processes
 from sfd_cli.stages import train, train_guide
 from sfd_cli.training.settings import LoopSettings
+from sfd_cli.training.validation import Validation
 from sfd_cli.training.velocity_task import VelocityTask
 
 COUNT, GRID, TEXTURE, SEMANTIC, WIDTH = 20, 2, 3, 2, 6
@@ -168,6 +171,7 @@ def test_latents_without_mirror_images_are_trained_on_as_they_are_and_resume_to_
 
 
 NEW: dict[str, Any] = {
+    "holdout": 0.2,
     "optimizer": "muon",
     "ema_warmup": True,
     "time_mean": -0.5,
@@ -184,6 +188,65 @@ def test_with_every_later_setting_a_run_in_parts_gives_the_bytes_of_one_in_one_g
     for steps in (1, 5, 6):
         train.run(settings_with(**NEW, steps=steps))
     assert contents(Path("models/dit")) == whole
+
+
+def test_images_held_out_are_never_trained_on_and_validated_at_every_checkpoint(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[np.ndarray] = []
+    original = VelocityTask.fetch
+    monkeypatch.setattr(VelocityTask, "fetch", lambda task, i, f: (fetched.append(i), original(task, i, f))[1])
+    summary = train.run(settings_with(holdout=0.2, steps=9))
+    split = holdout_split(Store(Path("data/latents")), 0.2, seed=0)
+    assert len(split.held_out) == 4
+    # Nine batches of eight are four and a half epochs of the other sixteen.
+    assert set(np.concatenate(fetched).tolist()) == set(split.training.tolist())
+    streams = {"texture_both", "texture_alone", "texture", "semantic_both", "semantic_alone", "semantic"}
+    names = {f"{prefix}_{name}" for prefix in ("validation", "training") for name in streams}
+    assert {name for name in logged() if name.startswith(("validation", "training"))} == names
+    for name in names:
+        assert logged_values(name)[:, 0].tolist() == [4, 8, 9]
+    latest = read_json(Path("metrics/dit/metrics.json"))
+    assert summary["validation_texture"] == latest["validation_texture"] == logged_values("validation_texture")[-1, 1]
+    assert summary["validation_semantic"] == latest["validation_semantic"]
+
+    # What is logged last is the error of the weights that sampling takes.
+    section = settings_with(holdout=0.2).dit
+    task = VelocityTask(Store(Path("data/latents")), section, None, torch.device("cpu"))
+    found = Validation(task, section, split, Processes())(load_dit(Path("models/dit"))[0])
+    assert {name: latest[name] for name in names} == pytest.approx(found, rel=1e-9)
+
+
+def test_validation_changes_no_weight_and_a_run_in_parts_finds_the_same_errors(root: Path) -> None:
+    train.run(settings_with(holdout=0.2))
+    whole, errors = contents(Path("models/dit")), logged_values("validation_texture_both")
+    Path("models/dit").rename("whole")
+    for steps in (4, 6):
+        train.run(settings_with(holdout=0.2, steps=steps))
+    assert contents(Path("models/dit")) == whole
+    assert logged_values("validation_texture_both").tolist() == errors.tolist()
+    Path("models/dit").rename("parts")
+    train.run(settings_with(holdout=0.2, checkpoint_every=1))
+    assert len(logged_values("validation_texture_both")) == 6
+    assert contents(Path("models/dit"))["model.safetensors"] == whole["model.safetensors"]
+
+
+def test_without_a_holdout_a_run_is_what_it_was(root: Path) -> None:
+    train.run(settings_with())
+    assert "holdout" not in read_json(Path("models/dit/settings.json"))["settings"]
+    assert not {name for name in logged() if name.startswith(("validation", "training"))}
+
+
+@pytest.mark.parametrize("holdout", [0.99, 0.01])
+def test_a_split_with_an_empty_side_is_refused_before_anything_is_moved(root: Path, holdout: float) -> None:
+    train.run(settings_with(steps=1))
+    before = contents(Path("models"))
+    with refusal("dit.holdout", f"{holdout:g}", "20 images"):
+        train.run(settings_with(holdout=holdout))
+    guide = load_settings(Path("params.yaml"), {"guide": {"holdout": holdout}})
+    with refusal("guide.holdout", f"{holdout:g}", "20 images"):
+        train_guide.run(guide)
+    assert contents(Path("models")) == before
 
 
 def test_muon_without_a_pytorch_that_has_it_is_refused_before_anything_is_moved(
@@ -433,21 +496,24 @@ def test_batches_for_a_gpu_are_read_into_pinned_memory(root: Path) -> None:
 
 def test_two_processes_and_their_micro_batches_give_the_model_and_the_curves_of_one(root: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "sfd_cli", "train", "--accumulate", "2"]
+    command += ["-m", "sfd_cli", "train", "--accumulate", "2", "--holdout", "0.2"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("parameters") == 1
     # One process goes on where the two stopped.
-    train.run(settings_with(steps=8))
-    several, curve = load_dit(Path("models/dit"))[0].state_dict(), logged_values("loss")
+    train.run(settings_with(steps=8, holdout=0.2))
+    several = load_dit(Path("models/dit"))[0].state_dict()
+    names = ("loss", "validation_texture", "training_semantic_alone")
+    curves = {name: logged_values(name) for name in names}
     for folder in ("models", "metrics"):
         (Path(folder) / "dit").rename(Path(folder) / "several")
-    train.run(settings_with(steps=6))
-    train.run(settings_with(steps=8))
+    train.run(settings_with(steps=6, holdout=0.2))
+    train.run(settings_with(steps=8, holdout=0.2))
     for name, tensor in load_dit(Path("models/dit"))[0].state_dict().items():
         torch.testing.assert_close(several[name], tensor, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(curve, logged_values("loss"), rtol=1e-4)
+    for name, curve in curves.items():
+        np.testing.assert_allclose(curve, logged_values(name), rtol=1e-4)
 
 
 @pytest.mark.gpu

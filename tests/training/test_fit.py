@@ -23,7 +23,7 @@ from training_task import BATCH, COUNT, SETTINGS, Recorded, Regression, assert_s
 
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.errors import SettingError, StageFailure
-from sfd_cli.training.checkpoints import Checkpoints
+from sfd_cli.training.checkpoints import Checkpoints, TrainingState
 from sfd_cli.training.fit import LoopResult
 from sfd_cli.training.fit import fit as fit_model
 from sfd_cli.training.settings import LoopSettings
@@ -135,6 +135,42 @@ def test_n_steps_in_one_go_and_in_two_halves_give_the_same_weights(tmp_path: Pat
     assert_same(whole.ema, halves.ema)
     states = [Checkpoints(tmp_path / run / "checkpoints").load(12).optimizer for run in ("whole", "halves")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_the_averaged_weights_are_validated_at_planned_checkpoints_and_at_the_end(tmp_path: Path) -> None:
+    folder, seen = tmp_path / "validated" / "checkpoints", []
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        seen.append((weights, Checkpoints(folder).steps()))
+        return {"validation": float(len(seen))}
+
+    fit(tmp_path / "validated", validate=validate)
+    assert curve(tmp_path / "validated", "validation") == [(5, 1.0), (10, 2.0), (12, 3.0)]
+    # The checkpoint comes after, so that one that is there has been validated.
+    assert [steps for _, steps in seen] == [[], [5], [5, 10]]
+    for step, (weights, _) in zip((10, 12), seen[1:], strict=True):
+        ema = Checkpoints(folder).load(step).ema
+        assert ema is not None
+        assert all(torch.equal(ema[name], weights[name]) for name in weights)
+
+
+def test_a_run_killed_between_validation_and_checkpoint_logs_each_step_once(tmp_path: Path) -> None:
+    found = iter([1.0, 2.0, 3.0, 4.0])
+    original = Checkpoints.save
+
+    def save(checkpoints: Checkpoints, state: TrainingState) -> None:
+        if state.step == 10:
+            raise KilledError
+        original(checkpoints, state)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(Checkpoints, "save", save)
+        with pytest.raises(KilledError):
+            fit(tmp_path, validate=lambda model: {"validation": next(found)})
+    assert curve(tmp_path, "validation") == [(5, 1.0), (10, 2.0)]
+    fit(tmp_path, validate=lambda model: {"validation": next(found)})
+    assert curve(tmp_path, "validation") == [(5, 1.0), (10, 3.0), (12, 4.0)]
 
 
 def test_training_lowers_the_loss_and_the_average_lags_behind_the_weights(tmp_path: Path) -> None:
@@ -307,9 +343,14 @@ def test_a_signal_writes_a_checkpoint_and_ends_the_run(
 ) -> None:
     before = signal.getsignal(number)
     with pytest.raises(error) as raised:
-        fit(tmp_path / "stopped", on_step=lambda step, model: os.kill(os.getpid(), number) if step == 6 else None)
+        fit(
+            tmp_path / "stopped",
+            on_step=lambda step, model: os.kill(os.getpid(), number) if step == 6 else None,
+            validate=lambda model: {"validation": 1.0},
+        )
     if number == signal.SIGTERM:
         assert raised.value.code == 143  # type: ignore[attr-defined]
     assert signal.getsignal(number) is before
     assert Checkpoints(tmp_path / "stopped" / "checkpoints").steps() == [5, 7]
+    assert curve(tmp_path / "stopped", "validation") == [(5, 1.0)], "who is to stop has no time for it"
     assert_same(fit(tmp_path / "whole").ema, fit(tmp_path / "stopped").ema)
