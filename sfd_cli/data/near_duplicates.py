@@ -141,9 +141,8 @@ def _join(clusters: np.ndarray, members: np.ndarray) -> None:
 
 def _vectors(store: Store, field: str, rows: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """Latents at `rows` less `mean`, scaled, float32 (n, views, C h w)."""
-    channels, scale = len(mean), store.statistics["std"]
-    scale = (scale[:channels] if field == "texture" else scale[-channels:])[:, None, None]
     views = store.fields[field].shape[0]
+    scale = store.statistics["std"][-len(mean) :, None, None]  # semantics come last, and textures where there are none
     vectors = np.empty((len(rows), views, mean.size), np.float32)
     for start in range(0, len(rows), BLOCK):
         raw = store.read(field, rows[start : start + BLOCK])
@@ -155,7 +154,8 @@ def _mean_image(store: Store, field: str) -> np.ndarray:
     """Mean over the store, or over MOST_COMPARED images spread over it, and over their views, float64 (C, h, w)."""
     count = min(len(store), MOST_COMPARED)
     rows = np.arange(count) * len(store) // count
-    total = np.zeros(store.fields[field].shape[1:])
+    views, *shape = store.fields[field].shape
+    total = np.zeros(shape)
     for start in range(0, count, BLOCK):
-        total += store.read(field, rows[start : start + BLOCK]).mean(axis=1, dtype=np.float64).sum(axis=0)
-    return total / count
+        total += store.read(field, rows[start : start + BLOCK]).sum(axis=(0, 1), dtype=np.float64)
+    return total / (count * views)

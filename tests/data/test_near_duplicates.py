@@ -124,6 +124,8 @@ def test_many_images_are_compared_within_their_class_in_runs() -> None:
     labels = np.array([2, 0, 2, 0, 2, 2, 1])
     assert [rows.tolist() for rows in compared_together(labels, 7)] == [[0, 1, 2, 3, 4, 5, 6]]
     assert [rows.tolist() for rows in compared_together(labels, 3)] == [[1, 3], [6], [0, 2, 4], [5]]
+    labels = np.arange(1000) * 7 % 3
+    assert all((np.diff(rows) > 0).all() for rows in compared_together(labels, 999))
 
 
 def store_with_twins(folder: Path, fields: tuple[str, ...], flips: int) -> tuple[Store, dict[str, np.ndarray]]:
@@ -131,16 +133,19 @@ def store_with_twins(folder: Path, fields: tuple[str, ...], flips: int) -> tuple
     generator = np.random.default_rng(0)
     arrays = {name: generator.normal(5, 3, (COUNT, flips, *SHAPES[name])) for name in fields}
     twins = arrays[fields[-1]]
+    # What all images have in common makes none the twin of another, and a channel of small values counts like the rest.
+    twins += generator.normal(0, 1000, twins.shape[2:])
+    twins[:, :, -1] /= 30
     for copy in range(20, COUNT):
         noise = generator.normal(scale=0.2, size=twins.shape[2:])
+        noise[-1] /= 30
         twins[copy, 0] = twins[copy - 20, copy % flips] + noise
     arrays = {name: values.astype(np.float16) for name, values in arrays.items()}
     writer = StoreWriter(folder, {name: Field((flips, *SHAPES[name])) for name in fields}, COUNT, 16, "latents")
     for shard in range(writer.shard_count):
         rows = writer.rows(shard)
         writer.write_shard(shard, {name: values[rows.start : rows.stop] for name, values in arrays.items()})
-    # One channel is wide and counts as much as the others.
-    std = {"texture": [3.0, 3.0, 3.0], "semantic": [3.0, 1.0]}
+    std = {"texture": [3.0, 2.0, 0.1], "semantic": [3.0, 0.1]}
     statistics = {
         "mean": np.full(sum(SHAPES[name][0] for name in fields), 5.0),
         "std": np.array([value for name in fields for value in std[name]]),
@@ -150,21 +155,28 @@ def store_with_twins(folder: Path, fields: tuple[str, ...], flips: int) -> tuple
     return Store(folder), arrays
 
 
+@pytest.mark.parametrize("block", [7, 1024])
 @pytest.mark.parametrize("flips", [1, 2])
 @pytest.mark.parametrize("fields", [("texture", "semantic"), ("texture",)])
 def test_no_image_held_out_has_a_near_duplicate_in_training(
-    tmp_path: Path, fields: tuple[str, ...], flips: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: tuple[str, ...], flips: int, block: int
 ) -> None:
+    monkeypatch.setattr(near_duplicates, "BLOCK", block)
     store, arrays = store_with_twins(tmp_path / "store", fields, flips)
     split = holdout_split(store, 0.3, seed=0)
     assert 10 <= len(split.held_out) <= 12
     values = arrays[fields[-1]].astype(np.float64)
-    std = np.array([3.0, 1.0] if len(fields) == 2 else [3.0, 3.0, 3.0])[:, None, None]
+    std = np.array([3.0, 0.1] if len(fields) == 2 else [3.0, 2.0, 0.1])[:, None, None]
     vectors = ((values - values.mean((0, 1))) / std).reshape(COUNT, flips, -1)
     alike = pairs_above(vectors, 0.95)
     alike |= alike.T
     assert alike.any(axis=1).sum() >= 20
     assert not alike[np.ix_(split.training, split.held_out)].any()
+    _, components = connected_components(alike, directed=False)
+    clusters = np.array([np.flatnonzero(components == component)[0] for component in components])
+    expected = hold_out(clusters, 0.3, seed=0)
+    for name in ("training", "held_out", "control"):
+        assert np.array_equal(getattr(split, name), getattr(expected, name))
     assert alike[np.ix_(split.held_out, split.held_out)].any()
 
 

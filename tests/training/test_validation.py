@@ -201,12 +201,35 @@ def test_the_parts_of_an_offset_are_its_phases(delta_t: float, parts: list[tuple
         assert part.progress == pytest.approx(midpoints(start, end))
 
 
+class Hurried(Curved):
+    """Half as long in progress as the times are: textures and semantics move for 0.25 and 0.5."""
+
+    end = 0.5
+    phases = (
+        linear_phase(0.0, 0.25, Streams(0.0, 2.0), Streams(0.0, 0.0)),
+        linear_phase(0.25, 0.5, Streams(4.0, 2.0), Streams(-1.0, 0.0)),
+    )
+
+    def times(self, progress: Tensor) -> Streams[Tensor]:
+        return Streams((4 * progress - 1).clamp(min=0), 2 * progress)
+
+
+def test_the_whole_is_the_mean_of_the_parts_by_their_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "schedule_of", lambda section: Hurried())
+    found = validator()(network(SEMANTIC))
+    assert found["validation_semantic"] == pytest.approx(
+        (found["validation_semantic_alone"] + found["validation_semantic_both"]) / 2
+    )
+    assert found["validation_texture"] == pytest.approx(found["validation_texture_both"])
+    assert "validation_texture_alone" not in found
+
+
 def test_two_processes_find_the_very_numbers_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "BATCH", 3)
     model = network(SEMANTIC)
     alone = validator()
     expected, errors = alone(model), alone.errors(model)
-    assert errors.shape == (10, 12, 2)
+    assert (errors.shape, errors.dtype) == ((10, 12, 2), torch.float64)
 
     def work(processes: Processes) -> Any:
         mine = validator(processes)
