@@ -84,7 +84,8 @@ class Validation:
 
     The error is the plain mean over channels, latent pixels, images and times, without the weights and the cosine of
     the objective, of the images as they are, with their labels. An image's noise follows from its index in the image
-    set. Times are spread evenly over progress, whatever those of training are, in the precision of training.
+    set. Times are spread evenly over the progress of the schedule, whatever those of training are (`time_mean`,
+    `objective`, leads that vary), so that runs compare; the precision is that of training.
 
     Args:
         task: the latents and the classes.

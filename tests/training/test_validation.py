@@ -15,7 +15,8 @@ from sfd_cli.config import DiT
 from sfd_cli.data.near_duplicates import Split
 from sfd_cli.data.store import Field
 from sfd_cli.diffusion.latents import Streams
-from sfd_cli.diffusion.schedule import AsynchronousSchedule, linear_phase
+from sfd_cli.diffusion.laws import KnotSchedule, LeadSchedule
+from sfd_cli.diffusion.schedule import AsynchronousSchedule, Schedule, linear_phase
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.processes import Processes
 from sfd_cli.training import validation
@@ -199,6 +200,22 @@ def test_the_parts_of_an_offset_are_its_phases(delta_t: float, parts: list[tuple
     for part, (_, start, end) in zip(found, parts, strict=True):
         assert part.length == pytest.approx(end - start)
         assert part.progress == pytest.approx(midpoints(start, end))
+
+
+@pytest.mark.parametrize("law", [LeadSchedule(0.7), LeadSchedule(-1, 0.5), KnotSchedule(((0.5, 0.2), (0.6, 0.9)))])
+def test_a_law_under_which_no_stream_stands_still_has_thirds(law: Schedule) -> None:
+    parts = parts_of(law)
+    assert [part.name for part in parts] == ["early", "middle", "late"]
+    assert all(part.moves == (True, True) for part in parts)
+    spread = [progress for part in parts for progress in part.progress]
+    assert spread == pytest.approx([law.end * (2 * place + 1) / 24 for place in range(12)])
+
+
+def test_textures_may_be_first() -> None:
+    first, both, last = parts_of(KnotSchedule(((0.0, 0.4), (0.6, 1.0))))
+    assert (first.name, first.moves, first.progress) == ("alone", (True, False), pytest.approx(midpoints(0, 0.4)))
+    assert (both.name, both.moves, both.progress) == ("both", (True, True), pytest.approx(midpoints(0.4, 1.0)))
+    assert (last.name, last.moves, last.progress) == ("alone", (False, True), pytest.approx(midpoints(1.0, 1.4)))
 
 
 class Hurried(Curved):
