@@ -12,18 +12,12 @@ and guide; the samples keep theirs. Two commands may share a folder at the same 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
-import fcntl
 import os
-import resource
-import shlex
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +29,16 @@ import yaml
 from pydantic import Field, ValidationError
 from speedrun_table import write_table
 
-from sfd_cli.config import Paths, Section, Settings, first_problem, validate_settings
-from sfd_cli.errors import SfdError, StageFailure, UserError
-from sfd_cli.files import fingerprint, read_json, write_json
+from sfd_cli.config import Section, Settings, first_problem, validate_settings
+from sfd_cli.errors import SfdError, UserError
+from sfd_cli.files import read_json, write_json
+from sfd_cli.studies import pipeline
+from sfd_cli.studies.layers import merged, nested
+from sfd_cli.studies.pipeline import Job, alone
 
 REPOSITORY = Path(__file__).parents[1]
 TABLE = Path(__file__).parent / "speedrun.yaml"
 RESULTS = "speedrun.json"
-LAST = "fid"  # the report page is made of what is there and has no part in the score
 # Scores that a row may ask for under `also`: each takes settings whose `paths` are the row's finished artifacts.
 ALSO: dict[str, Callable[[Settings], float]] = {
     "colours": colours.of_settings,
@@ -109,106 +105,19 @@ def settings_of(name: str, start: dict[str, Any], rows: dict[str, Row], seed: in
     return validate_settings(merged(values, seeds), f"row {name}")
 
 
-def nested(values: dict[str, Any]) -> dict[str, Any]:
-    """`{"dit.steps": 3}` as `{"dit": {"steps": 3}}`, at every depth."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        first, _, rest = key.partition(".")
-        inner = {rest: value} if rest else value
-        found = merged(found, {first: nested(inner) if isinstance(inner, dict) else inner})
-    return found
-
-
-def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid over `under`, section by section; neither is changed."""
-    both = {key: merged(under[key], value) for key, value in over.items() if isinstance(value, dict) and under.get(key)}
-    return under | over | both
-
-
-@dataclass(frozen=True)
-class Job:
-    """A stage to run: `folder` is where, `arguments` are those of `sfd`, `values` the params.yaml it gets."""
-
-    arguments: list[str]
-    folder: Path
-    values: dict[str, Any]
-
-
 def plan(settings: Settings, work: Path) -> dict[str, Job]:
     """The stages of dvc.yaml up to the scores, by name, in their order, each in the folder of its digest."""
-    stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
-    # Only what differs from the defaults, so that settings that are new in the package change no digest.
-    values = settings.model_dump(mode="json", exclude_defaults=True, exclude={"paths"})
-    keys = {str(path): key for key, path in Paths().model_dump().items()}
-    jobs: dict[str, Job] = {}
-    made: dict[str, Path] = {}
-    for name, stage in stages.items():
-        deps = {dep: made[dep] for dep in stage.get("deps", [])}
-        read = {"params": {key: lookup(values, key) for key in stage["params"]}}
-        key = fingerprint(read | {"deps": {dep: folder.name for dep, folder in deps.items()}})[:12]
-        folder = work / f"{name}-{key}"
-        paths = {keys[dep]: os.path.relpath(made[dep] / dep, folder) for dep in deps}
-        jobs[name] = Job(shlex.split(stage["cmd"])[1:], folder, values | {"paths": paths})
-        outs = [out if isinstance(out, str) else next(iter(out)) for out in stage.get("outs", [])]
-        made |= dict.fromkeys(outs, folder)
-        if name == LAST:
-            return jobs
-    raise AssertionError(f"dvc.yaml has no stage {LAST}")
+    return {job.stage: job for job in pipeline.plan(settings, pipeline.read_stages(REPOSITORY / "dvc.yaml"), work)}
 
 
-def lookup(values: Any, key: str) -> Any:
-    """What `values` has under `section` or `section.key`, "default" where it has nothing."""
-    section, _, rest = key.partition(".")
-    found = values.get(section, "default")
-    return lookup(found, rest) if rest and isinstance(found, dict) else found
-
-
-def make(name: str, job: Job) -> dict[str, Any]:
+def make(job: Job) -> dict[str, Any]:
     """Run a stage unless it is finished; what it took: seconds, CPU seconds, the load before, whether it was resumed.
 
     Raises:
         StageFailure: it ended badly; its log is in its folder.
     """
-    with alone(job.folder / ".lock"):
-        done, log, params = (job.folder / file for file in ("done.json", "log.txt", "params.yaml"))
-        if done.exists():
-            return dict(read_json(done))
-        resumed, load = params.exists(), os.getloadavg()[0]
-        params.write_text(yaml.safe_dump(job.values, sort_keys=False))
-        path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
-        command = [sys.executable, "-m", "sfd_cli", *job.arguments]
-        started, used = time.monotonic(), cpu_seconds()
-        with open(log, "a") as file:
-            process = subprocess.Popen(
-                command, cwd=job.folder, env=os.environ | {"PYTHONPATH": path}, stdout=file, stderr=file
-            )
-            try:
-                code = process.wait()
-            except BaseException:  # a stage that is told to end writes a checkpoint first
-                process.terminate()
-                process.wait()
-                raise
-        if code:
-            problem = f"{name} ended with {code}: {' '.join(log.read_text()[-400:].split())}"
-            raise StageFailure(log, problem, "put it right and run the same command to go on")
-        taken = {"seconds": round(time.monotonic() - started, 2), "cpu": round(cpu_seconds() - used, 2)}
-        write_json(done, taken | {"load": round(load, 2), "resumed": resumed})
-        return dict(read_json(done))
-
-
-def cpu_seconds() -> float:
-    """CPU seconds of all child processes that have ended."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
-@contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Holds the lock at `path`, for which others wait."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+    return pipeline.make(job, threading.Event(), os.environ | {"PYTHONPATH": path})
 
 
 def run_row(name: str, row: Row, settings: Settings, work: Path) -> dict[str, Any]:
@@ -216,10 +125,10 @@ def run_row(name: str, row: Row, settings: Settings, work: Path) -> dict[str, An
     jobs, taken = plan(settings, work), {}
     for stage, job in jobs.items():
         print(f"{name}, seed {settings.dit.seed}: {stage} ({job.folder.name})", flush=True)
-        taken[stage] = make(stage, job)
+        taken[stage] = make(job)
     plain = plan(validate_settings(merged(settings.model_dump(), WITHOUT_GUIDANCE), f"row {name}"), work)
-    for stage, job in plain.items():
-        make(stage, job)
+    for job in plain.values():
+        make(job)
     scores = read_json(jobs["fid"].folder / "metrics" / "fid.json")
     texture = read_json(jobs["train-texture-vae"].folder / "metrics" / "texture_vae.json")
     return {
@@ -241,10 +150,11 @@ def run_row(name: str, row: Row, settings: Settings, work: Path) -> dict[str, An
 
 def also(name: str, jobs: dict[str, Job]) -> float:
     """A further score of a finished row, computed once."""
-    last = jobs[LAST]
+    last = jobs["fid"]
     file = last.folder / f"{name}.json"
     if not file.exists():
-        paths = {key: str(job.folder / path) for job in jobs.values() for key, path in job.values["paths"].items()}
+        named = [item for job in jobs.values() for item in job.values["paths"].items()]
+        paths = {key: path for key, path in named if Path(path).exists()}
         write_json(file, ALSO[name](validate_settings(last.values | {"paths": paths}, str(last.folder))))
     return float(read_json(file))
 

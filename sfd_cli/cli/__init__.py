@@ -1,9 +1,9 @@
 """The `sfd` command: parse flags, call one stage, print its result; nothing else."""
 
-from sfd_cli.cli import presets, weights
+from sfd_cli.cli import presets, study, weights
 from sfd_cli.cli.app import app
 
-__all__ = ["app", "main", "presets", "weights"]
+__all__ = ["app", "main", "presets", "study", "weights"]
 
 
 def main() -> None:

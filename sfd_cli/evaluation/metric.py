@@ -106,11 +106,14 @@ class GaussianDistance:
         key: in `fid.json`.
         label: of its row on the page.
         function: the distance.
+        standard_error: over draws of the samples, from their features (n, D), their Gaussian and the reference's; it
+            stands under `<key>_se`. Gives None where it cannot tell.
     """
 
     key: str
     label: str
     function: Callable[[Gaussian, Gaussian], float]
+    standard_error: Callable[[Tensor, Gaussian, Gaussian], float | None] | None = None
 
     @property
     def scores(self) -> tuple[Score, ...]:
@@ -128,6 +131,8 @@ class GaussianDistance:
         # None where a statistics file does not say.
         counts: dict[str, Any] = {f"{key}_reference": against.count if against else 0}
         scores = self._to_reference(key, compared.samples, against)
+        if self.standard_error is not None and against is not None:
+            scores[f"{key}_se"] = self.standard_error(compared.samples.rows, compared.samples.gaussian(), against)
         if not options.baselines:
             return scores, counts
         scores |= self._to_reference(f"{key}_untrained", compared.untrained, against, compared.why_untrained_is_missing)

@@ -111,18 +111,18 @@ def test_a_stage_is_run_once_and_goes_on_after_a_failure(tmp_path: Path) -> None
     start, rows = speedrun.read_rows(written(tmp_path))
     jobs = speedrun.plan(speedrun.settings_of("start", start, rows, 0), tmp_path / "work")
     with pytest.raises(StageFailure) as failed:
-        speedrun.make("train-texture-vae", jobs["train-texture-vae"])
+        speedrun.make(jobs["train-texture-vae"])
     assert "prepare-data" in str(failed.value)
 
-    first = speedrun.make("prepare-data", jobs["prepare-data"])
-    second = speedrun.make("train-texture-vae", jobs["train-texture-vae"])
+    first = speedrun.make(jobs["prepare-data"])
+    second = speedrun.make(jobs["train-texture-vae"])
     assert (first["resumed"], second["resumed"]) == (False, True)
     assert second["seconds"] > 0.1
     assert second["cpu"] > 0.1
     folder = jobs["train-texture-vae"].folder
     assert (folder / "models" / "texture_vae" / "model.safetensors").exists()
     log = (folder / "log.txt").read_bytes()
-    assert speedrun.make("train-texture-vae", jobs["train-texture-vae"]) == second
+    assert speedrun.make(jobs["train-texture-vae"]) == second
     assert (folder / "log.txt").read_bytes() == log
 
 

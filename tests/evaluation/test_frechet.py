@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfd_cli.evaluation import gaussian
-from sfd_cli.evaluation.frechet import frechet_distance
+from sfd_cli.evaluation.frechet import frechet_distance, standard_error
 from sfd_cli.evaluation.gaussian import FeatureMoments, Gaussian
 from sfd_cli.evaluation.reasons import TooFewImages
 
@@ -94,3 +94,28 @@ def test_statistics_of_another_width_or_with_nan_are_refused() -> None:
 def test_moments_of_no_features_have_the_shape_of_some() -> None:
     moments = FeatureMoments(3).moments()
     assert (moments.count, moments.mean.shape, moments.deviations.shape) == (0, (3,), (3, 3))
+
+
+def test_its_standard_error_is_that_of_leaving_out_one_image_at_a_time() -> None:
+    a, b = features(300, 4, 5, shift=0.3) * torch.tensor([2.0, 1.0, 0.5, 0.2]), features(300, 4, 6)
+    reference = fitted(b)
+    left = np.array([frechet_distance(fitted(torch.cat([a[:i], a[i + 1 :]])), reference) for i in range(len(a))])
+    jackknife = np.sqrt((len(a) - 1) * left.var())
+    assert standard_error(a, fitted(a), reference) == pytest.approx(jackknife, rel=0.03)
+
+
+def test_its_standard_error_covers_what_other_draws_give() -> None:
+    reference = fitted(features(2000, 8, 7, shift=0.2))
+    draws = [features(400, 8, 100 + seed) * 1.2 for seed in range(40)]
+    distances = [frechet_distance(fitted(rows), reference) for rows in draws]
+    errors = [standard_error(rows, fitted(rows), reference) for rows in draws]
+    assert np.mean(errors) == pytest.approx(np.std(distances, ddof=1), rel=0.3)
+
+
+def test_rows_that_were_kept_stand_for_all_images_and_too_few_images_have_no_standard_error() -> None:
+    a, reference = features(400, 3, 8), fitted(features(200, 3, 9, shift=1.0))
+    whole, some = standard_error(a, fitted(a), reference), standard_error(a[::2], fitted(a), reference)
+    assert whole is not None
+    assert some == pytest.approx(whole, rel=0.15)
+    assert standard_error(a[:3], fitted(a[:3]), reference) is None
+    assert standard_error(a[:4], fitted(a[:4]), reference) is not None

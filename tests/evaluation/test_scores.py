@@ -13,7 +13,7 @@ from torch import Tensor
 from sfd_cli.config import Fid
 from sfd_cli.evaluation.extractors import Extractor
 from sfd_cli.evaluation.features import FeatureSet
-from sfd_cli.evaluation.frechet import FRECHET, frechet_distance
+from sfd_cli.evaluation.frechet import FRECHET, frechet_distance, standard_error
 from sfd_cli.evaluation.gaussian import Gaussian
 from sfd_cli.evaluation.kid import kernel_distance
 from sfd_cli.evaluation.metric import Compared
@@ -157,14 +157,17 @@ def test_published_statistics_come_before_the_images_for_distances_and_the_image
     assert scores["fd"] == pytest.approx(distance(samples, published), rel=1e-6)
     assert (scores["kid"], scores["kid_std"]) == (kid["mean"], kid["std"])
     assert 0 < scores["precision"] < 1
-    assert set(scores) == {"fd", "kid", "kid_std", "precision", "recall"}
+    assert set(scores) == {"fd", "fd_se", "kid", "kid_std", "precision", "recall"}
+    assert scores["fd_se"] == standard_error(samples, fitted(samples), fitted(published))
 
 
 def test_statistics_alone_give_the_distance_and_reasons_for_the_rest() -> None:
     samples, untrained, published = normal(30, seed=1), normal(30, seed=2, at=4.0), normal(500)
     scores = scored(feature_set(samples), None, 3, statistics=fitted(published))
     assert scores["fd"] == pytest.approx(distance(samples, published), rel=1e-6)
-    assert set(scores) == {"fd"} | {name + end for name in ("kid", "precision", "recall") for end in ("", "_reason")}
+    assert set(scores) == {"fd", "fd_se"} | {
+        name + end for name in ("kid", "precision", "recall") for end in ("", "_reason")
+    }
     assert all("statistics only" in why for why in reasons(scores).values())
     found = baselines(Compared(feature_set(samples), None, fitted(published), feature_set(untrained)))
     assert found["fd_untrained"] == pytest.approx(distance(untrained, published), rel=1e-6)
@@ -236,7 +239,8 @@ def test_baselines_come_with_the_score_where_the_settings_say_so() -> None:
     samples, reference, untrained = (feature_set(part) for part in rows)
     compared, options = Compared(samples, reference, None, untrained), Fid(seed=4)
     plain, _ = FRECHET.compute(compared, options.model_copy(update={"baselines": False}))
-    assert plain == {"fd": pytest.approx(distance(*rows[:2]), rel=1e-6)}
+    error = standard_error(samples.rows, samples.gaussian(), reference.gaussian())
+    assert plain == {"fd": pytest.approx(distance(*rows[:2]), rel=1e-6), "fd_se": error}
     found, _ = FRECHET.compute(compared, options)
     sets = {"samples": samples, "untrained": untrained}
     assert found == plain | {

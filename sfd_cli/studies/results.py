@@ -1,0 +1,139 @@
+"""`results.json` of a study: a row for every run that was scored, with all that a reader needs to judge it."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sfd_cli import __version__
+from sfd_cli.config import Settings
+from sfd_cli.errors import StageFailure, UserError
+from sfd_cli.files import fingerprint, read_json, write_json
+from sfd_cli.laws import is_synchronous, law_of
+from sfd_cli.studies.layers import lookup
+from sfd_cli.studies.study import Study
+
+RESULTS = "results.json"
+# Sections that have no part in a score.
+APART = {"runtime", "paths", "report"}
+
+Record = dict[str, Any]
+
+
+def digest(settings: Settings) -> str:
+    """What tells whether a recorded run had these settings."""
+    return fingerprint(settings.model_dump(mode="json", exclude_defaults=True, exclude=APART))[:12]
+
+
+def read_results(folder: Path) -> list[Record]:
+    """All rows that were recorded; none where nothing was.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / RESULTS
+    if not path.exists():
+        return []
+    found = read_json(path)
+    if not isinstance(found, list) or not all(isinstance(one, dict) and {"row", "seed"} <= one.keys() for one in found):
+        raise UserError(path, "is not a list of results", "delete it and run the study again")
+    return found
+
+
+def write_results(folder: Path, records: list[Record]) -> None:
+    """Write all rows, in one step."""
+    write_json(folder / RESULTS, records)
+
+
+def result_of(
+    study: Study,
+    row: str,
+    seed: int,
+    settings: Settings,
+    scores: Path,
+    taken: Mapping[str, Mapping[str, Any]],
+    threads: int,
+) -> Record:
+    """A row of the results.
+
+    `schedule` and `sampled` are the laws of training and of sampling with their numbers, 0 where both streams have one
+    time; `<score>_se` is the score's standard error over draws of the samples, null where it has none; `seconds` and
+    `cpu_seconds` are those of all stages, shared ones too, null where one was interrupted.
+
+    Args:
+        study: the study.
+        row: its row.
+        seed: of transformer and guide.
+        settings: of this run.
+        scores: its fid.json.
+        taken: what each stage took, as `pipeline.make` tells.
+        threads: of each process.
+
+    Raises:
+        StageFailure: the score could not be computed.
+    """
+    found = read_json(scores)
+    score = found.get(study.score)
+    if not isinstance(score, int | float):
+        reason = found.get(f"{study.score}_reason", "it is not among them")
+        raise StageFailure(scores, f"has no number {study.score}: {reason}", "see `score` and fid.scores")
+    whole = not any(one["resumed"] for one in taken.values())
+    values = settings.model_dump(mode="json")
+    trained = law_of(settings.dit)
+    sampled = settings.sample.with_law(trained)
+    return {
+        "dataset": study.dataset,
+        "row": row,
+        "seed": seed,
+        "objective": settings.dit.objective,
+        "schedule": 0 if is_synchronous(settings.dit) else trained,
+        "sampled": 0 if is_synchronous(sampled) else law_of(sampled),
+        "repa": settings.dit.repa,
+        "steps": settings.dit.steps,
+        study.score: score,
+        f"{study.score}_se": found.get(f"{study.score}_se"),
+        "seconds": round(sum(one["seconds"] for one in taken.values()), 1) if whole else None,
+        "cpu_seconds": round(sum(one["cpu"] for one in taken.values()), 1) if whole else None,
+        **{key: lookup(values, key) for key in study.varied},
+        "settings": digest(settings),
+        "date": datetime.date.today().isoformat(),
+        "version": __version__,
+        "commit": _commit(),
+        "machine": {"processor": _processor(), "torch": version("torch"), "threads": threads},
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the package's own repository, with `+` where files have changes; None where it has none."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        said = [
+            subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return said[0] + ("+" if said[1] else "")
+
+
+def _processor() -> str:
+    """Kind of processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def available_threads() -> int:
+    """Threads that a process may use: OMP_NUM_THREADS, or as many as there are cores for it."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0))
