@@ -43,6 +43,8 @@ MODULES: dict[str, list[str]] = {
     "diffusion/conditions.py": ["diffusion/test_conditions.py"],
     "diffusion/objective.py": ["diffusion/test_objective.py"],
     "diffusion/guidance.py": ["diffusion/test_guidance.py", "diffusion/test_solver.py"],
+    "diffusion/spectra.py": ["diffusion/test_spectra.py"],
+    "diffusion/class_accuracy.py": ["diffusion/test_class_accuracy.py"],
     "diffusion/solver.py": ["diffusion/test_solver.py", "diffusion/test_guidance.py", "diffusion/test_extending.py"],
     "evaluation/gaussian.py": ["evaluation/test_frechet.py", "evaluation/test_scores.py"],
     "evaluation/frechet.py": ["evaluation/test_frechet.py", "evaluation/test_scores.py"],

@@ -34,3 +34,13 @@ def sample(
 ) -> dict[str, Any]:
     """Files to start from and to write beside the samples."""
     return {"grid": grid, "noise": noise, "labels": labels, "latents_out": latents_out}
+
+
+def inspect_schedule(
+    oracle: Annotated[
+        bool,
+        typer.Option("--oracle", help="also sample with real semantics and with sampled ones: a minute, needs a model"),
+    ] = False,
+) -> dict[str, Any]:
+    """What needs a trained model is asked for."""
+    return {"oracle": oracle}

@@ -27,9 +27,9 @@ class StageGroup(TyperGroup):
         self.commands = {name: stage_command(name) for name in STAGES} | dict(self.commands)
 
 
-def stage_command(name: str) -> Any:
-    """The command of a stage: a flag for every setting that it reads."""
-    stage: Stage = STAGES[name]
+def stage_command(name: str, stage: Stage | None = None) -> Any:
+    """The command of a stage, of the one in the table if none is given: a flag for every setting that it reads."""
+    stage = stage or STAGES[name]
     own = _load(stage.own) if stage.own else dict
     keyword = inspect.Parameter.KEYWORD_ONLY
     own_options = list(inspect.signature(own, eval_str=True).parameters.values()) if stage.own else []
@@ -42,7 +42,7 @@ def stage_command(name: str) -> Any:
 
     def call(params: Path = DEFAULT_PARAMS, **flags: Any) -> None:
         arguments = own(**{option.name: flags.pop(option.name) for option in own_options})
-        chosen: Stage = STAGES[arguments.pop("stage", name)]
+        chosen: Stage = STAGES[arguments.pop("stage")] if "stage" in arguments else stage
         settings = settings_from_flags(params, flags, dict(zip(stage.sections, chosen.sections, strict=True)))
         print_result(importlib.import_module(chosen.module).run(settings, **arguments))
         if "WORLD_SIZE" in os.environ:  # of torchrun

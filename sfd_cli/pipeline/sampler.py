@@ -133,12 +133,20 @@ class Sampler:
         return latents
 
     @torch.inference_mode()
-    def solve(self, noise: Tensor, labels: Tensor, on_point: OnPoint | None = None) -> Tensor:
-        """Integrate the guided flow from `noise` (B, C, h, w) for `labels` (B,) to normalised composite latents."""
-        sample = self.sample
+    def solve(
+        self, noise: Tensor, labels: Tensor, on_point: OnPoint | None = None, semantics: Tensor | None = None
+    ) -> Tensor:
+        """Integrate the guided flow from `noise` (B, C, h, w) for `labels` (B,) to normalised composite latents.
+
+        Where `semantics` (B, C_s, h, w), normalised, are given, the semantic channels go to them on the straight line
+        from their noise, by the same law of times, and textures alone are the network's own.
+        """
+        sample, velocity = self.sample, self._velocity
+        if semantics is not None:
+            velocity = with_semantics(velocity, semantics - self.space.views(noise).semantic, self.space)
         with tf32(self.device):
             return integrate(
-                self._velocity,
+                velocity,
                 noise,
                 labels,
                 schedule_of(sample),
@@ -215,6 +223,16 @@ class Sampler:
                 f"has no latent statistics for {self.space.channels} channels, without which samples cannot be decoded",
                 STATISTICS_REMEDY,
             )
+
+
+def with_semantics(velocity: VelocityField, semantic: Tensor, space: LatentSpace) -> VelocityField:
+    """The field with this velocity (B, C_s, h, w) of the semantic channels in place of its own."""
+
+    def field(x: Tensor, t_texture: Tensor, t_semantic: Tensor, rows: Tensor) -> Tensor:
+        own = space.views(velocity(x, t_texture, t_semantic, rows))
+        return torch.cat((own.texture, semantic), dim=1)
+
+    return field
 
 
 def guidance_scale(sample: Sample) -> GuidanceScale:

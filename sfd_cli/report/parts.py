@@ -17,6 +17,7 @@ from sfd_cli.diffusion.schedule import Schedule
 from sfd_cli.errors import UserError
 from sfd_cli.files import read_json
 from sfd_cli.pipeline.trajectory import follow_samples
+from sfd_cli.report import inspection
 from sfd_cli.report.curves import draw_curves, read_curves, read_validation
 from sfd_cli.report.page import picture_uri
 from sfd_cli.report.pictures import draw_samples, draw_trajectory
@@ -96,6 +97,22 @@ def losses(metrics: Path) -> list[Markup]:
                 heading = f"{title}, {stream} error, held out (dashed: trained on)"
                 pictures.append(draw_curves(heading, held_out, f"{name}-{stream}", dashed=training))
     return [Markup(picture) for picture in pictures]
+
+
+def schedule(metrics: Path) -> dict[str, Any] | None:
+    """What `sfd schedule inspect` found: its picture, table and warnings; None where it was not run."""
+    folder = metrics / "schedule"
+    if not ((folder / "inspect.json").exists() and (folder / "inspect.png").exists()):
+        return None
+    table = inspection.summary(read_json(folder / "inspect.json"))
+    warnings = table.pop("warning")
+    rows = [
+        (name, part, value)
+        for name, found in table.items()
+        for part, value in (found.items() if isinstance(found, dict) else [("", found)])
+    ]
+    picture = picture_uri(folder / "inspect.png")
+    return {"picture": picture, "rows": rows, "warnings": list(warnings.values()) if warnings != "none" else []}
 
 
 def spread_over_classes(labels: list[int], count: int) -> list[int]:

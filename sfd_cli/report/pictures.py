@@ -64,7 +64,7 @@ def draw_samples(path: Path, images: list[np.ndarray], captions: list[str]) -> N
             axes.set_xlabel(shorten(captions[number]), fontsize=6.5, labelpad=2, color="#333333")
         else:
             axes.axis("off")
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def draw_trajectory(path: Path, trajectory: Trajectory, schedule: Schedule) -> None:
@@ -90,7 +90,7 @@ def draw_trajectory(path: Path, trajectory: Trajectory, schedule: Schedule) -> N
             grid[streams * sample + 1, 0].set_ylabel("semantics", fontsize=7, color=SEMANTIC)
     for axes, progress in zip(grid[0], trajectory.progress, strict=True):
         axes.set_title(f"T = {progress:.2f}", fontsize=8)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def shorten(caption: str, length: int = 18) -> str:
@@ -130,7 +130,8 @@ def _show(axes: Axes, image: np.ndarray) -> None:
         spine.set_linewidth(0.5)
 
 
-def _write(figure: Figure, path: Path) -> None:
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, the same bytes for the same figure."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)

@@ -138,3 +138,16 @@ SHOW = Stage(
     "Print where the sample grid, the report and the scores are, and the scores.",
     paths=("metrics", "reports"),
 )
+
+SCHEDULE_INSPECT = Stage(
+    "sfd_cli.stages.schedule_inspect",
+    "",
+    "Tell from the latents alone, in seconds, how early each stream resolves and what it tells of the class.\n\n"
+    "Spectra, Gaussian information, the lead at which both streams draw level, linear class accuracy against time;"
+    " warns where semantics are no more informative than textures. Writes schedule/inspect.json and inspect.png among"
+    " the metrics, and the report shows them.",
+    {"foreign": "foreign-"},
+    ("latents", "metrics", "dit", "texture_vae", "images"),
+    CHECKPOINT,
+    "sfd_cli.cli.own_flags:inspect_schedule",
+)

@@ -46,6 +46,7 @@ def run(settings: Settings) -> dict[str, Any]:
         samples=samples,
         phases=phases,
         scores=scores,
+        schedule=parts.schedule(metrics),
         losses=parts.losses(metrics),
         timings=timings,
         total_seconds=total,

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from sfd_cli.config import DiT
+from sfd_cli.data.latent_space import space_of_store
 from sfd_cli.data.store import Store
 from sfd_cli.diffusion.conditions import Conditions
-from sfd_cli.diffusion.latents import LatentSpace, Streams
+from sfd_cli.diffusion.latents import Streams
 from sfd_cli.diffusion.objective import (
     interpolate,
     repa,
@@ -49,10 +50,7 @@ class VelocityTask:
         self._times = TrainingTimes(
             schedule_of(section), section.objective, section.time_mean, section.lead_jitter, section.leader_noise
         )
-        texture = store.fields["texture"].shape  # (flips, C_z, h, w)
-        layout = LatentSpace(texture[1], store.fields["semantic"].shape[1] if section.semantics else 0, texture[-1])
-        mean, std = (store.statistics[name][: layout.channels] for name in ("mean", "std"))
-        self.space = layout.scaled(mean, std)
+        self.space = space_of_store(store, section.semantics)
         self.conditions = Conditions(tuple(store.classes))
         needs_semantics = section.semantics or section.repa == "decoded"
         needed = {"texture": True, "semantic": needs_semantics, "features": section.repa == "stored"}

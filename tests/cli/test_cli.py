@@ -190,7 +190,7 @@ def test_the_table_of_stages_is_in_the_order_of_the_pipeline_and_names_every_mod
     modules = {path.stem for path in (REPOSITORY / "sfd_cli" / "stages").glob("[a-z]*.py")}
     named = {STAGES[name].module.rpartition(".")[2]: name for name in STAGES}
     assert all(name.replace("-", "_") == module for module, name in named.items())
-    assert modules - named.keys() <= {"weights_import", "weights_export"}
+    assert modules - named.keys() <= {"weights_import", "weights_export", "schedule_inspect"}
 
 
 def test_help_is_quick_because_stages_are_imported_when_called() -> None:
