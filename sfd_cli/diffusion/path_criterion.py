@@ -1,0 +1,191 @@
+"""Which schedule a network's own errors speak for: a criterion on held-out images, and its answer with an error bar.
+
+Seen as channels of Gaussian noise, both streams of an image are revealed along a path in the plane of their logit
+times l_k = ln(t_k / (1 - t_k)), whose signal-to-noise ratios are gamma_k = exp(2 l_k). By I-MMSE (Guo, Shamai and
+Verdu, 2005)
+
+    J(C) = 1/2 int_C  M_texture d gamma_texture + M_semantic d gamma_semantic      (nats an image)
+
+is the same for every path C between the same ends if M_k are the errors of the exact posterior means. A network's
+are larger, and J(A) - J(B) is the difference of its excess along A and along B alone: of the bound on the divergence
+between what it samples and the data. So the path of least J is the one on which this network is least wrong; J of one
+path by itself says nothing. With e_k the squared error of the velocity, summed over the stream, M_k = (1 - t_k)^2 e_k
+and
+
+    J(C) = int_C  t_texture^2 e_texture d l_texture + t_semantic^2 e_semantic d l_semantic,
+
+which is linear in the errors: a path is a matrix of weights on the grid where they are known, and every image has a J.
+
+Paths are those of the law `curve`, from the lowest level of both streams to the highest: lead + slope * tanh(l / 2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sfd_cli.diffusion.latents import Streams
+
+LEADS = tuple(0.25 * step for step in range(-8, 21))
+SLOPES = tuple(0.5 * step for step in range(-7, 8))
+# Steps of the quadrature along a path; the errors between grid points are interpolated linearly in any case.
+STEPS = 400
+CLEAR = 2.0
+"""Standard errors by which a path must be better than the synchronous one to be preferred."""
+
+
+@dataclass(frozen=True)
+class ErrorSurface:
+    """A network's errors at pairs of noise levels, of held-out images.
+
+    Attributes:
+        levels: (n,) ascending logit times, the same for both streams.
+        errors: squared errors of the velocity, summed over each stream, (images, n, n), indexed by the levels of
+            texture and then semantics.
+        clusters: (images,) int64; images of one cluster are near-duplicates and count as one.
+    """
+
+    levels: Tensor
+    errors: Streams[Tensor]
+    clusters: Tensor
+
+    def per_cluster(self) -> Streams[Tensor]:
+        """Means over the images of each cluster: (clusters, n, n), float64."""
+        _, members = self.clusters.unique(return_inverse=True)
+        counts = torch.bincount(members).double()[:, None, None]
+
+        def mean(errors: Tensor) -> Tensor:
+            total = torch.zeros(len(counts), *errors.shape[1:], dtype=torch.float64)
+            return total.index_add_(0, members, errors.double()) / counts
+
+        return Streams(*map(mean, self.errors))
+
+
+class Preference(NamedTuple):
+    """What the criterion says.
+
+    Attributes:
+        lead: of the path of least J, in logit time, half-way.
+        slope: by how much more it leads at the end.
+        gap: J of a path chosen on half of the clusters minus that of the synchronous path, on the other half; nats an
+            image, below 0 where the path is better.
+        standard_error: of the gap, over clusters.
+        lattice_gap: the same, not held out, of the best monotone path on the grid, whatever its shape: how much the
+            family of curves leaves.
+        curve_gap: the same, not held out, of the best curve.
+    """
+
+    lead: float
+    slope: float
+    gap: float
+    standard_error: float
+    lattice_gap: float
+    curve_gap: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the path is better than the synchronous one by more than `CLEAR` standard errors."""
+        return self.gap + CLEAR * self.standard_error < 0
+
+
+def preferred(
+    surface: ErrorSurface, leads: tuple[float, ...] = LEADS, slopes: tuple[float, ...] = SLOPES
+) -> Preference:
+    """The path of least J among all leads and slopes, judged on clusters that did not choose it.
+
+    The clusters are split in two; each half is judged by the path that the other half chooses, as the least of many
+    noisy values is too small on the images that chose it.
+
+    Raises:
+        ValueError: there are fewer than four clusters.
+    """
+    errors = surface.per_cluster()
+    count = len(errors.texture)
+    if count < 4:
+        raise ValueError(f"{count} clusters of held-out images are too few to judge by")
+    pairs = [(lead, slope) for lead in leads for slope in slopes]
+    weights = [path_weights(surface.levels, *pair) for pair in pairs]
+    gaps = _values(errors, weights) - _values(errors, [path_weights(surface.levels, 0.0)])  # (clusters, paths)
+    halves = torch.arange(count) % 2 == 0
+    judged = torch.empty(count, dtype=torch.float64)
+    for choosing in (halves, ~halves):
+        judged[~choosing] = gaps[~choosing, gaps[choosing].mean(0).argmin()]
+    means = gaps.mean(0)
+    lead, slope = pairs[int(means.argmin())]
+    means_of = Streams(*(error.mean(0) for error in errors))
+    synchronous = _values(Streams(*(mean[None] for mean in means_of)), [path_weights(surface.levels, 0.0)]).item()
+    lattice = least_on_lattice(surface.levels, means_of)
+    return Preference(
+        lead,
+        slope,
+        judged.mean().item(),
+        (judged.std() / count**0.5).item(),
+        lattice - synchronous,
+        means.min().item(),
+    )
+
+
+def path_weights(levels: Tensor, lead: float, slope: float = 0.0, steps: int = STEPS) -> Streams[Tensor]:
+    """A path as weights (n, n) on either stream's errors, so that J is the sum of their products.
+
+    The path begins at the lowest level of both streams and ends at the highest: a stream waits at either end until the
+    other one is there. Errors between the levels are interpolated bilinearly.
+    """
+    low, high = levels[0].item(), levels[-1].item()
+    reach = abs(lead) / 2 + abs(slope) / 2
+    level = torch.linspace(low - reach, high + reach, steps + 1, dtype=torch.float64)
+    ahead = (lead + slope * (level / 2).tanh()) / 2
+    path = Streams((level - ahead).clamp(low, high), (level + ahead).clamp(low, high))
+    middle = Streams(*((place[1:] + place[:-1]) / 2 for place in path))
+    texture, semantic = (_hats(levels.double(), place) for place in middle)  # (steps, n)
+    strengths = [place.sigmoid().square() * one.diff() for place, one in zip(middle, path, strict=True)]
+    return Streams(*(texture.T @ (strength[:, None] * semantic) for strength in strengths))
+
+
+def least_on_lattice(levels: Tensor, errors: Streams[Tensor], finer: int = 8) -> float:
+    """The least J of all monotone paths along the lines of a grid `finer` than that of the levels.
+
+    `errors` are means (n, n), interpolated bilinearly in between.
+    """
+    levels = levels.double()
+    count = finer * (len(levels) - 1) + 1
+    places = torch.cat([torch.lerp(levels[:-1], levels[1:], part / finer) for part in range(finer)])
+    places = torch.cat([places, levels[-1:]]).sort().values
+    hats = _hats(levels, places)
+
+    def edges(errors: Tensor) -> list[list[float]]:
+        """J of every step along the first axis, by the trapezoidal rule, (count - 1, count)."""
+        weighted = places.sigmoid().square()[:, None] * (hats @ errors.double() @ hats.T)
+        return ((weighted[1:] + weighted[:-1]) / 2 * places.diff()[:, None]).tolist()
+
+    texture, semantic = edges(errors.texture), edges(errors.semantic.T)
+    least = [[0.0] * count for _ in range(count)]
+    for i in range(count):
+        for j in range(count):
+            ways = [least[i - 1][j] + texture[i - 1][j]] if i else []
+            ways += [least[i][j - 1] + semantic[j - 1][i]] if j else []
+            least[i][j] = min(ways, default=0.0)
+    return least[-1][-1]
+
+
+def _hats(levels: Tensor, places: Tensor) -> Tensor:
+    """Weights of linear interpolation: (places, n), two of them not 0 in every row."""
+    right = torch.searchsorted(levels, places).clamp(1, len(levels) - 1)
+    share = (places - levels[right - 1]) / (levels[right] - levels[right - 1])
+    weights = torch.zeros(len(places), len(levels), dtype=torch.float64)
+    rows = torch.arange(len(places))
+    weights[rows, right - 1] = 1 - share
+    weights[rows, right] = share
+    return weights
+
+
+def _values(errors: Streams[Tensor], weights: list[Streams[Tensor]]) -> Tensor:
+    """J of every cluster and path: (clusters, paths)."""
+    parts = [
+        torch.einsum("cij,pij->cp", error, torch.stack([one[stream] for one in weights]))
+        for stream, error in enumerate(errors)
+    ]
+    return parts[0] + parts[1]

@@ -1,0 +1,148 @@
+"""The criterion by which a path is preferred: I-MMSE in closed form, and networks with known excess."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from sfd_cli.diffusion.latents import Streams
+from sfd_cli.diffusion.path_criterion import ErrorSurface, least_on_lattice, path_weights, preferred
+
+LEVELS = torch.linspace(-4, 2.2, 25)
+
+
+def on_grid(levels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logit times of textures and semantics at every pair of levels, (n, n)."""
+    return levels.double()[:, None].expand(-1, len(levels)), levels.double()[None].expand(len(levels), -1)
+
+
+def velocity_errors(texture: Tensor, semantic: Tensor, levels: Tensor = LEVELS) -> Streams[Tensor]:
+    """Errors of posterior means as errors of the velocity: over (1 - t)^2."""
+    return Streams(
+        *(
+            error / (1 - level.sigmoid()).square()
+            for error, level in zip((texture, semantic), on_grid(levels), strict=True)
+        )
+    )
+
+
+def correlated(rho: float, levels: Tensor = LEVELS) -> Streams[Tensor]:
+    """Of exact posterior means of two standard normal numbers with correlation `rho`, one in each stream."""
+    texture, semantic = on_grid(levels)
+    precision = torch.linalg.inv(torch.tensor([[1, rho], [rho, 1]], dtype=torch.float64))
+    gamma = torch.diag_embed(torch.stack([(2 * texture).exp(), (2 * semantic).exp()], dim=-1))
+    covariance = torch.linalg.inv(precision + gamma)
+    return velocity_errors(covariance[..., 0, 0], covariance[..., 1, 1], levels)
+
+
+def length(errors: Streams[Tensor], lead: float, slope: float = 0.0) -> float:
+    weights = path_weights(LEVELS, lead, slope)
+    return sum((weight * error).sum().item() for weight, error in zip(weights, errors, strict=True))
+
+
+def test_along_any_path_independent_streams_reveal_what_their_entropies_say() -> None:
+    """Of a normal number of variance v: ln(1 + gamma v) / 2 between both ends."""
+    levels = torch.linspace(-4, 2.2, 201)
+    texture, semantic = on_grid(levels)
+    errors = velocity_errors(3 / (1 + 3 * (2 * texture).exp()), 1 / (1 + (2 * semantic).exp()), levels)
+    ends = torch.tensor([-4.0, 2.2], dtype=torch.float64).mul(2).exp()
+    expected = sum((1 + variance * ends).log().diff().item() / 2 for variance in (3.0, 1.0))
+    for lead, slope in ((0.0, 0.0), (1.0, 0.0), (-2.0, 1.0), (4.0, -3.0)):
+        weights = path_weights(levels, lead, slope, steps=4000)
+        found = sum((weight * error).sum().item() for weight, error in zip(weights, errors, strict=True))
+        assert found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.6, -0.9])
+def test_exact_errors_have_the_same_integral_along_every_path(rho: float) -> None:
+    """And it is the mutual information of both numbers with both observations, by determinants."""
+    levels = torch.linspace(-4, 2.2, 201)
+    errors = correlated(rho, levels)
+
+    def information(level: float) -> float:
+        covariance = torch.tensor([[1, rho], [rho, 1]], dtype=torch.float64)
+        return torch.logdet(torch.eye(2, dtype=torch.float64) + math.exp(2 * level) * covariance).item() / 2
+
+    expected = information(2.2) - information(-4.0)
+    for lead, slope in ((0.0, 0.0), (1.0, 0.0), (-2.0, 1.0), (4.0, -3.0)):
+        weights = path_weights(levels, lead, slope, steps=4000)
+        found = sum((weight * error).sum().item() for weight, error in zip(weights, errors, strict=True))
+        assert found == pytest.approx(expected, rel=2e-3)
+    assert least_on_lattice(levels[::8], Streams(*(error[::8, ::8] for error in errors))) == pytest.approx(
+        expected, rel=0.02
+    )
+
+
+def surface(errors: Streams[Tensor], excess: Streams[Tensor], noise: float, count: int = 60) -> ErrorSurface:
+    """`count` images whose errors are those plus the excess, each times a number of its own, and noise."""
+    generator = torch.Generator().manual_seed(0)
+    size = 1 + 0.3 * torch.randn(count, 1, 1, generator=generator, dtype=torch.float64)
+
+    def of(error: Tensor, more: Tensor) -> Tensor:
+        own = torch.randn(count, *error.shape, generator=generator, dtype=torch.float64)
+        return size * (error + more) * (1 + noise * own)
+
+    return ErrorSurface(LEVELS, Streams(*map(of, errors, excess)), torch.arange(count))
+
+
+def nothing() -> Streams[Tensor]:
+    zero = torch.zeros(len(LEVELS), len(LEVELS), dtype=torch.float64)
+    return Streams(zero, zero)
+
+
+def excess_of_textures_before_semantics() -> Streams[Tensor]:
+    """Textures are modelled badly while semantics are below a level of 0."""
+    _, semantic = on_grid(LEVELS)
+    return Streams(0.5 * (-3 * semantic).sigmoid(), nothing().semantic)
+
+
+def test_a_network_that_needs_semantics_for_textures_prefers_a_lead() -> None:
+    found = preferred(surface(correlated(0.6), excess_of_textures_before_semantics(), 0.05))
+    assert found.is_clear
+    assert found.lead > 1
+    assert found.gap < -0.05
+    assert found.lattice_gap <= found.curve_gap + 0.01
+    assert found.curve_gap < 0
+
+
+def test_with_the_streams_exchanged_it_prefers_the_opposite() -> None:
+    straight = surface(correlated(0.6), excess_of_textures_before_semantics(), 0.05)
+    turned = ErrorSurface(LEVELS, Streams(*(error.mT for error in reversed(straight.errors))), straight.clusters)
+    leads = tuple(0.5 * step for step in range(-6, 7))
+    one, other = (preferred(each, leads, (0.0,)) for each in (straight, turned))
+    assert other.lead == -one.lead
+    assert other.gap == pytest.approx(one.gap, rel=1e-6)
+
+
+def test_a_network_without_excess_has_no_preference() -> None:
+    found = preferred(surface(correlated(0.6), nothing(), 0.05))
+    assert abs(found.gap) < 0.02
+    assert not found.is_clear
+
+
+def test_the_least_of_many_noisy_paths_is_not_taken_for_a_preference() -> None:
+    """Judged on the clusters that chose it, noise would seem to prefer some path nearly always."""
+    exact, clear, chosen_looks_clear = correlated(0.6), 0, 0
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        noisy = Streams(*(error * (1 + torch.randn(24, *error.shape, generator=generator)) for error in exact))
+        found = preferred(ErrorSurface(LEVELS[::4], Streams(*(one[:, ::4, ::4] for one in noisy)), torch.arange(24)))
+        clear += found.is_clear
+        chosen_looks_clear += found.curve_gap + 2 * found.standard_error < 0
+    assert clear <= 4
+    assert chosen_looks_clear > 4 * max(clear, 1)
+
+
+def test_near_duplicates_count_as_one() -> None:
+    once = surface(correlated(0.6), excess_of_textures_before_semantics(), 0.05, 20)
+    repeated = ErrorSurface(LEVELS, Streams(*(error.repeat(3, 1, 1) for error in once.errors)), once.clusters.repeat(3))
+    for one, other in zip(preferred(once), preferred(repeated), strict=True):
+        assert other == pytest.approx(one)
+
+
+def test_too_few_clusters_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 clusters"):
+        preferred(surface(correlated(0.0), nothing(), 0.0, 3))
