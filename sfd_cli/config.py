@@ -38,7 +38,9 @@ from sfd_cli.laws import (
     LAW_KEYS,
     LAW_NUMBERS,
     LEAD_HELP,
+    LEARNED,
     SLOPE_HELP,
+    TRAINED_LAW_HELP,
     is_synchronous,
     laid_over,
     law_name,
@@ -82,6 +84,8 @@ class Paths(Section):
     semvae: Path = Field(Path("models/semvae"), description="Semantic VAE")
     texture_vae: Path = Field(Path("models/texture_vae"), description="texture VAE")
     latents: Path = Field(Path("data/latents"), description="HDF5 store of composite latents")
+    probe: Path = Field(Path("models/probe"), description="small transformer that the schedule is learned from")
+    schedule: Path = Field(Path("models/schedule"), description="learned schedule")
     dit: Path = Field(Path("models/dit"), description="diffusion transformer")
     guide: Path = Field(Path("models/guide"), description="weaker model for AutoGuidance")
     samples: Path = Field(Path("data/samples"), description="sampled images")
@@ -315,6 +319,10 @@ class Latents(Section):
     seed: int = Field(0, ge=0, description="seed of the posterior samples; image i depends on it and i alone")
 
 
+def _law(name: str) -> str:
+    return name if name == LEARNED else SCHEDULES.require(name)
+
+
 class DiT(Section):
     """`train`: a LightningDiT trained with the asynchronous objective."""
 
@@ -337,7 +345,7 @@ class DiT(Section):
     prediction: Literal["velocity", "data"] = Field(
         "velocity", description="what the network's output is: the velocity, or the clean latent (JiT's x-prediction)"
     )
-    schedule: Annotated[str, AfterValidator(SCHEDULES.require)] = Field(DEFAULT_LAW, description=LAW_HELP)
+    schedule: Annotated[str, AfterValidator(_law)] = Field(DEFAULT_LAW, description=TRAINED_LAW_HELP)
     delta_t: float = Field(0.3, ge=0, le=1, description="offset by which semantics lead textures; read by offset")
     lead: float = Field(0.0, allow_inf_nan=False, description=LEAD_HELP)
     lead_slope: float = Field(0.0, gt=-4, lt=4, description=SLOPE_HELP)
@@ -434,6 +442,43 @@ class DiT(Section):
             chosen = f"delta_t is {self.delta_t}" if self.schedule == DEFAULT_LAW else f"schedule is {self.schedule}"
             problem = f"'single' has one time for both streams, but {chosen} and lead_jitter {self.lead_jitter}"
             raise SettingError("time_embedding", problem, "use 'dual', or delta_t: 0")
+        return self
+
+
+class Probe(DiT):
+    """The small network of `learn-schedule`, trained with a lead of each image's own: it knows every schedule."""
+
+    width: int = Field(384, gt=0, description=DiT.model_fields["width"].description)
+    depth: int = Field(12, gt=0, description=DiT.model_fields["depth"].description)
+    heads: int = Field(6, gt=0, description=DiT.model_fields["heads"].description)
+    schedule: Literal["lead"] = Field("lead", description="leads around `lead`, uniform within `lead_jitter`")
+    lead: float = Field(1.5, allow_inf_nan=False, description=LEAD_HELP)
+    lead_jitter: float = Field(3.5, ge=0, allow_inf_nan=False, description=DiT.model_fields["lead_jitter"].description)
+    repa: Literal["none"] = Field("none", description="the probe learns from the latents alone")
+    holdout: float = Field(0.1, gt=0, lt=1, description="fraction of the images that the schedule is judged on")
+    steps: int = Field(10_000, gt=0, description=DiT.model_fields["steps"].description)
+    sample_every: int = Field(0, ge=0, description=DiT.model_fields["sample_every"].description)
+
+
+class LearnSchedule(Section):
+    """`learn-schedule`: what schedule a small network's own errors speak for, where `dit.schedule` is learned."""
+
+    probe: Probe = Field(Probe(), description="the small network")
+    levels: int = Field(9, ge=3, description="noise levels of each stream at which its errors are taken")
+    lowest: float = Field(-4.0, allow_inf_nan=False, description="the first level, in logit time")
+    highest: float = Field(2.2, allow_inf_nan=False, description="the last level, in logit time; 2.2 is t = 0.9")
+    draws: int = Field(4, gt=0, description="draws of noise for every held-out image")
+    criterion: Literal["excess", "kinetic"] = Field(
+        "excess",
+        description="excess: the path on which held-out images are least wrong, if it is clearly so;"
+        " kinetic: that of arXiv 2606.19662 as far as it is public",
+    )
+    kinetic_weight: float = Field(0.1, ge=0, description="lambda of the kinetic criterion")
+
+    @model_validator(mode="after")
+    def _levels_rise(self) -> Self:
+        if self.lowest >= self.highest:
+            raise SettingError("lowest", f"{self.lowest} is not below highest {self.highest}", "lower it")
         return self
 
 
@@ -560,6 +605,7 @@ class Settings(Section):
     latents: Latents = Latents()
     dit: DiT = DiT()
     guide: DiT | None = DiT()
+    schedule: LearnSchedule = LearnSchedule()
     foreign: Foreign = Foreign()
     sample: Sample = Sample()
     fid: Fid = Fid()

@@ -9,12 +9,20 @@ from typing import Any
 from sfd_cli.errors import SettingError
 
 DEFAULT_LAW = "offset"
-LAW_NUMBERS = {"offset": ("delta_t",), "lead": ("lead",), "curve": ("lead", "lead_slope"), "knots": ("knots",)}
+LEARNED = "learned"
+LAW_NUMBERS: dict[str, tuple[str, ...]] = {
+    "offset": ("delta_t",),
+    "lead": ("lead",),
+    "curve": ("lead", "lead_slope"),
+    "knots": ("knots",),
+    LEARNED: (),
+}
 """The settings that each law of this package reads; those of another package may read any."""
 NUMBERS = tuple(dict.fromkeys(name for names in LAW_NUMBERS.values() for name in names))
 LAW_KEYS = ("schedule", *NUMBERS)
 
 LAW_HELP = "law of both streams' times: offset, lead, curve or knots"
+TRAINED_LAW_HELP = f"{LAW_HELP}; or learned, by `sfd learn-schedule`"
 LEAD_HELP = "semantics minus textures in logit time; read by lead and curve (there: half-way)"
 SLOPE_HELP = "by how much more the lead is at the end than half-way; read by curve"
 KNOTS_HELP = "corners t_semantic, t_texture, ... of the path from 0, 0 to 1, 1 in a row; read by knots"

@@ -167,6 +167,7 @@ STAGES = Table(
         "train-semvae": "sfd_cli.stages:TRAIN_SEMVAE",
         "train-texture-vae": "sfd_cli.stages:TRAIN_TEXTURE_VAE",
         "encode-latents": "sfd_cli.stages:ENCODE_LATENTS",
+        "learn-schedule": "sfd_cli.stages:LEARN_SCHEDULE",
         "train": "sfd_cli.stages:TRAIN",
         "train-guide": "sfd_cli.stages:TRAIN_GUIDE",
         "sample": "sfd_cli.stages:SAMPLE",

@@ -42,21 +42,27 @@ class Split:
 def holdout_split(store: Store, fraction: float, seed: int) -> Split:
     """Hold out about `fraction` of a latent store's images, drawn by `seed`, in whole clusters of near-duplicates.
 
+    Raises:
+        SettingError: nothing would be held out, or nothing left to train on.
+    """
+    return hold_out(store_clusters(store), fraction, seed)
+
+
+def store_clusters(store: Store) -> np.ndarray:
+    """The cluster of near-duplicates that every image of a latent store is in, int64 (n,), by a position in it.
+
     Images are compared by their semantic latents, or by their textures where the store has no semantics, scaled by the
     store's standard deviations, less the mean image; where mirror images are stored, each also with others' mirror
     images. In a store of more than MOST_COMPARED images one is compared with those of its class only, and in a class
     of more with as many of its neighbours in the store: for ImageNet these are 0.1 % of all pairs, and the time goes
     into reading the latents once.
-
-    Raises:
-        SettingError: nothing would be held out, or nothing left to train on.
     """
     field = "semantic" if "semantic" in store.fields else "texture"
     mean = _mean_image(store, field)
     clusters = np.arange(len(store))
     for rows in tqdm(compared_together(store.labels, MOST_COMPARED), "near-duplicates", unit="group", disable=None):
         clusters[rows] = rows[near_duplicate_clusters(_vectors(store, field, rows, mean))]
-    return hold_out(clusters, fraction, seed)
+    return clusters
 
 
 def near_duplicate_clusters(vectors: np.ndarray, similarity: float = SIMILARITY) -> np.ndarray:

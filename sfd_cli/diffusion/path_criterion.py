@@ -31,10 +31,11 @@ from sfd_cli.diffusion.latents import Streams
 
 LEADS = tuple(0.25 * step for step in range(-8, 21))
 SLOPES = tuple(0.5 * step for step in range(-7, 8))
-# Steps of the quadrature along a path; the errors between grid points are interpolated linearly in any case.
-STEPS = 400
-CLEAR = 2.0
-"""Standard errors by which a path must be better than the synchronous one to be preferred."""
+STEPS = 1000
+"""Steps of the quadrature along a path."""
+CLEAR, EXACT = 2.0, 1e-4
+"""A preferred path is better than the synchronous one by so many standard errors, and by this share of J, which is more
+than what the quadrature gets wrong."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Preference(NamedTuple):
         lattice_gap: the same, not held out, of the best monotone path on the grid, whatever its shape: how much the
             family of curves leaves.
         curve_gap: the same, not held out, of the best curve.
+        synchronous: J of the synchronous path, nats an image.
     """
 
     lead: float
@@ -84,11 +86,12 @@ class Preference(NamedTuple):
     standard_error: float
     lattice_gap: float
     curve_gap: float
+    synchronous: float
 
     @property
     def is_clear(self) -> bool:
-        """Whether the path is better than the synchronous one by more than `CLEAR` standard errors."""
-        return self.gap + CLEAR * self.standard_error < 0
+        """Whether the path is better than the synchronous one by more than chance and rounding, see CLEAR and EXACT."""
+        return self.gap + CLEAR * self.standard_error < -EXACT * abs(self.synchronous)
 
 
 def preferred(
@@ -125,6 +128,7 @@ def preferred(
         (judged.std() / count**0.5).item(),
         lattice - synchronous,
         means.min().item(),
+        synchronous,
     )
 
 
@@ -157,9 +161,11 @@ def least_on_lattice(levels: Tensor, errors: Streams[Tensor], finer: int = 8) ->
     hats = _hats(levels, places)
 
     def edges(errors: Tensor) -> list[list[float]]:
-        """J of every step along the first axis, by the trapezoidal rule, (count - 1, count)."""
-        weighted = places.sigmoid().square()[:, None] * (hats @ errors.double() @ hats.T)
-        return ((weighted[1:] + weighted[:-1]) / 2 * places.diff()[:, None]).tolist()
+        """J of every step along the first axis, by Simpson's rule, (count - 1, count)."""
+        error, middle = hats @ errors.double() @ hats.T, ((places[1:] + places[:-1]) / 2).sigmoid().square()[:, None]
+        weighted = places.sigmoid().square()[:, None] * error
+        halfway = middle * (error[1:] + error[:-1]) / 2
+        return ((weighted[1:] + 4 * halfway + weighted[:-1]) / 6 * places.diff()[:, None]).tolist()
 
     texture, semantic = edges(errors.texture), edges(errors.semantic.T)
     least = [[0.0] * count for _ in range(count)]

@@ -1,4 +1,4 @@
-"""A diffusion transformer as an artifact: the training that `sfd train` and `sfd train-guide` share."""
+"""A diffusion transformer as an artifact: what `sfd train`, `sfd train-guide` and `sfd learn-schedule` share."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sfd_cli.artifacts.fingerprints import finished, finished_model
+from sfd_cli.artifacts.learned_law import with_learned_law
 from sfd_cli.artifacts.produce import CHECKPOINTS, produce
 from sfd_cli.artifacts.recipe import Facts, Recipe, Record
 from sfd_cli.config import DiT, Settings, identity
@@ -39,14 +40,22 @@ FREE = {"init", "accumulate", "compile", "checkpoint_activations", "checkpoint_e
 SUMMARISED = ("loss", "mse", "cosine", "repa", "validation_texture", "validation_semantic", "images_per_second")
 
 
+Key = Literal["dit", "guide", "probe"]
+
+
 @dataclass(frozen=True)
 class Training:
-    """One of the two trainings; `key` names its section, the path of its artifact and the folder of its log."""
+    """One of the trainings; `key` names the path of its artifact and the folder of its log."""
 
     settings: Settings
-    key: Literal["dit", "guide"]
+    key: Key
     section: DiT
     latents: Record
+
+    @property
+    def section_name(self) -> str:
+        """Where its settings are."""
+        return "schedule.probe" if self.key == "probe" else self.key
 
     @property
     def folder(self) -> Path:
@@ -64,7 +73,7 @@ class Training:
         return Checkpoints(self.folder / CHECKPOINTS)
 
 
-def train_transformer(settings: Settings, key: Literal["dit", "guide"], section: DiT, command: str) -> dict[str, Any]:
+def train_transformer(settings: Settings, key: Key, section: DiT, command: str) -> dict[str, Any]:
     """Train into `models/<key>/`, with curves and sample grids under `metrics/<key>/`.
 
     Goes on from the last checkpoint; more steps continue a finished run, and with fewer steps than are done it starts
@@ -81,6 +90,7 @@ def train_transformer(settings: Settings, key: Literal["dit", "guide"], section:
         UserError: an input is missing or does not fit.
         StageFailure: the loss was not finite for several steps in a row.
     """
+    section = with_learned_law(section, settings.paths.schedule)
     training = Training(settings, key, section, finished(settings.paths.latents, "sfd encode-latents"))
     facts = produce(
         _recipe(training, command),
@@ -134,7 +144,7 @@ def _load(training: Training, processes: Processes) -> tuple[VelocityTask, Light
         transformer_loop(section, device).micro_batch(processes.count)
         split = _split(task.store, section, processes) if section.holdout else None
     except SettingError as error:
-        raise UserError(f"{training.key}.{error.subject}", error.problem, error.remedy) from None
+        raise UserError(f"{training.section_name}.{error.subject}", error.problem, error.remedy) from None
     torch.manual_seed(section.seed)
     model = LightningDiT(config)
     if section.init is not None:
@@ -235,7 +245,7 @@ def _initial(training: Training) -> Model[LightningDiT]:
     try:
         return open_model(str(section.init), LightningDiT, hints)
     except UserError as error:
-        raise UserError(f"{training.key}.init", f"{error.subject} {error.problem}", error.remedy) from None
+        raise UserError(f"{training.section_name}.init", f"{error.subject} {error.problem}", error.remedy) from None
 
 
 def _initial_weights(training: Training, config: LightningDiTConfig) -> dict[str, Tensor]:
@@ -249,5 +259,7 @@ def _initial_weights(training: Training, config: LightningDiTConfig) -> dict[str
     wrong = [f"{key} {value} instead of {ours[key]}" for key, value in theirs.items() if value != ours[key]]
     if wrong:
         problem = f"{training.section.init} has {', '.join(wrong)}"
-        raise UserError(f"{training.key}.init", problem, "set these in the section, or start from another file")
+        raise UserError(
+            f"{training.section_name}.init", problem, "set these in the section, or start from another file"
+        )
     return network.state_dict()

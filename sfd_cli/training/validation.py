@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sfd_cli.config import DiT
 from sfd_cli.data.near_duplicates import Split
-from sfd_cli.diffusion.latents import Streams
+from sfd_cli.diffusion.latents import LatentSpace, Streams
 from sfd_cli.diffusion.objective import interpolate, velocity_of_data, velocity_target
 from sfd_cli.diffusion.schedule import Schedule, schedule_of
 from sfd_cli.networks.precision import autocast, choose_precision
@@ -79,6 +79,72 @@ def _midpoints(spans: Sequence[tuple[float, float]]) -> Iterator[float]:
             left -= end - start
 
 
+class VelocityErrors:
+    """Plain squared errors of a network's velocity on images of a store, at fixed times and with fixed noise.
+
+    Args:
+        task: the latents and the classes.
+        section: of the prediction and the precision.
+    """
+
+    def __init__(self, task: VelocityTask, section: DiT) -> None:
+        self._task = task
+        self._by_data = section.prediction == "data"
+        self._precision = choose_precision(section.precision, task.device)
+
+    @torch.no_grad()
+    def at(
+        self, model: nn.Module, rows: np.ndarray, times: Streams[Tensor], processes: Processes, seed: int = NOISE_SEED
+    ) -> Tensor:
+        """Mean squares over the channels and latent pixels of each stream, textures first.
+
+        Batches are the same for any number of processes, and each is the work of one of them, so that not even the
+        rounding depends on it.
+
+        Args:
+            model: the network; every process calls this alike.
+            rows: positions in the store; the images are taken as they are, with their labels.
+            times: of both streams, (times,) each.
+            processes: which share the batches.
+            seed: of the noise, of which an image's own follows from its index in the image set.
+
+        Returns:
+            (rows, times, 2 streams, 2) float64 on the CPU: of the error, and of the predicted velocity itself.
+        """
+        errors = torch.zeros(len(rows), len(times.texture), 2, 2, dtype=torch.float64)
+        for start in range(0, len(rows), BATCH)[processes.rank :: processes.count]:
+            errors[start : start + BATCH] = self._of_batch(model, rows[start : start + BATCH], times, seed)
+        return processes.sum(errors)
+
+    def _of_batch(self, model: nn.Module, rows: np.ndarray, times: Streams[Tensor], seed: int) -> Tensor:
+        task, space, store = self._task, self._task.space, self._task.store
+        as_is = np.zeros(len(rows), np.int64)
+        raw = [
+            torch.from_numpy(store.read(name, rows, as_is)).to(task.device)
+            for name, width in zip(Streams._fields, (space.texture, space.semantic), strict=True)
+            if width
+        ]
+        data = space.join(Streams(raw[0], raw[-1]))
+        noise = initial_noise(seed, store.indices[rows].tolist(), space.shape).to(task.device)
+        labels = torch.from_numpy(store.labels[rows]).to(task.device)
+        found = []
+        for pair in zip(*(time.tolist() for time in times), strict=True):
+            at = Streams(*(torch.full((len(rows),), time, device=task.device) for time in pair))
+            noisy = interpolate(data, noise, at, space)
+            with autocast(self._precision, task.device):
+                velocity = model(noisy, *at, labels, False).float()
+            target = velocity_of_data(data, noisy, at, space) if self._by_data else velocity_target(data, noise)
+            both = [_means_of_squares(one, space) for one in (velocity - target, velocity)]
+            found.append(torch.stack(both, dim=-1))
+        return torch.stack(found, dim=1).cpu()
+
+
+def _means_of_squares(values: Tensor, space: LatentSpace) -> Tensor:
+    """Over channels and latent pixels of each stream: (B, 2) float64; 0 of a stream without channels."""
+    streams = space.views(values.square().double())
+    return torch.stack([part.sum((1, 2, 3)) / max(part[0].numel(), 1) for part in streams], dim=1)
+
+
 class Validation:
     """Squared velocity error of a network, by stream and by part of the schedule, on a split of a store.
 
@@ -96,8 +162,7 @@ class Validation:
 
     def __init__(self, task: VelocityTask, section: DiT, split: Split, processes: Processes) -> None:
         self._task, self._processes, self._split = task, processes, split
-        self._by_data = section.prediction == "data"
-        self._precision = choose_precision(section.precision, task.device)
+        self._errors = VelocityErrors(task, section)
         self._schedule = schedule_of(section)
         self._parts = parts_of(self._schedule)
 
@@ -119,35 +184,8 @@ class Validation:
         rounding depends on it.
         """
         rows = np.concatenate((self._split.held_out, self._split.control))
-        times = sum(len(part.progress) for part in self._parts)
-        errors = torch.zeros(len(rows), times, 2, dtype=torch.float64)
-        starts = range(0, len(rows), BATCH)
-        for start in starts[self._processes.rank :: self._processes.count]:
-            errors[start : start + BATCH] = self._errors_of(model, rows[start : start + BATCH])
-        return self._processes.sum(errors)
-
-    def _errors_of(self, model: nn.Module, rows: np.ndarray) -> Tensor:
-        """Errors (B, times, 2) float64 of the images at `rows`."""
-        task, space, store = self._task, self._task.space, self._task.store
-        as_is = np.zeros(len(rows), np.int64)
-        raw = [
-            torch.from_numpy(store.read(name, rows, as_is)).to(task.device)
-            for name, width in zip(Streams._fields, (space.texture, space.semantic), strict=True)
-            if width
-        ]
-        data = space.join(Streams(raw[0], raw[-1]))
-        noise = initial_noise(NOISE_SEED, store.indices[rows].tolist(), space.shape).to(task.device)
-        labels = torch.from_numpy(store.labels[rows]).to(task.device)
-        found = []
-        for progress in (progress for part in self._parts for progress in part.progress):
-            times = self._schedule.times(torch.full((len(rows),), progress, device=task.device))
-            noisy = interpolate(data, noise, times, space)
-            with autocast(self._precision, task.device):
-                velocity = model(noisy, *times, labels, False).float()
-            target = velocity_of_data(data, noisy, times, space) if self._by_data else velocity_target(data, noise)
-            squares = space.views((velocity - target).square().double())
-            found.append(torch.stack([part.sum((1, 2, 3)) / max(part[0].numel(), 1) for part in squares], dim=1))
-        return torch.stack(found, dim=1).cpu()
+        progress = torch.tensor([progress for part in self._parts for progress in part.progress])
+        return self._errors.at(model, rows, self._schedule.times(progress), self._processes)[..., 0]
 
     def _means(self, prefix: str, errors: Tensor) -> dict[str, float]:
         """Means over the images (n, times, 2), by name."""

@@ -1,0 +1,66 @@
+"""A picture of what a schedule was learned from: the probe's errors at both streams' noise, and paths through them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sfd_cli.diffusion.laws import LeadSchedule
+from sfd_cli.diffusion.path_criterion import ErrorSurface, Preference
+from sfd_cli.files import atomic_path
+from sfd_cli.report.pictures import DPI, SEMANTIC, TEXTURE
+
+INK, CHOSEN, PLAIN = "#1d2733", "#c9504d", "#6b7280"
+
+
+def draw_surface(path: Path, surface: ErrorSurface, law: dict[str, Any], found: Preference) -> None:
+    """Write a PNG: the error of either stream at every pair of levels, relative to where only its own level counts.
+
+    Red is more than the mean over the other stream's levels, blue is less. The chosen path is drawn over it beside the
+    synchronous one, with what the criterion says above.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    levels = surface.levels.double().numpy()
+    own_axes = {"texture": 1, "semantic": 0}  # the axis of the other stream's levels
+    for axes, (name, colour) in zip(figure.subplots(1, 2), (("texture", TEXTURE), ("semantic", SEMANTIC)), strict=True):
+        error = getattr(surface.errors, name).double().mean(0).numpy()
+        relative = 100 * (error / error.mean(axis=own_axes[name], keepdims=True) - 1)
+        bound = max(float(np.abs(relative).max()), 1e-6)
+        image = axes.pcolormesh(levels, levels, relative, cmap="RdBu_r", vmin=-bound, vmax=bound, shading="nearest")
+        figure.colorbar(image, ax=axes, label="% above the mean over the other's levels")
+        _draw_paths(axes, levels, law)
+        axes.set_title(f"error of {name}s" if name == "texture" else "error of semantics", color=colour)
+        axes.set_xlabel("logit time of semantics")
+        axes.set_ylabel("logit time of textures")
+    figure.suptitle(_verdict(law, found), fontsize=10, color=INK)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DPI)
+
+
+def _draw_paths(axes: Any, levels: np.ndarray, law: dict[str, Any]) -> None:
+    axes.plot(levels, levels, "--", color=PLAIN, linewidth=1.5, label="synchronous")
+    if law["schedule"] == "curve":
+        progress = torch.linspace(0, 1, 400, dtype=torch.float64)[1:-1]
+        times = LeadSchedule(law["lead"], law["lead_slope"]).times(progress)
+        low, high = levels[0], levels[-1]
+        texture, semantic = (time.logit().clamp(low, high).numpy() for time in times)
+        axes.plot(semantic, texture, color=CHOSEN, linewidth=2.5, label="chosen")
+    axes.legend(loc="lower right", fontsize=8)
+
+
+def _verdict(law: dict[str, Any], found: Preference) -> str:
+    gap = (
+        f"{found.gap:.3g} ± {found.standard_error:.2g} nats an image against synchronous, on images that did not choose"
+    )
+    if law["schedule"] != "curve":
+        return f"no clear preference, so synchronous (the best curve: {gap})"
+    chosen = f"lead {law['lead']:g}, slope {law['lead_slope']:g}"
+    if (law["lead"], law["lead_slope"]) != (found.lead, found.slope):
+        return f"{chosen} by the kinetic criterion (by excess: {gap})"
+    return f"{chosen}: {gap}"
