@@ -102,7 +102,7 @@ def _make(settings: Settings, task: VelocityTask, model: LightningDiT, processes
 
 
 def _picture(settings: Settings) -> Path:
-    return settings.paths.metrics / "learn_schedule" / "learned.png"
+    return settings.paths.metrics / "learn_schedule" / "surface.png"
 
 
 def _save_surface(path: Path, measured: Measured) -> None:
