@@ -461,8 +461,9 @@ class Probe(DiT):
 
 
 class LearnSchedule(Section):
-    """`learn-schedule`: what schedule a small network's own errors speak for, where `dit.schedule` is learned."""
+    """`learn-schedule`: what schedule a small network's own errors speak for."""
 
+    learn: bool = Field(False, description="learn a schedule, for dit.schedule: learned and guide.schedule: learned")
     probe: Probe = Field(Probe(), description="the small network")
     levels: int = Field(9, ge=3, description="noise levels of each stream at which its errors are taken")
     lowest: float = Field(-4.0, allow_inf_nan=False, description="the first level, in logit time")
@@ -656,6 +657,9 @@ class Settings(Section):
                 continue
             with _within(key):
                 require_patches(self.grid, section.patch_size)
+            if section.schedule == LEARNED and not self.schedule.learn:
+                problem = f"{LEARNED!r}, but schedule.learn is false, so that none is learned"
+                raise SettingError(f"{key}.schedule", problem, "set schedule.learn: true, or name a law")
             if section.repa == "stored" and not self.latents.store_features:
                 problem = "'stored' needs latents.store_features: true"
                 raise SettingError(f"{key}.repa", problem, "store them, or use repa: 'decoded'")

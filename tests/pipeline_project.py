@@ -60,6 +60,7 @@ TINY: Params = {
         "log_every": 2,
         "sample_every": 0,
     },
+    "schedule": {},
     "sample": {"delta_t": 0.3, "steps": 4, "num_images": 12, "batch_size": 6, "guidance": "autoguidance"},
     "fid": {"inception": "none", "encoder": {"name": "dinov2_vits14", "weights": "random", "image_size": 56}},
     "report": {"grid_images": 9, "trajectory_images": 2},

@@ -96,6 +96,7 @@ WRONG: dict[str, tuple[str, ...]] = {
     "dit: {accumulate: 3}": ("dit.accumulate", "3", "batch_size 256"),
     "dit: {semantics: false}": ("dit.delta_t", "semantics is false", "use 0"),
     "dit: {semantics: false, delta_t: 0}": ("dit.time_embedding", "'dual'", "'single'"),
+    "dit: {schedule: learned}": ("dit.schedule", "schedule.learn"),
     "dit: {time_embedding: single}": ("dit.time_embedding", "delta_t is 0.3"),
     "semvae: {compressor: none}": ("semvae.compressor", "'none'", "dit", "semantics: true"),
     "{guide: null, sample: {guidance: autoguidance}}": ("sample.guidance", "'autoguidance'", "paths.guide"),

@@ -86,7 +86,7 @@ LEARN_SCHEDULE = Stage(
     "sfd_cli.stages.learn_schedule",
     MODELS,
     "Learn the schedule: train a small probe on all leads, and see on held-out images where its errors say to go.\n\n"
-    "Only where dit.schedule or guide.schedule is learned. Says no preference where the error bar says so.",
+    "Only where schedule.learn is true; for dit.schedule: learned. Says no preference where the error bar says so.",
     {"schedule": ""},
     ("latents", "probe", "schedule", "metrics"),
 )

@@ -15,7 +15,6 @@ from sfd_cli.config import Settings, identity
 from sfd_cli.data.store import Store
 from sfd_cli.errors import SettingError, UserError
 from sfd_cli.files import atomic_path
-from sfd_cli.laws import LEARNED
 from sfd_cli.messages import say
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.processes import Processes
@@ -33,7 +32,7 @@ SURFACE = "surface.npz"
 def run(settings: Settings) -> dict[str, Any]:
     """Train the probe into `models/probe/`, judge schedules by its errors, and write `models/schedule/`.
 
-    Where neither `dit.schedule` nor `guide.schedule` is learned, only records that there is no schedule are written.
+    Unless `schedule.learn` is true, only records that there is no schedule are written.
 
     Returns:
         The summary to print.
@@ -43,7 +42,7 @@ def run(settings: Settings) -> dict[str, Any]:
         StageFailure: the probe's loss was not finite for several steps in a row.
     """
     paths, section = settings.paths, settings.schedule
-    if LEARNED not in (settings.dit.schedule, settings.guide and settings.guide.schedule):
+    if not section.learn:
         return _none(settings)
     train_transformer(settings, "probe", section.probe, f"{COMMAND}-probe")
     inputs = {
@@ -51,7 +50,7 @@ def run(settings: Settings) -> dict[str, Any]:
         "probe": finished_model(_probe(settings), "sfd learn-schedule"),
     }
     facts = produce(
-        Recipe(COMMAND, paths.schedule, identity(section, exclude={"probe"}), inputs),
+        Recipe(COMMAND, paths.schedule, identity(section, exclude={"probe", "learn"}), inputs),
         load=lambda processes: _load(settings, processes),
         make=lambda processes, loaded: _make(settings, *loaded, processes),
         metrics=paths.metrics,
@@ -69,7 +68,7 @@ def _none(settings: Settings) -> dict[str, Any]:
         for folder in (paths.metrics / "probe", paths.metrics / "learn_schedule"):
             folder.mkdir(parents=True, exist_ok=True)
         _picture(settings).unlink(missing_ok=True)
-    return {"schedule": "not learned, for neither dit.schedule nor guide.schedule is", "folder": str(paths.schedule)}
+    return {"schedule": "not learned, for schedule.learn is false", "folder": str(paths.schedule)}
 
 
 def _load(settings: Settings, processes: Processes) -> tuple[VelocityTask, LightningDiT]:

@@ -63,14 +63,21 @@ def test_a_guide_that_is_left_out_stays_so(tmp_path: Path) -> None:
 
 def test_rows_share_what_their_settings_agree_in(tmp_path: Path) -> None:
     start = planned(tmp_path, "start")
-    first = ["prepare-data", "extract-features", "train-semvae", "train-texture-vae", "encode-latents"]
+    first = [
+        "prepare-data",
+        "extract-features",
+        "train-semvae",
+        "train-texture-vae",
+        "encode-latents",
+        "learn-schedule",
+    ]
     assert list(start) == [*first, *LATE]
     assert differing(start, planned(tmp_path, "start")) == []
     assert differing(start, planned(tmp_path, "start", seed=1)) == LATE
     assert differing(start, planned(tmp_path, "longer")) == ["train", "sample", "fid"]
     rows = {"codec": speedrun.Row(prediction="", set={"texture_vae.steps": 9})}
     codec = speedrun.plan(speedrun.settings_of("codec", TINY, rows, 0), tmp_path)
-    changed = ["train-texture-vae", "encode-latents", *LATE]
+    changed = ["train-texture-vae", "encode-latents", "learn-schedule", *LATE]
     assert differing(start, {stage: job.folder.name for stage, job in codec.items()}) == changed
 
 

@@ -15,7 +15,7 @@ from refusals import refusal
 from torch import Tensor, nn
 
 from sfd_cli.artifacts.learned_law import LAW, with_learned_law
-from sfd_cli.config import DiT, LearnSchedule, Settings, load_settings
+from sfd_cli.config import LearnSchedule, Settings, load_settings
 from sfd_cli.data.shards import StoreWriter
 from sfd_cli.data.store import Field, Store
 from sfd_cli.diffusion.objective import velocity_target
@@ -35,7 +35,7 @@ PARAMS: dict[str, Any] = {
     "texture_vae": {"channels": TEXTURE, "block_channels": [32, 32, 32, 32]},
     "dit": TINY | {"repa": "none", "schedule": "learned", "sample_every": 0},
     "guide": None,
-    "schedule": {"probe": TINY | {"holdout": 0.4}, "levels": 5, "draws": 2},
+    "schedule": {"learn": True, "probe": TINY | {"holdout": 0.4}, "levels": 5, "draws": 2},
 }
 
 
@@ -133,7 +133,7 @@ def test_the_kinetic_criterion_is_told_from_the_other(settings: Settings) -> Non
 
 
 def test_without_a_learned_schedule_there_is_only_the_record_of_that(settings: Settings) -> None:
-    plain = settings.model_copy(update={"dit": DiT(**TINY | {"repa": "none"})})
+    plain = settings.model_copy(update={"schedule": LearnSchedule()})
     assert "not learned" in learn_schedule.run(plain)["schedule"]
     for folder in (Path("models/probe"), Path("models/schedule")):
         assert [path.name for path in folder.iterdir()] == ["settings.json"]
@@ -161,7 +161,7 @@ def test_a_file_that_tells_of_no_law_is_refused(settings: Settings, law: Any) ->
 
 def test_too_few_held_out_images_are_refused_by_their_key(settings: Settings) -> None:
     probe = settings.schedule.probe.model_copy(update={"holdout": 0.05})
-    few = settings.model_copy(update={"schedule": LearnSchedule(probe=probe, levels=3, draws=1)})
+    few = settings.model_copy(update={"schedule": LearnSchedule(learn=True, probe=probe, levels=3, draws=1)})
     with refusal("schedule.probe.holdout", "2 clusters"):
         learn_schedule.run(few)
 
