@@ -14,7 +14,7 @@ from sfd_cli.artifacts.recipe import Facts, Recipe
 from sfd_cli.config import Settings, identity
 from sfd_cli.data.store import Store
 from sfd_cli.errors import SettingError, UserError
-from sfd_cli.files import atomic_path
+from sfd_cli.files import atomic_path, write_json
 from sfd_cli.messages import say
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.processes import Processes
@@ -64,10 +64,8 @@ def _none(settings: Settings) -> dict[str, Any]:
         recipe = Recipe(command, folder, {"schedule": None}, {})
         produce(recipe, load=lambda processes: None, make=lambda processes, loaded: {}, metrics=paths.metrics)
     if Processes.join().is_main:
-        clear_log(paths.metrics / "probe")
         for folder in (paths.metrics / "probe", paths.metrics / "learn_schedule"):
-            folder.mkdir(parents=True, exist_ok=True)
-        _picture(settings).unlink(missing_ok=True)
+            clear_log(folder)
     return {"schedule": "not learned, for schedule.learn is false", "folder": str(paths.schedule)}
 
 
@@ -97,7 +95,10 @@ def _make(settings: Settings, task: VelocityTask, model: LightningDiT, processes
         told = "clearly better than" if found.is_clear else "not clearly better than"
         gap = f"{found.gap:.3g} nats an image, +- {found.standard_error:.2g}"
         say(f"the best schedule is {told} the synchronous one: {gap}")
-    return law | found._asdict() | {"is_clear": found.is_clear, "images": len(measured.surface.clusters)}
+    facts = law | found._asdict() | {"is_clear": found.is_clear, "images": len(measured.surface.clusters)}
+    if processes.is_main:
+        write_json(_picture(settings).parent / "metrics.json", facts)
+    return facts
 
 
 def _picture(settings: Settings) -> Path:

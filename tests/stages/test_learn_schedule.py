@@ -101,6 +101,7 @@ def test_the_schedule_is_learned_once_and_the_transformer_and_its_samples_follow
     with np.load("models/schedule/surface.npz") as surface:
         assert surface["texture"].shape == (facts["images"], 5, 5)
     assert Path("metrics/learn_schedule/surface.png").stat().st_size > 1000
+    assert read_json(Path("metrics/learn_schedule/metrics.json"))["gap"] == facts["gap"]
     probe, about = load_dit(Path("models/probe"))
     assert (probe.config.width, about["schedule"]) == (16, {"schedule": "lead", "lead": 1.5})
 
@@ -138,7 +139,7 @@ def test_without_a_learned_schedule_there_is_only_the_record_of_that(settings: S
     for folder in (Path("models/probe"), Path("models/schedule")):
         assert [path.name for path in folder.iterdir()] == ["settings.json"]
     for folder in (Path("metrics/probe"), Path("metrics/learn_schedule")):
-        assert folder.is_dir()
+        assert read_json(folder / "metrics.json") == {}
     with refusal(Path("models/schedule"), "sfd learn-schedule"):
         with_learned_law(settings.dit, Path("models/schedule"))
 
