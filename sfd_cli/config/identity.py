@@ -1,0 +1,64 @@
+"""The settings that identify an artifact, so that those made before a key was there go on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sfd_cli.config.compressors import TextureVAE, VAETraining
+from sfd_cli.config.data import Images, Latents
+from sfd_cli.config.results import Sample
+from sfd_cli.config.section import Section
+from sfd_cli.config.transformers import DiT
+from sfd_cli.laws import (
+    DEFAULT_LAW,
+    LAW_KEYS,
+    law_of,
+)
+
+LATER: dict[type[Section], dict[str, Any]] = {
+    Images: {"mirror": True},
+    VAETraining: {"precision": "fp32"},
+    TextureVAE: {
+        "compressor": "vae",
+        "patch_size": 16,
+        "decoder_channels": [],
+        "decoder_noise": 1.5,
+        "decoder_keep": 1.0,
+    },
+    Latents: {"texture_scale": "channel", "texture_gain": 1.0},
+    DiT: {
+        "schedule": DEFAULT_LAW,
+        "prediction": "velocity",
+        "time_mean": 0.0,
+        "optimizer": "adamw",
+        "muon_learning_rate": 0.02,
+        "decay": 0.0,
+        "ema_warmup": False,
+        "lead": 0.0,
+        "lead_slope": 0.0,
+        "knots": [],
+        "objective": "paper",
+        "lead_jitter": 0.0,
+        "leader_noise": 0.0,
+        "holdout": 0.0,
+    },
+    Sample: {"schedule": DEFAULT_LAW, "lead": None, "lead_slope": None, "knots": None},
+}
+"""Keys that a section did not always have, and the value of each that says what went without saying before."""
+
+
+def identity(section: Section, **chosen: Any) -> dict[str, Any]:
+    """Settings that identify an artifact: `section.model_dump(**chosen)` without what LATER says goes without saying.
+
+    Artifacts made before there was a key keep their identity so, and go on.
+    """
+    silent, dumped = unsaid(section), section.model_dump(**chosen)
+    if isinstance(section, DiT):  # where it has a value whatever the law
+        unread = set(LAW_KEYS) - law_of(section).keys()
+        dumped = {key: value for key, value in dumped.items() if key not in unread}
+    return {key: value for key, value in dumped.items() if key not in silent or value != silent[key]}
+
+
+def unsaid(section: Section) -> dict[str, Any]:
+    """What an identity means by not naming a key of this section, as LATER lists it."""
+    return {key: value for kind, keys in LATER.items() if isinstance(section, kind) for key, value in keys.items()}

@@ -1,0 +1,141 @@
+"""Sections about sampling, scores and the page, and about checkpoints of other code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    model_validator,
+)
+
+from sfd_cli.config.data import Encoder
+from sfd_cli.config.section import Section
+from sfd_cli.config.transformers import DiT
+from sfd_cli.errors import SettingError
+from sfd_cli.laws import (
+    DEFAULT_LAW,
+    KNOTS_HELP,
+    LAW_HELP,
+    LAW_NUMBERS,
+    LEAD_HELP,
+    SLOPE_HELP,
+    law_name,
+    law_of,
+    require_path,
+    require_read,
+)
+from sfd_cli.tables import METRICS, SCHEDULES, SOLVERS
+
+
+class Sample(Section):
+    """`sample`: integrate the flow from noise, decode textures, write PNGs and an npz."""
+
+    schedule: Annotated[str, AfterValidator(SCHEDULES.require)] | None = Field(
+        None, description=f"{LAW_HELP}; unset: offset if delta_t is given, else what the transformer was trained with"
+    )
+    delta_t: float | None = Field(
+        None, ge=0, le=1, description="offset by which semantics lead textures; unset: as schedule says"
+    )
+    lead: float | None = Field(None, allow_inf_nan=False, description=LEAD_HELP)
+    lead_slope: float | None = Field(None, gt=-4, lt=4, description=SLOPE_HELP)
+    knots: Annotated[list[float], AfterValidator(require_path)] | None = Field(None, description=KNOTS_HELP)
+    steps: int = Field(24, gt=0, description="solver steps over the whole schedule (unused by dopri5)")
+    solver: Annotated[str, AfterValidator(SOLVERS.require)] = Field(
+        "ab3", description="ODE solver: euler, heun, ab2, ab3, or the adaptive dopri5"
+    )
+    time_grid: Literal["phases", "one-span"] = Field(
+        "phases", description="phases: each ends on a breakpoint; one-span: the reference code's equal steps"
+    )
+    shift: float = Field(1.0, gt=0, description="time shift k: u -> k u / (1 + (k - 1) u); 1 is none")
+    rtol: float = Field(1e-3, gt=0, description="relative tolerance of dopri5")
+    atol: float = Field(1e-6, gt=0, description="absolute tolerance of dopri5")
+    guidance: Literal["none", "cfg", "autoguidance"] = Field(
+        "none", description="cfg: against the null class; autoguidance: against the guide model"
+    )
+    scale: float = Field(1.5, ge=0, description="guidance scale of both streams; 1 is no guidance")
+    scale_texture: float | None = Field(None, ge=0, description="guidance scale of the textures, over `scale`")
+    scale_semantic: float | None = Field(None, ge=0, description="guidance scale of the semantics, over `scale`")
+    interval_start: float = Field(0.0, ge=0, le=1, description="guide from this time of each stream on")
+    interval_end: float = Field(1.0, ge=0, le=1, description="guide up to this time of each stream")
+    num_images: int = Field(50_000, gt=0, description="images to sample")
+    classes: list[int] | None = Field(None, description="class indices, e.g. 0,3,7; unset: all, equally often")
+    seed: int = Field(0, ge=0, description="image i depends on the seed and i alone")
+    batch_size: int = Field(64, gt=0, description="images per network call")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="fp32 as the published numbers (TF32 products on CUDA); bf16: autocast of the transformers"
+    )
+    compile: bool = Field(False, description="compile the transformers' blocks; pays in runs of thousands of images")
+    weights: Literal["ema", "model"] = Field("ema", description="averaged or last weights")
+
+    def with_law(self, trained: Mapping[str, Any] | None) -> Self:
+        """These settings with a law and its numbers; what is not given is that of `trained`, else of the paper.
+
+        Args:
+            trained: the law that the transformer was trained with, as `law_of` gives it, where it is known.
+        """
+        own = law_of(self) if law_name(self) else dict(trained or {"schedule": DEFAULT_LAW})
+        likewise = trained if trained and trained["schedule"] == own["schedule"] else {}
+        for key in LAW_NUMBERS.get(own["schedule"], ()):
+            if own.get(key) is None:
+                own[key] = likewise.get(key, DiT.model_fields[key].default)
+        return self.model_copy(update=own)
+
+    @model_validator(mode="after")
+    def _law_is_read(self) -> Self:
+        require_read(self)
+        return self
+
+    @model_validator(mode="after")
+    def _interval_is_ordered(self) -> Self:
+        if self.interval_start > self.interval_end:
+            problem = f"{self.interval_start} is after interval_end {self.interval_end}"
+            raise SettingError("interval_start", problem, "exchange them")
+        return self
+
+
+class Fid(Section):
+    """`fid`: Fréchet distance, KID, precision and recall of the samples."""
+
+    reference: Path | None = Field(
+        None,
+        description="npz of images or of mu/sigma, an image folder, or adm_imagenet256; unset: the training images",
+    )
+    scores: list[Annotated[str, AfterValidator(METRICS.require)]] = Field(
+        ["fd", "kid", "precision_recall"], min_length=1, description="what to compute: fd, kid, precision_recall"
+    )
+    num_images: int | None = Field(None, gt=0, description="score exactly this many samples; unset: all there are")
+    inception: Literal["auto", "none"] = Field("auto", description="auto: where its weights are present or fetchable")
+    encoder: Encoder = Field(Encoder(weights="demo", image_size=112), description="encoder of fd_dinov2 (class token)")
+    batch_size: int = Field(64, gt=0, description="images per forward pass")
+    neighbours: int = Field(3, gt=0, description="k of precision and recall")
+    baselines: bool = Field(True, description="also score an untrained model and two halves of the data")
+    seed: int = Field(0, ge=0, description="seed of subsets and of the untrained model")
+
+
+class Report(Section):
+    """`report`: one self-contained page."""
+
+    title: str = Field("Semantic-First Diffusion", description="heading of the page")
+    grid_images: int = Field(36, gt=0, description="samples in the grid")
+    trajectory_images: int = Field(4, gt=0, description="samples shown phase by phase")
+
+
+class Foreign(Section):
+    """What a checkpoint of the reference code does not tell about itself; our own model folders say it all."""
+
+    texture_statistics: str | None = Field(
+        None, description="mean and std of its texture latents: a .pt, a folder, or a name from `sfd weights list`"
+    )
+    semantic_statistics: str | None = Field(None, description="mean and std of its semantic latents, likewise")
+    semantic_channels: int | None = Field(
+        None, gt=0, description="how many of its channels are semantic; unset: as the semantic statistics say"
+    )
+    heads: int | None = Field(None, gt=0, description="attention heads, where no q/k norm tells them")
+    guide_heads: int | None = Field(None, gt=0, description="attention heads of the guide, likewise")
+    delta_t: float | None = Field(
+        None, ge=0, le=1, description="offset it was trained with; unset: 0.3 where it has two times, else 0"
+    )

@@ -1,0 +1,193 @@
+"""Sections of the transformers: the one that samples, its guide, and the probe of a schedule."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    model_validator,
+)
+
+from sfd_cli.architecture import (
+    require_transformer,
+)
+from sfd_cli.config.section import Section
+from sfd_cli.errors import SettingError
+from sfd_cli.laws import (
+    DEFAULT_LAW,
+    KNOTS_HELP,
+    LEAD_HELP,
+    LEARNED,
+    SLOPE_HELP,
+    TRAINED_LAW_HELP,
+    is_synchronous,
+    require_path,
+    require_read,
+)
+from sfd_cli.tables import SCHEDULES
+
+
+def _law(name: str) -> str:
+    return name if name == LEARNED else SCHEDULES.require(name)
+
+
+class DiT(Section):
+    """`train`: a LightningDiT trained with the asynchronous objective."""
+
+    init: str | None = Field(
+        None, description="start from these weights: a model folder, a reference .pt, a name from `sfd weights list`"
+    )
+    width: int = Field(1152, gt=0, description="width of the tokens")
+    depth: int = Field(28, gt=0, description="transformer blocks")
+    heads: int = Field(16, gt=0, description="attention heads; must divide the width")
+    patch_size: int = Field(1, gt=0, description="latent pixels per token along one side")
+    mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the MLP over the width (before SwiGLU's 2/3)")
+    qk_norm: bool = Field(True, description="RMSNorm on queries and keys")
+    swiglu: bool = Field(True, description="SwiGLU MLP instead of GELU")
+    rope: bool = Field(True, description="2-D rotary positions in the attention")
+    rms_norm: bool = Field(True, description="RMSNorm instead of LayerNorm")
+    time_embedding: Literal["dual", "single"] = Field(
+        "dual", description="dual: half the width for each stream's time; single: one synchronous time"
+    )
+    semantics: bool = Field(True, description="denoise the semantic latent beside the texture latent")
+    prediction: Literal["velocity", "data"] = Field(
+        "velocity", description="what the network's output is: the velocity, or the clean latent (JiT's x-prediction)"
+    )
+    schedule: Annotated[str, AfterValidator(_law)] = Field(DEFAULT_LAW, description=TRAINED_LAW_HELP)
+    delta_t: float = Field(0.3, ge=0, le=1, description="offset by which semantics lead textures; read by offset")
+    lead: float = Field(0.0, allow_inf_nan=False, description=LEAD_HELP)
+    lead_slope: float = Field(0.0, gt=-4, lt=4, description=SLOPE_HELP)
+    knots: Annotated[list[float], AfterValidator(require_path)] = Field([], description=KNOTS_HELP)
+    objective: Literal["paper", "corrected"] = Field(
+        "paper",
+        description="paper: progress is drawn; corrected: each stream sees the same times under every schedule",
+    )
+    lead_jitter: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="every image has a lead of its own, up to this far from the schedule's",
+    )
+    leader_noise: float = Field(
+        0.0, ge=0, lt=1, description="show semantics that have arrived at times down to 1 minus this"
+    )
+    semantic_weight: float = Field(2.0, ge=0, description="beta: weight of the squared error on semantic channels")
+    cosine_weight: float = Field(1.0, ge=0, description="weight of 1 - cos(v, u) over channels")
+    repa: Literal["stored", "decoded", "none"] = Field(
+        "stored", description="REPA target: stored patch tokens, tokens decoded from the semantic latent, or none"
+    )
+    repa_mode: Literal["cos", "mse", "cos_mse"] = Field("cos", description="REPA distance")
+    repa_weight: float = Field(1.0, ge=0, description="weight of the REPA term")
+    repa_depth: int = Field(2, gt=0, description="the block whose output REPA looks at, counted from 1")
+    repa_width: int = Field(2048, gt=0, description="hidden width of the REPA projector")
+    time_mean: float = Field(
+        0.0,
+        allow_inf_nan=False,
+        description="mean of the normal behind the times (logit-normal); negative: nearer to noise",
+    )
+    label_dropout: float = Field(0.1, ge=0, le=1, description="probability of training on the null class")
+    holdout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="fraction of the images kept out of training, near-duplicates together, on which the averaged"
+        " weights are validated at every checkpoint_every and at the end; 0: none",
+    )
+    steps: int = Field(
+        400_000, gt=0, description="optimiser steps; more steps continue a finished run, unless decay shapes it by them"
+    )
+    batch_size: int = Field(256, gt=0, description="images per optimiser step, over all processes")
+    accumulate: int = Field(1, gt=0, description="micro-batches per optimiser step and process")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: Muon for the matrices inside the blocks, AdamW for the rest; needs PyTorch 2.9"
+    )
+    learning_rate: float = Field(1e-4, gt=0, description="learning rate of AdamW, constant between warmup and decay")
+    muon_learning_rate: float = Field(0.02, gt=0, description="learning rate of Muon, with the same warmup and decay")
+    decay: float = Field(
+        0.0, ge=0, lt=1, description="fraction of the steps, the last ones, over which the learning rate falls to 0"
+    )
+    beta2: float = Field(0.999, gt=0, lt=1, description="second-moment decay of AdamW")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW and Muon")
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warmup")
+    clip_norm: float | None = Field(None, gt=0, description="clip the gradient's norm to this; unset: no clipping")
+    ema_decay: float = Field(0.9999, ge=0, lt=1, description="decay of the averaged weights that sampling uses")
+    ema_warmup: bool = Field(
+        False, description="average less at first, with decay (1 + k) / (10 + k) in step k: for runs of few steps"
+    )
+    precision: Literal["auto", "native", "fp32", "bf16"] = Field(
+        "auto",
+        description="auto: bf16 autocast on CUDA, fp32 on a CPU; native: bf16 also on a CPU with matrix units for it",
+    )
+    compile: bool = Field(False, description="torch.compile the blocks: faster steps, a slower first one")
+    checkpoint_activations: bool = Field(False, description="recompute block activations to save memory")
+    checkpoint_every: int = Field(10_000, gt=0, description="steps between checkpoints")
+    log_every: int = Field(100, gt=0, description="steps between logged losses")
+    sample_every: int = Field(10_000, ge=0, description="steps between sample grids; 0: none")
+    seed: int = Field(0, ge=0, description="seed of weights, order, times, noise and label dropout")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        repa_depth = 0 if self.repa == "none" else self.repa_depth
+        require_transformer(width=self.width, depth=self.depth, heads=self.heads, rope=self.rope, repa_depth=repa_depth)
+        if self.batch_size % self.accumulate:
+            problem = f"{self.accumulate} does not divide batch_size {self.batch_size}"
+            raise SettingError("accumulate", problem, "change one of them")
+        if self.repa != "none" and self.patch_size != 1:
+            problem = f"needs one token per latent pixel, but patch_size is {self.patch_size}"
+            raise SettingError("repa", problem, "use repa: none, or patch_size: 1")
+        require_read(self, but="delta_t")  # which has a value there whatever the law
+        if not self.semantics and not is_synchronous(self):
+            key = "delta_t" if self.schedule == DEFAULT_LAW else "schedule"
+            problem = f"{getattr(self, key)} offsets the semantic latent, but semantics is false"
+            raise SettingError(key, problem, "use 0" if key == "delta_t" else "use schedule: offset and delta_t: 0")
+        if self.leader_noise and self.schedule in ("lead", "curve"):
+            problem = f"{self.leader_noise} is for semantics that arrive before textures; under {self.schedule} none do"
+            raise SettingError("leader_noise", problem, "use 0, or another schedule")
+        if not self.semantics and self.time_embedding == "dual":
+            problem = "'dual' needs the semantic latent, but semantics is false"
+            raise SettingError("time_embedding", problem, "use 'single'")
+        if self.time_embedding == "single" and not (is_synchronous(self) and self.lead_jitter == 0):
+            chosen = f"delta_t is {self.delta_t}" if self.schedule == DEFAULT_LAW else f"schedule is {self.schedule}"
+            problem = f"'single' has one time for both streams, but {chosen} and lead_jitter {self.lead_jitter}"
+            raise SettingError("time_embedding", problem, "use 'dual', or delta_t: 0")
+        return self
+
+
+class Probe(DiT):
+    """The small network of `learn-schedule`, trained with a lead of each image's own: it knows every schedule."""
+
+    width: int = Field(384, gt=0, description=DiT.model_fields["width"].description)
+    depth: int = Field(12, gt=0, description=DiT.model_fields["depth"].description)
+    heads: int = Field(6, gt=0, description=DiT.model_fields["heads"].description)
+    schedule: Literal["lead"] = Field("lead", description="leads around `lead`, uniform within `lead_jitter`")
+    lead: float = Field(1.5, allow_inf_nan=False, description=LEAD_HELP)
+    lead_jitter: float = Field(3.5, ge=0, allow_inf_nan=False, description=DiT.model_fields["lead_jitter"].description)
+    repa: Literal["none"] = Field("none", description="the probe learns from the latents alone")
+    holdout: float = Field(0.1, gt=0, lt=1, description="fraction of the images that the schedule is judged on")
+    steps: int = Field(10_000, gt=0, description=DiT.model_fields["steps"].description)
+    sample_every: int = Field(0, ge=0, description=DiT.model_fields["sample_every"].description)
+
+
+class LearnSchedule(Section):
+    """`learn-schedule`: what schedule a small network's own errors speak for."""
+
+    learn: bool = Field(False, description="learn a schedule, for dit.schedule: learned and guide.schedule: learned")
+    probe: Probe = Field(Probe(), description="the small network")
+    levels: int = Field(9, ge=3, description="noise levels of each stream at which its errors are taken")
+    lowest: float = Field(-4.0, allow_inf_nan=False, description="the first level, in logit time")
+    highest: float = Field(2.2, allow_inf_nan=False, description="the last level, in logit time; 2.2 is t = 0.9")
+    draws: int = Field(4, gt=0, description="draws of noise for every held-out image")
+    criterion: Literal["excess", "kinetic"] = Field(
+        "excess",
+        description="excess: the path on which held-out images are least wrong, if it is clearly so;"
+        " kinetic: that of arXiv 2606.19662 as far as it is public",
+    )
+    kinetic_weight: float = Field(0.1, ge=0, description="lambda of the kinetic criterion")
+
+    @model_validator(mode="after")
+    def _levels_rise(self) -> Self:
+        if self.lowest >= self.highest:
+            raise SettingError("lowest", f"{self.lowest} is not below highest {self.highest}", "lower it")
+        return self
