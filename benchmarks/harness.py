@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from sfd_cli.studies.machine import commit, processor
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -102,7 +104,7 @@ def save(name: str, options: argparse.Namespace, result: dict[str, Any]) -> Path
 def machine(device: torch.device) -> dict[str, Any]:
     """Kind of processor and device, and versions; nothing that names the machine."""
     facts: dict[str, Any] = {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -116,12 +118,6 @@ def machine(device: torch.device) -> dict[str, Any]:
             "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         }
     return facts
-
-
-def commit() -> str:
-    """The commit measured, with `+` where the tree has changes."""
-    name = _output("git", "rev-parse", "--short", "HEAD")
-    return name + ("+" if _output("git", "status", "--porcelain", "--untracked-files=no") else "")
 
 
 def table(rows: list[dict[str, Any]]) -> None:
@@ -140,14 +136,6 @@ def _shown(value: Any) -> str:
 def _wait(device: torch.device | None) -> None:
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _output(*command: str) -> str:

@@ -34,6 +34,7 @@ from sfd_cli.errors import SfdError, UserError
 from sfd_cli.files import read_json, write_json
 from sfd_cli.studies import pipeline
 from sfd_cli.studies.layers import merged, nested
+from sfd_cli.studies.machine import commit
 from sfd_cli.studies.pipeline import Job, alone
 
 REPOSITORY = Path(__file__).parents[1]
@@ -143,7 +144,7 @@ def run_row(name: str, row: Row, settings: Settings, work: Path) -> dict[str, An
         "seconds": round(sum(one["seconds"] for one in taken.values()), 1),
         "stages": taken,
         "date": datetime.date.today().isoformat(),
-        "commit": harness.commit(),
+        "commit": commit(),
         "machine": harness.machine(torch.device("cpu")),
     }
 

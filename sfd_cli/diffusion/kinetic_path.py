@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfd_cli.diffusion.latents import Streams
-from sfd_cli.diffusion.schedule import shifted
+from sfd_cli.diffusion.schedule import with_lead
 
 CELLS = 200
 STEPS, RATE = 300, 0.05
@@ -45,8 +45,7 @@ def kinetic_curve(
     progress = torch.linspace(0, 1, CELLS + 1)[1:-1]
     for _ in range(STEPS):
         optimizer.zero_grad()
-        ahead = ((curve[0] + curve[1] * (2 * progress - 1)) / 2).exp()
-        times = Streams(shifted(progress, 1 / ahead), shifted(progress, ahead))
+        times = with_lead(Streams(progress, progress), curve[0] + curve[1] * (2 * progress - 1))
         rates = [time.diff() * CELLS for time in times]
         middles = [(time[1:] + time[:-1]) / 2 for time in times]
         found = _interpolated(field, levels, middles[0].logit(), middles[1].logit())

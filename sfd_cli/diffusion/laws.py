@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sfd_cli.diffusion.latents import Streams
-from sfd_cli.diffusion.schedule import Phase, linear_phase, shifted
+from sfd_cli.diffusion.schedule import Phase, Time, linear_phase, with_lead
 
 
 @dataclass(frozen=True)
@@ -55,24 +55,21 @@ class LeadSchedule:
     def times(self, progress: Tensor) -> Streams[Tensor]:
         """See `Schedule`."""
         progress = progress.clamp(0, 1)
-        ahead = (self._lead_at(progress) / 2).exp()
-        return Streams(shifted(progress, 1 / ahead), shifted(progress, ahead))
+        return with_lead(Streams(progress, progress), self._lead_at(progress))
 
-    def _lead_at(self, progress: Tensor) -> Tensor:
+    def _lead_at(self, progress: Time) -> Time:
         return self.lead + self.slope * (2 * progress - 1)
 
     def _straight_outside(self, progress: float) -> Streams[float]:
         inside = min(max(progress, 0.0), 1.0)
-        ahead = math.exp((self.lead + self.slope * (2 * inside - 1)) / 2)
-        rates = self._rates(inside)
-        texture, semantic = shifted(inside, 1 / ahead), shifted(inside, ahead)
-        past = progress - inside
+        texture, semantic = (time.item() for time in self.times(torch.tensor(inside, dtype=torch.float64)))
+        rates, past = self._rates(inside), progress - inside
         return Streams(texture + past * rates.texture, semantic + past * rates.semantic)
 
     def _rates(self, progress: float) -> Streams[float]:
         """dt/dT = k / (1 + (k - 1) T)^2 * (1 +- slope T (1 - T)), k being e to half the lead."""
         progress = min(max(progress, 0.0), 1.0)
-        ahead = math.exp((self.lead + self.slope * (2 * progress - 1)) / 2)
+        ahead = math.exp(self._lead_at(progress) / 2)
         bend = self.slope * progress * (1 - progress)
         behind = 1 / ahead
         return Streams(

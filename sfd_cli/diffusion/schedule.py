@@ -85,6 +85,12 @@ def shifted(u: Time, k: float | Tensor) -> Time:
     return k * u / (1 + (k - 1) * u)  # type: ignore[return-value]
 
 
+def with_lead(times: Streams[Tensor], lead: Tensor) -> Streams[Tensor]:
+    """Both streams' times with `lead` on top in logit time, half of it for either; a stream at 0 or 1 stays there."""
+    ahead = (lead / 2).exp()
+    return Streams(shifted(times.texture, 1 / ahead), shifted(times.semantic, ahead))
+
+
 def progress_of(schedule: TimesOnly, times: Tensor, stream: str) -> Tensor:
     """Progress (B,) at which a stream, "texture" or "semantic", is at `times` (B,) in (0, 1); float32, by bisection."""
     wanted = times.double()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sfd_cli.diffusion.latents import Streams
-from sfd_cli.diffusion.schedule import TimesOnly, progress_of, rates_of, shifted
+from sfd_cli.diffusion.schedule import TimesOnly, progress_of, rates_of, with_lead
 
 Draws = dict[str, Tensor]
 
@@ -116,6 +116,4 @@ class ShiftedLead:
 
     def times(self, progress: Tensor) -> Streams[Tensor]:
         """See `TimesOnly`; `progress` is (B,)."""
-        texture, semantic = self.schedule.times(progress)
-        ahead = (self.lead / 2).exp()
-        return Streams(shifted(texture, 1 / ahead), shifted(semantic, ahead))
+        return with_lead(self.schedule.times(progress), self.lead)

@@ -23,7 +23,7 @@ from sfd_cli.report.page import picture_uri
 from sfd_cli.report.pictures import draw_samples, draw_trajectory
 from sfd_cli.report.score_table import score_tables
 
-LOGS = {"semvae": "Semantic VAE", "texture_vae": "Texture VAE", "dit": "Diffusion transformer", "guide": "Guide"}
+LOGS = {"semvae": "Semantic VAE", "texture_vae": "Texture codec", "dit": "Diffusion transformer", "guide": "Guide"}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ def facts(settings: Settings, total_seconds: str) -> list[dict[str, str]]:
         if settings.dit.semantics:
             law = sample.get("schedule", DEFAULT_LAW)
             numbers = ", ".join(str(sample[key]) for key in LAW_NUMBERS.get(law, ()) if key in sample)
-            found.append((LAW_FACTS.get(law, law), numbers, "semantics lead textures by this much"))
+            gain = settings.latents.texture_gain
+            more = f", and by {-math.log(gain):+.2g} in logit time for the textures' size" if gain != 1 else ""
+            found.append((LAW_FACTS.get(law, law), numbers, f"semantics lead textures by this much{more}"))
     psnr = _read(metrics / "texture_vae.json").get("psnr")
     if psnr is not None:
         name = "Pixel components" if settings.texture_vae.compressor == "pca" else "Texture VAE"

@@ -38,9 +38,7 @@ def run(settings: Settings) -> dict[str, Any]:
     timings, total = timing_rows(metrics / "timings")
     page = render_page(
         title=settings.report.title,
-        subtitle="Semantics first: one flow, two streams, textures following by an offset (arXiv 2512.04926)."
-        if not is_synchronous(settings.dit)
-        else "A system that Semantic-First Diffusion (arXiv 2512.04926) is compared with.",
+        subtitle=_subtitle(settings),
         version=__version__,
         facts=facts(settings, total),
         samples=samples,
@@ -58,3 +56,12 @@ def run(settings: Settings) -> dict[str, Any]:
     for reason in {samples.reason, phases.reason, scores["reason"]} - {""}:
         say(f"not on the page: {reason}")
     return {"page": str(folder / "index.html"), "bytes": len(page.encode())}
+
+
+def _subtitle(settings: Settings) -> str:
+    """What the page is about: semantics are ahead by the schedule, or by textures that are made smaller, or not."""
+    if not is_synchronous(settings.dit):
+        return "Semantics first: one flow, two streams, textures following (arXiv 2512.04926)."
+    if settings.dit.semantics and settings.latents.texture_gain < 1:
+        return "Semantics first: one flow, two streams, textures smaller and so behind (after arXiv 2512.04926)."
+    return "A system that Semantic-First Diffusion (arXiv 2512.04926) is compared with."

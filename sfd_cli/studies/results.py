@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
-import platform
-import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +14,7 @@ from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.files import fingerprint, read_json, write_json
 from sfd_cli.laws import is_synchronous, law_of
 from sfd_cli.studies.layers import lookup
+from sfd_cli.studies.machine import commit, processor
 from sfd_cli.studies.study import Study
 
 RESULTS = "results.json"
@@ -104,36 +102,6 @@ def result_of(
         "settings": digest(settings),
         "date": datetime.date.today().isoformat(),
         "version": __version__,
-        "commit": _commit(),
-        "machine": {"processor": _processor(), "torch": version("torch"), "threads": threads},
+        "commit": commit(),
+        "machine": {"processor": processor(), "torch": version("torch"), "threads": threads},
     }
-
-
-def _commit() -> str | None:
-    """The commit of the package's own repository, with `+` where files have changes; None where it has none."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        said = [
-            subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-            for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        ]
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return said[0] + ("+" if said[1] else "")
-
-
-def _processor() -> str:
-    """Kind of processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def available_threads() -> int:
-    """Threads that a process may use: OMP_NUM_THREADS, or as many as there are cores for it."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0))

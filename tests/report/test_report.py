@@ -272,6 +272,28 @@ def test_a_system_without_guide_and_semantics_is_described_without_them(tmp_path
     assert "two streams" not in page
 
 
+@pytest.mark.parametrize(
+    ("offset", "gain", "subtitle", "note"),
+    [
+        (0.3, 1.0, "textures following", "semantics lead textures by this much"),
+        (0.0, 0.4, "textures smaller", "semantics lead textures by this much, and by +0.92 in logit time"),
+        (0.0, 1.0, "is compared with", "semantics lead textures by this much"),
+    ],
+)
+def test_the_page_says_what_puts_semantics_ahead(
+    tmp_path: Path, offset: float, gain: float, subtitle: str, note: str
+) -> None:
+    latents = {"texture_scale": "stream", "texture_gain": gain}
+    settings = tiny_settings(tmp_path, dit={"delta_t": offset}, latents=latents)
+    write_json(settings.paths.samples / "settings.json", {"settings": {"solver": "ab3", "delta_t": offset}})
+    found = next(fact for fact in facts(settings, "") if fact["name"] == "Offset delta_t")
+    assert (found["value"], found["note"].startswith(note)) == (str(offset), True)
+    assert ("logit" in found["note"]) == (gain != 1)
+    settings.paths.samples.joinpath("settings.json").unlink()
+    report.run(settings)
+    assert subtitle in (settings.paths.reports / "index.html").read_text(encoding="utf-8")
+
+
 def test_the_cosine_of_principal_components_is_not_called_a_vaes(tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path, semvae={"compressor": "pca"})
     write_json(settings.paths.metrics / "semvae.json", {"cosine": 0.9})
