@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -138,3 +140,41 @@ def test_clean_latents_in_bfloat16_are_divided_in_float32() -> None:
     assert found.dtype == torch.float32
     assert torch.equal(found, objective.velocity_of_data(data.float(), noisy, TIMES, SPACE))
     assert objective.velocity_of_data(data, noisy.bfloat16(), TIMES, SPACE).dtype == torch.float32
+
+
+def test_weights_of_streams_multiply_errors_and_enter_the_cosine_as_products() -> None:
+    """By sums over channels, in the order in which they are written down."""
+    prediction, target = _latents(2), _latents(3)
+    generator = torch.Generator().manual_seed(4)
+    pair = Streams(torch.rand(3, generator=generator), torch.rand(3, generator=generator))
+    weights = SPACE.spread(pair)
+    mse = objective.velocity_mse(prediction, target, SPACE, 2.0, weights)
+    cosine = objective.velocity_cosine(prediction, target, weights)
+    channels, side = SPACE.channels, SPACE.grid
+    for image in range(3):
+        own = [pair.texture[image].item()] * SPACE.texture + [pair.semantic[image].item()] * SPACE.semantic
+        beta = [1.0] * SPACE.texture + [2.0] * SPACE.semantic
+        squares = (prediction - target)[image].square().sum(dim=(1, 2)).tolist()
+        expected = sum(b * w * error for b, w, error in zip(beta, own, squares, strict=True)) / (channels * side**2)
+        assert mse[image].item() == pytest.approx(expected, rel=1e-5)
+        distances = []
+        for row in range(side):
+            for column in range(side):
+                v, u = (one[image, :, row, column].tolist() for one in (prediction, target))
+                dot, length, other = (
+                    sum(w * a * b for w, a, b in zip(own, *both, strict=True)) for both in ((v, u), (v, v), (u, u))
+                )
+                distances.append(1 - dot / math.sqrt(length * other))
+        assert cosine[image].item() == pytest.approx(sum(distances) / len(distances), rel=1e-4)
+
+
+def test_a_stream_of_weight_zero_has_no_part_in_the_loss_and_weights_of_one_change_nothing() -> None:
+    prediction, target = _latents(2), _latents(3)
+    ones = torch.ones(3)
+    only_textures, all_of_both = SPACE.spread(Streams(2 * ones, 0 * ones)), SPACE.spread(Streams(ones, ones))
+    otherwise = prediction.clone()
+    otherwise[:, SPACE.texture :] = 7.0
+    for term in (lambda *both: objective.velocity_mse(*both[:2], SPACE, 2.0, both[2]), objective.velocity_cosine):
+        torch.testing.assert_close(term(prediction, target, only_textures), term(otherwise, target, only_textures))
+        assert not torch.allclose(term(prediction, target, all_of_both), term(otherwise, target, all_of_both))
+        torch.testing.assert_close(term(prediction, target, all_of_both), term(prediction, target, None))

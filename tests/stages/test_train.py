@@ -22,6 +22,8 @@ from sfd_cli.config import DiT, Settings, load_settings
 from sfd_cli.data.near_duplicates import holdout_split
 from sfd_cli.data.shards import StoreWriter
 from sfd_cli.data.store import Field, Store
+from sfd_cli.diffusion.schedule import AsynchronousSchedule
+from sfd_cli.diffusion.training_times import TrainingTimes
 from sfd_cli.errors import SettingError
 from sfd_cli.files import read_json, write_json
 from sfd_cli.formats.model_folder import save_model
@@ -479,6 +481,50 @@ def test_times_are_drawn_about_the_mean_of_the_section(root: Path) -> None:
         return task.draw(torch.Generator().manual_seed(0), COUNT)["level"].double()
 
     torch.testing.assert_close(drawn(time_mean=-0.8).logit(), drawn().logit() - 0.8, rtol=0, atol=1e-4)
+
+
+def test_the_corrected_objective_is_that_of_its_times_and_weights(root: Path) -> None:
+    """Every setting of the times arrives: the law, the mean, leads of their own, and noise on what has arrived."""
+    chosen = {"objective": "corrected", "time_mean": -0.4, "lead_jitter": 1.0, "leader_noise": 0.3, "delta_t": 0.6}
+    store = Store(Path("data/latents"))
+    task = VelocityTask(store, DiT(**NETWORK | {"repa": "none"} | chosen), None, torch.device("cpu"))
+    network, indices = Recorder(), np.arange(COUNT)
+    batch, draws = task.fetch(indices, np.zeros(COUNT, int)), task.draw(torch.Generator().manual_seed(3), COUNT)
+    losses = task.losses(network, batch, draws)
+
+    expected = TrainingTimes(AsynchronousSchedule(0.6), "corrected", -0.4, 1.0, 0.3)
+    times, weights = expected.of(draws)
+    _, t_texture, t_semantic, _ = network.seen
+    assert torch.equal(t_texture, times.texture)
+    assert torch.equal(t_semantic, times.semantic)
+    assert ((times.semantic > 0.7) & (times.semantic < 1) & (weights.semantic == 0)).any()  # shown noisy, not counted
+    raw = np.concatenate([store.read(name, indices, np.zeros(COUNT, int)) for name in ("texture", "semantic")], axis=1)
+    target = (torch.from_numpy(raw).float() - 1) / 3 - draws["noise"]
+    both = torch.stack([weights.texture] * TEXTURE + [2 * weights.semantic] * SEMANTIC, dim=1)[:, :, None, None]
+    torch.testing.assert_close(losses["mse"], (both * target.square()).mean())
+    torch.testing.assert_close(losses["cosine"], torch.tensor(1.0))  # of a prediction of zero
+    assert losses["loss"].item() == pytest.approx(losses["mse"].item() + 1)
+
+
+class Constant(Recorder):
+    """A network that predicts one in every channel."""
+
+    def forward(self, x: Tensor, *others: Any) -> Tensor:
+        return torch.ones_like(x)
+
+
+def test_the_cosine_of_the_corrected_objective_is_weighted_too(root: Path) -> None:
+    store = Store(Path("data/latents"))
+    section = DiT(**NETWORK | {"repa": "none", "objective": "corrected"})
+    task, indices = VelocityTask(store, section, None, torch.device("cpu")), np.arange(COUNT)
+    batch, draws = task.fetch(indices, np.zeros(COUNT, int)), task.draw(torch.Generator().manual_seed(3), COUNT)
+    found = task.losses(Constant(), batch, draws)["cosine"]
+    raw = np.concatenate([store.read(name, indices, np.zeros(COUNT, int)) for name in ("texture", "semantic")], axis=1)
+    target = (torch.from_numpy(raw).double() - 1) / 3 - draws["noise"].double()
+    _, weights = TrainingTimes(AsynchronousSchedule(0.3), "corrected").of(draws)
+    both = torch.stack([weights.texture] * TEXTURE + [weights.semantic] * SEMANTIC, dim=1)[:, :, None, None].double()
+    dots, lengths = (both * target).sum(1), (both * target.square()).sum(1) * both.sum(1)
+    torch.testing.assert_close(found.double(), 1 - (dots / lengths.sqrt()).mean(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.gpu
