@@ -29,6 +29,7 @@ from sfd_cli.config import (
     validate_settings,
 )
 from sfd_cli.files import fingerprint
+from sfd_cli.laws import law_of
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -255,3 +256,21 @@ def test_dvc_asks_the_stages_that_leave_mirror_images_out_again_and_no_file_must
     stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
     for name in ("extract-features", "train-texture-vae", "encode-latents"):
         assert "images" in stages[name]["params"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "law"),
+    [
+        ({"delta_t": 0.2}, {"schedule": "offset", "delta_t": 0.2}),
+        ({"lead": 2.0}, {"schedule": "curve", "lead": 2.0, "lead_slope": -0.5}),
+        ({"schedule": "lead"}, {"schedule": "lead", "lead": 1.0}),
+        ({"schedule": "offset", "delta_t": 0.1}, {"schedule": "offset", "delta_t": 0.1}),
+    ],
+)
+@pytest.mark.parametrize("section", ["dit", "sample"])
+def test_a_law_from_a_flag_takes_the_place_of_the_files_with_its_numbers(
+    tmp_path: Path, section: str, flags: dict[str, Any], law: dict[str, Any]
+) -> None:
+    params = tmp_path / "params.yaml"
+    params.write_text(f"{section}: {{schedule: curve, lead: 1.0, lead_slope: -0.5}}\n")
+    assert law_of(getattr(load_settings(params, {section: flags}), section)) == law

@@ -22,7 +22,7 @@ from sfd_cli.tables import SCHEDULES
 Time = TypeVar("Time", float, Tensor)
 
 # Bisections that find a progress to less than float32's rounding.
-HALVINGS = 48
+HALVINGS = 36
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,16 @@ def with_lead(times: Streams[Tensor], lead: Tensor) -> Streams[Tensor]:
     return Streams(shifted(times.texture, 1 / ahead), shifted(times.semantic, ahead))
 
 
-def progress_of(schedule: TimesOnly, times: Tensor, stream: str) -> Tensor:
-    """Progress (B,) at which a stream, "texture" or "semantic", is at `times` (B,) in (0, 1); float32, by bisection."""
+def progress_of(schedule: TimesOnly, times: Tensor, by_texture: Tensor) -> Tensor:
+    """Progress (B,) at which the textures, or where `by_texture` (B,) is false the semantics, are at `times` (B,).
+
+    The times are in (0, 1), where it is unique; float32, by bisection.
+    """
     wanted = times.double()
     low, high = torch.zeros_like(wanted), torch.full_like(wanted, schedule.end)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        is_before = getattr(schedule.times(middle), stream) < wanted
+        is_before = torch.where(by_texture, *schedule.times(middle)) < wanted
         low, high = torch.where(is_before, middle, low), torch.where(is_before, high, middle)
     return high.to(torch.float32)
 

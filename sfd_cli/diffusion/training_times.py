@@ -84,8 +84,7 @@ class TrainingTimes:
         level = draws["level"]
         if self.objective == "paper":
             return level * path.end
-        texture, semantic = (progress_of(path, level, stream) for stream in Streams._fields)
-        return torch.where(draws["by_texture"], texture, semantic)
+        return progress_of(path, level, draws["by_texture"])
 
     def _need(self, time: Tensor, rate: Tensor) -> Tensor:
         """q(t) t' without the factor 1 / sqrt(2 pi), in float64; 0 where the stream stands still."""
