@@ -34,7 +34,7 @@ class VAETraining(Section):
     precision: Literal["auto", "native", "fp32", "bf16"] = Field(
         "fp32",
         description="of training, fp32 or bf16 autocast; auto: bf16 on CUDA, fp32 on a CPU; native: bf16 also on a CPU"
-        " with matrix units for it",
+        " that multiplies in it",
     )
     seed: int = Field(0, ge=0, description="seed of weights, order and noise")
 

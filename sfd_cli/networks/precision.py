@@ -9,6 +9,9 @@ import torch
 
 Precision = Literal["fp32", "bf16"]
 
+# As PyTorch calls them: matrix units of Intel since 2023, and vector products of AMD since Zen 4.
+BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
+
 
 def choose_precision(name: Literal["auto", "native", "fp32", "bf16"], device: torch.device) -> Precision:
     """`auto` is bf16 on CUDA and fp32 elsewhere; `native` is bf16 also on a CPU that multiplies matrices in it."""
@@ -19,12 +22,12 @@ def choose_precision(name: Literal["auto", "native", "fp32", "bf16"], device: to
 
 
 def _cpu_multiplies_bf16() -> bool:
-    """Whether this CPU has matrix units for bf16 (Intel's AMX); elsewhere bf16 is slower than fp32.
+    """Whether this CPU has instructions for products in bf16 (AMX or AVX512-BF16); elsewhere bf16 is slower than fp32.
 
     PyTorch before 2.10 cannot tell, which counts as no.
     """
     tell = getattr(torch.cpu, "get_capabilities", None)
-    return tell is not None and bool(tell().get("amx_bf16"))
+    return tell is not None and any(tell().get(one) for one in BF16_INSTRUCTIONS)
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:

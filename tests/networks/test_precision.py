@@ -13,10 +13,15 @@ from sfd_cli.networks.precision import choose_precision
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.mark.parametrize("has_units", [True, False])
-def test_native_is_bf16_where_the_processor_multiplies_it(has_units: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_units}, raising=False)
-    assert choose_precision("native", CPU) == ("bf16" if has_units else "fp32")
+@pytest.mark.parametrize(
+    ("can", "precision"),
+    [({"amx_bf16": True}, "bf16"), ({"avx512_bf16": True}, "bf16"), ({"avx512_f": True, "amx_bf16": False}, "fp32")],
+)
+def test_native_is_bf16_where_the_processor_multiplies_it(
+    can: dict[str, bool], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can, raising=False)
+    assert choose_precision("native", CPU) == precision
     assert choose_precision("auto", CPU) == "fp32"
     assert choose_precision("native", CUDA) == choose_precision("auto", CUDA) == "bf16"
     assert [choose_precision(name, CPU) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
