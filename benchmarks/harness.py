@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sfd_cli.studies.machine import commit, processor
+from sfd_cli.machine import commit, processor
 
 RESULTS = Path(__file__).parent / "results"
 

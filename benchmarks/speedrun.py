@@ -32,9 +32,9 @@ from speedrun_table import write_table
 from sfd_cli.config import Section, Settings, first_problem, validate_settings
 from sfd_cli.errors import SfdError, UserError
 from sfd_cli.files import read_json, write_json
+from sfd_cli.machine import commit
 from sfd_cli.studies import pipeline
 from sfd_cli.studies.layers import merged, nested
-from sfd_cli.studies.machine import commit
 from sfd_cli.studies.pipeline import Job, alone
 
 REPOSITORY = Path(__file__).parents[1]

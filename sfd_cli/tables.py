@@ -112,6 +112,17 @@ IMAGE_SOURCES = Table(
     },
 )
 
+ARCHIVES = Table(
+    "archive format",
+    "archives",
+    {
+        # By the suffix of a file.
+        "zip": "sfd_cli.data.zip_archive:ZIP",
+        "tar": "sfd_cli.data.tar_archive:TAR",
+        "parquet": "sfd_cli.data.parquet_archive:PARQUET",
+    },
+)
+
 COMPRESSORS = Table(
     "semantic compressor",
     "compressors",
@@ -174,5 +185,6 @@ STAGES = Table(
         "fid": "sfd_cli.stages:FID",
         "report": "sfd_cli.stages:REPORT",
         "show": "sfd_cli.stages:SHOW",
+        "plan": "sfd_cli.stages:PLAN",
     },
 )

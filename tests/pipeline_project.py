@@ -1,16 +1,17 @@
-"""A tiny but real project: the repository's own dvc.yaml over settings that run in seconds, in a git repository."""
+"""A tiny but real project: the dvc.yaml of `sfd init` over settings that run in seconds, in a git repository."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from sfd_cli.project import start_project
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -101,16 +102,9 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def create(folder: Path, params: Params = TINY) -> Path:
-    """A committed project in `folder`, with a DVC cache of its own."""
-    folder.mkdir(parents=True)
-    shutil.copy(REPOSITORY / "dvc.yaml", folder)
-    shutil.copy(REPOSITORY / ".gitignore", folder)
-    for name in ("data", "models", ".dvc"):
-        (folder / name).mkdir()
-        shutil.copy(REPOSITORY / name / ".gitignore", folder / name)
-    shutil.copy(REPOSITORY / ".dvc" / "config", folder / ".dvc")
+    """A committed project in `folder`, as `sfd init` makes one, with a DVC cache of its own."""
+    start_project(folder, "demo")
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    run(folder, "git", "init", "--quiet")
     run(folder, "git", "add", "--all")
     run(folder, "git", "commit", "--quiet", "--message", "A tiny project")
     return folder

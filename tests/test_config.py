@@ -26,8 +26,10 @@ from sfd_cli.config import (
     first_problem,
     identity,
     load_settings,
+    section_type,
     validate_settings,
 )
+from sfd_cli.config.elsewhere import ELSEWHERE
 from sfd_cli.files import fingerprint
 from sfd_cli.laws import law_of
 
@@ -45,8 +47,58 @@ def test_the_committed_params_are_valid_and_their_grids_match() -> None:
     assert settings.images.size // settings.texture_vae.downsampling == settings.encoder.grid
 
 
-def test_a_missing_or_empty_file_means_the_defaults(tmp_path: Path) -> None:
-    assert load_settings(tmp_path / "none.yaml") == settings_from(tmp_path, "") == Settings()
+def test_a_folder_without_params_or_an_empty_file_means_the_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_settings() == settings_from(tmp_path, "") == Settings()
+
+
+def test_a_file_that_is_named_must_be_there(tmp_path: Path) -> None:
+    with refusal(tmp_path / "none.yaml", "does not exist"):
+        load_settings(tmp_path / "none.yaml")
+
+
+def test_a_flags_value_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("dit: {heads: 6, width: 384}\n")
+    with refusal("dit.delta_t", "3.0") as caught:
+        load_settings(path, {"dit": {"delta_t": 3.0}})
+    assert "params.yaml" not in str(caught.value)
+    with refusal("sample.classes", "[0]") as caught:
+        load_settings(path, {"sample": {"classes": [[0]]}})
+    assert "params.yaml" not in str(caught.value)
+    with refusal("dit.heads", path, "dit.width"):
+        load_settings(path, {"dit": {"width": 100}})
+    with refusal("dit.steps", path):
+        settings_from(tmp_path, "dit: {steps: 0}")
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "here"),
+    [
+        ("dit", "proj_coeff", "dit.repa_weight"),
+        ("sample", "cfg_scale", "sample.scale"),
+        ("sample", "num_sampling_steps", "sample.steps"),
+        ("sample", "per_proc_batch_size", "sample.batch_size"),
+        ("dit", "semfirst_delta_t", "dit.delta_t or sample.delta_t"),
+        ("sample", "num_inference_steps", "sample.steps"),
+    ],
+)
+def test_names_of_other_code_are_told_what_they_are_called_here(
+    tmp_path: Path, section: str, name: str, here: str
+) -> None:
+    with refusal(f"{section}.{name}", f"it is called {here} here"):
+        settings_from(tmp_path, f"{section}: {{{name}: 1}}")
+
+
+def test_every_name_of_other_code_leads_to_a_setting_and_is_none_itself() -> None:
+    sections = {name: section_type(Settings, name).model_fields for name in Settings.model_fields}
+    for name, keys in ELSEWHERE.items():
+        for key in keys:
+            section, _, field = key.partition(".")
+            assert field in sections[section], key
+            assert name not in sections[section], name
 
 
 def test_flags_override_their_section_and_leave_the_rest(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -21,6 +22,8 @@ import pytest
 import yaml
 from PIL import Image
 from pipeline_project import PLAIN, REPOSITORY, artifacts, create, environment, run
+
+from sfd_cli.machine import machine
 
 STAGES = re.compile(r"Running stage '([\w-]+)'")
 
@@ -78,6 +81,39 @@ def test_show_ends_with_the_score(project: Path) -> None:
     assert "fd_dinov2" in said
 
 
+def test_the_metrics_that_dvc_shows_fit_a_terminal(project: Path) -> None:
+    shown = run(project, "dvc", "metrics", "show").splitlines()
+    assert max(map(len, shown)) <= 120
+    assert [line.split()[0] for line in shown[1:]] == ["metrics/scores.json", "metrics/learn_schedule/metrics.json"]
+
+
+@pytest.mark.slow
+def test_a_clone_that_runs_it_all_again_is_as_committed_to_the_byte(project: Path, tmp_path: Path) -> None:
+    """Whatever time it takes: nothing that git or DVC tracks depends on the clock."""
+    clone = tmp_path / "clone"
+    run(tmp_path, "git", "clone", "--quiet", str(project), str(clone))
+    every = set(yaml.safe_load((clone / "dvc.yaml").read_text())["stages"])
+    # The scores are in git, and DVC finds that what they are made of is the same again.
+    assert set(STAGES.findall(run(clone, "dvc", "repro"))) == every - {"fid"}
+    assert run(clone, "git", "status", "--porcelain") == ""
+    assert "to the byte" in run(clone, "sfd", "show")
+
+
+@pytest.mark.slow
+def test_the_demo_run_again_leaves_its_checkout_as_committed(tmp_path: Path) -> None:
+    """The proof of reproduction, eleven minutes, on the kind of machine that made the committed results."""
+    recorded = json.loads((REPOSITORY / "metrics" / "fid.json").read_text()).get("machine")
+    here = machine() | {"threads": len(os.sched_getaffinity(0))}
+    if recorded != here:
+        pytest.skip(f"the committed results are of {recorded}, and this is {here}")
+    clone = tmp_path / "clone"
+    run(tmp_path, "git", "clone", "--quiet", str(REPOSITORY), str(clone))
+    threads = {"OMP_NUM_THREADS": str(here["threads"])}
+    run(clone, "dvc", "repro", **threads)
+    assert run(clone, "git", "status", "--porcelain") == ""
+    assert "to the byte" in run(clone, "sfd", "show", **threads)
+
+
 def test_a_new_offset_reruns_sampling_and_scoring_and_nothing_else(project: Path, tmp_path: Path) -> None:
     copy = tmp_path / "project"
     shutil.copytree(project, copy, symlinks=True)
@@ -103,6 +139,29 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_artifacts(project: Path, tm
         _kill_repro_when(copy, copy / moment)
     run(copy, "dvc", "repro")
     assert artifacts(copy) == artifacts(project)
+
+
+@pytest.mark.slow
+def test_no_stage_writes_through_a_link_into_the_cache(project: Path, tmp_path: Path) -> None:
+    """Every stage makes anew what it has lost a part of, by hand, where DVC would first part files from the cache."""
+    copy = tmp_path / "project"
+    shutil.copytree(project, copy, symlinks=True)
+    run(copy, "dvc", "checkout", "--relink")
+    stored = {path: path.stat() for path in (copy / ".dvc" / "cache" / "files").rglob("*") if path.is_file()}
+    made = [path for place in ("data", "models", "reports") for path in (copy / place).rglob("*") if path.is_file()]
+    if {found.st_ino for found in stored.values()}.isdisjoint(path.stat().st_ino for path in made):
+        pytest.skip("this file system has no hard links, or clones files without them")
+    for command, stage in yaml.safe_load((copy / "dvc.yaml").read_text())["stages"].items():
+        for record in (copy / next(iter(out)) / "settings.json" for out in stage["outs"]):
+            if record.exists() and "complete" in (found := json.loads(record.read_text())):
+                # Unfinished, as after a kill: the stage goes on in the same folder, among the links.
+                record.unlink()
+                record.write_text(json.dumps(found | {"complete": False}))
+        run(copy, "sfd", command)
+    assert {path for path, found in stored.items() if path.stat().st_mtime_ns != found.st_mtime_ns} == set()
+    for path in stored:
+        if path.suffix != ".dir":
+            assert hashlib.md5(path.read_bytes()).hexdigest() == path.parent.name + path.name, path
 
 
 def test_another_compressor_begins_with_other_features(project: Path, tmp_path: Path) -> None:

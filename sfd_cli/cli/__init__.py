@@ -1,11 +1,16 @@
 """The `sfd` command: parse flags, call one stage, print its result; nothing else."""
 
-from sfd_cli.cli import presets, schedule, study, weights
+import sys
+
+from sfd_cli.cli import init, presets, schedule, study, weights
 from sfd_cli.cli.app import app
 
-__all__ = ["app", "main", "presets", "schedule", "study", "weights"]
+__all__ = ["app", "init", "main", "presets", "schedule", "study", "weights"]
 
 
 def main() -> None:
     """Entry point of the console script."""
+    if sys.platform == "win32":
+        # Locks of artifacts are fcntl's.
+        sys.exit("sfd: error: Windows itself is not supported; use Linux, macOS, or WSL (`wsl --install`) on Windows")
     app()

@@ -14,7 +14,7 @@ app = typer.Typer(
     cls=StageGroup,
     help="Train, sample and score [bold]Semantic-First Diffusion[/bold] (arXiv 2512.04926).\n\n"
     "Each command is a stage of the pipeline that `dvc repro` runs; each also runs alone. Settings come from"
-    " params.yaml in the working folder, and flags override them.",
+    " params.yaml in the working folder, and flags override them. `sfd init` makes a folder with all it takes.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
-from sfd_cli.config import DEFAULT_PARAMS, Paths, Runtime, Settings, load_settings, section_type
+from sfd_cli.config import DEFAULT_PARAMS, Paths, Runtime, Settings, called_here, load_settings, section_type
 from sfd_cli.errors import UserError
 from sfd_cli.stages import Stage
 
@@ -41,6 +41,16 @@ class SettingsCommand(TyperCommand):
                 option.show_default = "unset" if shown is None else str(shown)  # type: ignore[attr-defined]
         super().format_help(ctx, formatter)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the flags; for one that other code has, say what it is called here."""
+        own = {flag for option in self.params for flag in option.opts}
+        flags = {str(option.name): option.opts[0] for option in self.params}
+        for name in (arg.partition("=")[0] for arg in args if arg.startswith("--")):
+            if name not in own and (keys := called_here(name)):
+                here = [flags.get(key.replace(".", DOT), f"{key} (of params.yaml)") for key in keys]
+                ctx.fail(f"{name} is called {' or '.join(here)} here")
+        return super().parse_args(ctx, args)
+
 
 def stage_options(stage: Stage) -> list[inspect.Parameter]:
     """A parameter for every key of the stage's sections, for its paths and for `runtime`; None leaves the setting."""
@@ -57,25 +67,33 @@ def stage_options(stage: Stage) -> list[inspect.Parameter]:
     return options
 
 
-def settings_from_flags(params: Path, flags: dict[str, Any], sections: dict[str, str]) -> Settings:
+def settings_from_flags(params: Path, flags: dict[str, Any], stage: Stage, chosen: Stage) -> Settings:
     """The settings of the file with the flags laid over them.
 
     Args:
         params: the settings file; only under its usual name may it be missing, for the defaults.
         flags: values of `stage_options`.
-        sections: section of a flag's name -> section that the flag is meant for, where they differ.
+        stage: whose flags they are.
+        chosen: the stage that is to run, whose sections, in the same order, the flags are meant for.
 
     Raises:
-        UserError: the file is missing, or a value is not acceptable.
+        UserError: the file is missing, or a value is not acceptable; its subject is the flag where one gave the value.
     """
     if params != DEFAULT_PARAMS and not params.exists():
         raise UserError("--params", f"{params} does not exist", "check the path")
+    sections = dict(zip(stage.sections, chosen.sections, strict=True))
     overrides: dict[str, dict[str, Any]] = {}
+    named: dict[str, str] = {}
     for name, value in flags.items():
         if value is not None:
             section, _, key = name.partition(DOT)
-            overrides.setdefault(sections.get(section, section), {})[key] = value
-    return load_settings(params, overrides)
+            target = sections.get(section, section)
+            overrides.setdefault(target, {})[key] = value
+            named[f"{target}.{key}"] = f"--{stage.sections.get(section, '')}{key}".replace("_", "-")
+    try:
+        return load_settings(params, overrides)
+    except UserError as error:
+        raise UserError(named.get(error.subject, error.subject), error.problem, error.remedy) from None
 
 
 def _option(name: str, info: FieldInfo, flags: list[str], panel: str) -> list[inspect.Parameter]:

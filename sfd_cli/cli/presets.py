@@ -39,7 +39,7 @@ def preset_show(name: _NAME) -> None:
 @friendly_errors
 def preset_use(
     name: _NAME,
-    images: Annotated[Path | None, typer.Option(help="your ImageFolder, written into images.folder")] = None,
+    images: Annotated[Path | None, typer.Option(help="images of your own, written into images.folder")] = None,
     params: Annotated[Path, typer.Option(help="the file to write")] = DEFAULT_PARAMS,
 ) -> None:
     """Write a preset to params.yaml; settings of your own that stood there are kept under another name."""

@@ -43,7 +43,7 @@ def stage_command(name: str, stage: Stage | None = None) -> Any:
     def call(params: Path = DEFAULT_PARAMS, **flags: Any) -> None:
         arguments = own(**{option.name: flags.pop(option.name) for option in own_options})
         chosen: Stage = STAGES[arguments.pop("stage")] if "stage" in arguments else stage
-        settings = settings_from_flags(params, flags, dict(zip(stage.sections, chosen.sections, strict=True)))
+        settings = settings_from_flags(params, flags, stage, chosen)
         print_result(importlib.import_module(chosen.module).run(settings, **arguments))
         if "WORLD_SIZE" in os.environ:  # of torchrun
             from sfd_cli.processes import Processes

@@ -2,6 +2,7 @@
 
 from sfd_cli.config.compressors import SemVAE, TextureVAE, VAETraining
 from sfd_cli.config.data import Encoder, Features, Images, Latents, Paths, Runtime
+from sfd_cli.config.elsewhere import called_here
 from sfd_cli.config.identity import LATER, identity, unsaid
 from sfd_cli.config.results import Fid, Foreign, Report, Sample
 from sfd_cli.config.section import Section
@@ -36,6 +37,7 @@ __all__ = [
     "Settings",
     "TextureVAE",
     "VAETraining",
+    "called_here",
     "first_problem",
     "identity",
     "load_settings",

@@ -45,9 +45,13 @@ class Images(Section):
     """`prepare-data`: the images to learn from."""
 
     source: Annotated[str, AfterValidator(IMAGE_SOURCES.require)] = Field(
-        "openmoji", description="openmoji builds the demo set; folder checks an ImageFolder of your own"
+        "openmoji", description="openmoji builds the demo set; folder checks images of your own, in folders or archives"
     )
-    folder: Path | None = Field(None, description="your ImageFolder (CLASS/*.png ...), for source: folder")
+    folder: Path | None = Field(
+        None,
+        description="your images, for source: folder: an ImageFolder (CLASS/*.png ...), a folder of images of one"
+        " class, a zip, tar or Parquet file, or a folder of such files, or some of them (train-*.tar); read in place",
+    )
     size: int = Field(64, gt=0, description="side of the square images, pixels")
     skin_tones: bool = Field(False, description="keep the skin-tone variants of the emoji")
     limit: int | None = Field(None, gt=0, description="keep at most this many images, spread evenly over the set")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, get_args
@@ -20,6 +20,7 @@ from sfd_cli.architecture import (
 )
 from sfd_cli.config.compressors import SemVAE, TextureVAE
 from sfd_cli.config.data import Encoder, Features, Images, Latents, Paths, Runtime
+from sfd_cli.config.elsewhere import called_here
 from sfd_cli.config.results import Fid, Foreign, Report, Sample
 from sfd_cli.config.section import Section
 from sfd_cli.config.transformers import DiT, LearnSchedule
@@ -117,12 +118,15 @@ class Settings(Section):
 def load_settings(path: Path = DEFAULT_PARAMS, overrides: dict[str, dict[str, Any]] | None = None) -> Settings:
     """Read `params.yaml`, lay the flags of `overrides[section][key]` over it, and validate.
 
-    A missing file means the built-in defaults.
+    Where the working folder has no `params.yaml` the built-in defaults hold; another file must be there.
 
     Raises:
-        UserError: the file is not YAML, or a value is not acceptable; names the key.
+        UserError: the file is missing or not YAML, or a value is not acceptable; names the key, and the file where that
+            has the value.
     """
     path = Path(path)
+    if path != DEFAULT_PARAMS and not path.exists():
+        raise UserError(path, "does not exist", "check the path")
     try:
         values = yaml.safe_load(path.read_text()) if path.exists() else {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -135,20 +139,24 @@ def load_settings(path: Path = DEFAULT_PARAMS, overrides: dict[str, dict[str, An
         if not isinstance(present, dict):
             raise UserError(section, f"expected a section of keys in {path}, found {present!r}", "correct it")
         values[section] = laid_over(present, keys)
-    return validate_settings(values, str(path))
+    given = [f"{section}.{key}" for section, keys in (overrides or {}).items() for key in keys]
+    return validate_settings(values, str(path), given)
 
 
-def validate_settings(values: dict[str, Any], source: str) -> Settings:
-    """Settings from plain values, which the file `source` holds.
+def validate_settings(values: dict[str, Any], source: str, given: Collection[str] = ()) -> Settings:
+    """Settings from plain values, which the file `source` holds, all but those `given` otherwise (`section.key`).
 
     Raises:
-        UserError: a value is not acceptable; its subject is the key, its problem names `source`.
+        UserError: a value is not acceptable; its subject is the key, its problem names `source` if that has the value.
     """
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
         found = first_problem(error)
-        raise UserError(found.subject, f"{found.problem} (in {source})", found.remedy) from None
+        mine = next((key for key in given if f"{found.subject}.".startswith(f"{key}.")), None)
+        beside = f", with {', '.join(given)} given" if given else ""
+        where = "" if mine else f" (in {source}{beside})"
+        raise UserError(mine or found.subject, f"{found.problem}{where}", found.remedy) from None
 
 
 def section_type(parent: type[Section], key: str) -> type[Section]:
@@ -179,6 +187,8 @@ def _nearest(root: type[Section], loc: tuple[str | int, ...]) -> str:
     section = root
     for part in loc[:-1]:
         section = section_type(section, str(part))
+    if elsewhere := called_here(str(loc[-1])):
+        return f"it is called {' or '.join(elsewhere)} here"
     close = difflib.get_close_matches(str(loc[-1]), list(section.model_fields), n=1)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(section.model_fields)}"
 

@@ -1,18 +1,31 @@
-"""A user's own ImageFolder as a source of images: checked, listed in a manifest, never written to."""
+"""A user's own images as a source, in folders or archives: checked, listed in a manifest, never written to."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sfd_cli.config import Settings
+from sfd_cli.data.archives import StoredImage, is_archive, list_archives
 from sfd_cli.data.image_sources import ImageSet, in_threads
-from sfd_cli.data.images import DECODE_ERRORS, ImageManifest, decode_image, evenly_spaced, list_image_folder
+from sfd_cli.data.images import (
+    DECODE_ERRORS,
+    SPLITS,
+    ImageManifest,
+    Place,
+    decode_image,
+    evenly_spaced,
+    is_image,
+    list_image_folder,
+    why_not_decoded,
+)
 from sfd_cli.errors import UserError
 from sfd_cli.messages import say
+from sfd_cli.tables import ARCHIVES
 
 NAMED_PROBLEMS = 10
 
@@ -20,23 +33,29 @@ NAMED_PROBLEMS = 10
 def image_folder(settings: Settings) -> ImageSet:
     """The images of `images.folder`, decoded and hashed every time, because the contents decide the fingerprint.
 
+    The same images with the same names have the same fingerprint, order and classes, whether in folders or in archives.
+
     Raises:
-        UserError: the folder is not an ImageFolder, holds no whole image, overlaps the folder that is written, or,
-            with `strict`, holds a corrupt image.
+        UserError: there are no images, or none that is whole, or no classes; an archive is damaged; they overlap the
+            folder that is written; or, with `strict`, one is corrupt.
     """
-    images, root = settings.images, settings.images.folder
-    assert root is not None
-    _refuse_overlap(root, settings.paths.images)
-    listed = list_image_folder(root)
+    images, given = settings.images, settings.images.folder
+    assert given is not None
+    _refuse_overlap(given, settings.paths.images)
+    root, found = _find(given)
+    listed = sorted(found, key=lambda name: name.split("/"))
     listed = [listed[index] for index in evenly_spaced(len(listed), images.limit)]
-    results = in_threads(lambda file: _check(root / file), listed, settings.runtime.workers, "checking images")
+    results = in_threads(lambda name: _check(found[name]), listed, settings.runtime.workers, "checking images")
     checked = dict(zip(listed, results, strict=True))
     corrupt = {file: found for file, found in checked.items() if isinstance(found, str)}
     whole = {file: found for file, found in checked.items() if not isinstance(found, str)}
-    _report_corrupt(root, corrupt, images.strict)
+    _report_corrupt(found, corrupt, images.strict)
     if not whole:
-        raise UserError("images.folder", f"none of the {len(listed)} images of {root} can be decoded", "repair them")
-    manifest = ImageManifest.of(root, {file: digest for file, (digest, _) in whole.items()})
+        raise UserError("images.folder", f"none of the {len(listed)} images of {given} can be decoded", "repair them")
+    places = {name: _place(found[name], root) for name in whole}
+    if all(place == (name,) for name, place in places.items()):
+        places = {}
+    manifest = ImageManifest.of(root, {file: digest for file, (digest, _) in whole.items()}, places)
     emptied = {file.split("/", 1)[0] for file in listed} - set(manifest.classes)
     if emptied:
         say(f"left out, no whole image: class folders {', '.join(sorted(emptied))}")
@@ -52,12 +71,57 @@ def image_folder(settings: Settings) -> ImageSet:
         settings=images.model_dump(include={"source", "size"}),
         inputs={"contents": manifest.fingerprint},
         write=write,
-        free={"folder": str(root), "limit": images.limit},
+        free={"folder": str(given), "limit": images.limit},
         facts={"corrupt": corrupt, **sizes},
         shown=sizes | {"corrupt files": len(corrupt)},
         # The same images may lie elsewhere by now, or beside other corrupt ones.
         is_kept=False,
     )
+
+
+def _find(given: Path) -> tuple[Path, dict[str, Path | StoredImage]]:
+    """The folder that holds everything, and every image by its name `CLASS/...`.
+
+    Raises:
+        UserError: there are no images, or what there is tells no classes.
+    """
+    if "*" in given.name:
+        archives = sorted(path for path in given.parent.glob(given.name) if is_archive(path))
+        if not archives:
+            remedy = f"name some, such as train-*.parquet ({', '.join(ARCHIVES)})"
+            raise UserError("images.folder", f"{given} matches no archives", remedy)
+        return given.parent, dict(list_archives(archives))
+    if given.is_file():
+        return given.parent, dict(list_archives([given]))
+    if archives := _archives_of(given):
+        return given, dict(list_archives(archives))
+    files = list_image_folder(given)
+    # A folder of loose images is one class.
+    return given, {file if "/" in file else f"images/{file}": given / file for file in files}
+
+
+def _archives_of(folder: Path) -> list[Path]:
+    """The archives of a folder that holds nothing else to learn from.
+
+    Raises:
+        UserError: their names tell several splits.
+    """
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".")) if folder.is_dir() else []
+    archives = [entry for entry in entries if is_archive(entry)]
+    if any(entry.is_dir() or is_image(entry.name) for entry in entries):
+        return []
+    splits = sorted({found for entry in archives if (found := re.split(r"[-_.]", entry.name)[0]) in SPLITS})
+    if len(splits) > 1:
+        problem = f"{folder} holds archives of the splits {', '.join(splits)}"
+        raise UserError("images.folder", problem, f"name one, such as {folder / splits[0]}*{archives[0].suffix}")
+    return archives
+
+
+def _place(image: Path | StoredImage, root: Path) -> Place:
+    """Where an image is, as the manifest has it."""
+    if isinstance(image, StoredImage):
+        return (image.path.relative_to(root).as_posix(), *image.inner)
+    return (image.relative_to(root).as_posix(),)
 
 
 def _refuse_overlap(root: Path, target: Path) -> None:
@@ -68,17 +132,17 @@ def _refuse_overlap(root: Path, target: Path) -> None:
         raise UserError("images.folder", f"{root} overlaps {target}, where this stage writes", remedy)
 
 
-def _check(path: Path) -> tuple[str, tuple[int, int]] | str:
+def _check(path: Path | StoredImage) -> tuple[str, tuple[int, int]] | str:
     """Hash of a file's bytes and its sides in pixels, or what is wrong with it."""
     try:
         content = path.read_bytes()
         return hashlib.sha256(content).hexdigest(), decode_image(content).size
     except DECODE_ERRORS as error:
-        return " ".join(str(error).split()) or type(error).__name__
+        return why_not_decoded(error)
 
 
-def _report_corrupt(root: Path, corrupt: dict[str, str], strict: bool) -> None:
-    named = [f"{root / file} ({problem})" for file, problem in list(corrupt.items())[:NAMED_PROBLEMS]]
+def _report_corrupt(found: Mapping[str, Path | StoredImage], corrupt: dict[str, str], strict: bool) -> None:
+    named = [f"{found[file]} ({problem})" for file, problem in list(corrupt.items())[:NAMED_PROBLEMS]]
     if strict and corrupt:
         problem = f"{len(corrupt)} corrupt images, the first {named[0]}"
         raise UserError("images.strict", problem, "repair or remove them, or leave out --strict")

@@ -10,18 +10,22 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from sfd_cli.data.archives import StoredImage
 from sfd_cli.errors import UserError
 from sfd_cli.files import read_json, write_json
 
 MANIFEST = "manifest.json"
 EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test"})
+Place = tuple[str | int, ...]
 # What Pillow's decoders are known to raise on damaged files.
 DECODE_ERRORS = (
     OSError,
@@ -40,11 +44,14 @@ class ImageManifest:
     """The images of a set in their fixed order; everything downstream names an image by its index here.
 
     Attributes:
-        root: the ImageFolder that holds the images.
-        classes: class names, sorted; each is a folder of `root`.
-        files: POSIX paths relative to `root`, grouped by class.
+        root: the folder that holds the images, or the archives that do.
+        classes: class names, sorted.
+        files: names `CLASS/...` of the images, grouped by class; POSIX paths relative to `root` where there are no
+            places.
         labels: class index of every file.
         fingerprint: covers names and contents, not the place.
+        places: where each image is: a file relative to `root`, and where in that, if it is an archive; empty where the
+            names say it all.
     """
 
     root: Path
@@ -52,10 +59,13 @@ class ImageManifest:
     files: list[str]
     labels: list[int]
     fingerprint: str
+    places: list[Place] = field(default_factory=list)
 
     @classmethod
-    def of(cls, root: Path, digests: Mapping[str, str]) -> ImageManifest:
-        """A manifest of the files in `digests` (path relative to `root` -> hash of the contents).
+    def of(
+        cls, root: Path, digests: Mapping[str, str], places: Mapping[str, Place] = MappingProxyType({})
+    ) -> ImageManifest:
+        """A manifest of the files in `digests` (name -> hash of the contents), at `places` if the names do not tell.
 
         A class exists if at least one of its images is listed.
         """
@@ -66,7 +76,8 @@ class ImageManifest:
         total = hashlib.sha256()
         for name in files:
             total.update(f"{name}\n{digests[name]}\n".encode())
-        return cls(Path(root), classes, files, [index[name] for name in names], total.hexdigest())
+        labels, where = [index[name] for name in names], [places[file] for file in files] if places else []
+        return cls(Path(root), classes, files, labels, total.hexdigest(), where)
 
     @classmethod
     def load(cls, folder: Path) -> ImageManifest:
@@ -85,12 +96,15 @@ class ImageManifest:
             files = [f"{name}/{file}" for name, members in images.items() for file in members]
             labels = [label for label, members in enumerate(images.values()) for _ in members]
             root, fingerprint = Path(folder, content["root"]), content["fingerprint"]
-        except (KeyError, TypeError, AttributeError):
+            places = [(str(place[0]), *place[1:]) for place in content.get("places", [])]
+            if places and len(places) != len(files):
+                raise KeyError("places")
+        except (KeyError, TypeError, AttributeError, IndexError):
             raise UserError(path, "is not an image manifest", "delete it and run `sfd prepare-data` again") from None
         if not root.is_dir():
             problem = f"names the image folder {root}, which is gone"
             raise UserError(path, problem, "put it back or run `sfd prepare-data`")
-        return cls(root, classes, files, labels, fingerprint)
+        return cls(root, classes, files, labels, fingerprint, places)
 
     def save(self, folder: Path, root: str) -> None:
         """Write the manifest into `folder`; `root` is absolute, or relative to `folder`."""
@@ -98,14 +112,18 @@ class ImageManifest:
         for file in self.files:
             name, rest = file.split("/", 1)
             images[name].append(rest)
-        write_json(Path(folder) / MANIFEST, {"root": root, "fingerprint": self.fingerprint, "images": images})
+        places = {"places": self.places} if self.places else {}
+        write_json(Path(folder) / MANIFEST, {"root": root, "fingerprint": self.fingerprint, "images": images} | places)
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def path(self, index: int) -> Path:
-        """Where image `index` lies."""
-        return self.root / self.files[index]
+    def path(self, index: int) -> Path | StoredImage:
+        """Where image `index` lies; either has its bytes."""
+        if not self.places:
+            return self.root / self.files[index]
+        file, *inner = self.places[index]
+        return StoredImage(self.root / str(file), tuple(inner)) if inner else self.root / str(file)
 
     def class_counts(self) -> dict[str, int]:
         """Images of every class."""
@@ -120,15 +138,23 @@ def evenly_spaced(count: int, limit: int | None) -> list[int]:
     return [position * count // limit for position in range(limit)]
 
 
-def decode_image(source: Path | bytes) -> Image.Image:
+def decode_image(source: Path | StoredImage | bytes) -> Image.Image:
     """Decode an image completely, as RGB; what is transparent becomes white.
 
     Raises:
         one of DECODE_ERRORS: the file is not a whole image.
     """
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+    content = source.read_bytes() if isinstance(source, StoredImage) else source
+    with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
         image.load()
         return as_rgb(image)
+
+
+def why_not_decoded(error: Exception) -> str:
+    """One of DECODE_ERRORS as a clause; Pillow's own, of bytes, has only their address in memory to tell."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no image of a kind that can be read"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -206,15 +232,17 @@ class ImageReader:
         try:
             return np.asarray(center_crop(decode_image(path), self.size))
         except DECODE_ERRORS as error:
-            problem = f"cannot be read as an image ({error})"
+            problem = f"cannot be read as an image ({why_not_decoded(error)})"
             raise UserError(path, problem, "run `sfd prepare-data` again to leave it out") from None
 
 
 def list_image_folder(root: Path) -> list[str]:
     """Image files in the class folders of an ImageFolder, relative to `root`, sorted; hidden ones are passed over.
 
+    Where there are no class folders, those in `root` itself, without a folder before their names.
+
     Raises:
-        UserError: `root` is missing, is empty, has no class folders, or its folders are splits and not classes.
+        UserError: `root` is missing, is empty, or its folders are splits and not classes.
     """
     root = Path(root)
     if not root.is_dir():
@@ -222,11 +250,12 @@ def list_image_folder(root: Path) -> list[str]:
     entries = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
     classes = [name for name in entries if (root / name).is_dir()]
     if not classes:
-        loose = sum(_is_image(name) for name in entries)
-        found = f"loose images ({loose}) but no class folders" if loose else "no class folders and no images"
-        remedy = f"put images into {root}/CLASS/ (one class: one such folder)"
-        raise UserError("images.folder", f"{root} holds {found}", remedy)
-    if set(classes) <= {"train", "training", "val", "valid", "validation", "test"}:
+        loose = [name for name in entries if is_image(name)]
+        if not loose:
+            remedy = f"put images into {root}/CLASS/, or all of one class into {root}"
+            raise UserError("images.folder", f"{root} holds no class folders and no images", remedy)
+        return loose
+    if set(classes) <= SPLITS:
         problem = f"{root} holds the splits {', '.join(classes)}, not classes"
         raise UserError("images.folder", problem, f"name one of them, such as {root / classes[0]}")
     files = []
@@ -234,7 +263,7 @@ def list_image_folder(root: Path) -> list[str]:
         for folder, subfolders, members in os.walk(root / name, followlinks=True):
             subfolders[:] = [subfolder for subfolder in subfolders if not subfolder.startswith(".")]
             inside = Path(folder).relative_to(root)
-            files += [(inside / member).as_posix() for member in members if _is_image(member)]
+            files += [(inside / member).as_posix() for member in members if is_image(member)]
     if not files:
         remedy = f"put some there ({', '.join(sorted(EXTENSIONS))})"
         raise UserError("images.folder", f"the class folders of {root} hold no images", remedy)
@@ -247,11 +276,13 @@ def image_files(folder: Path) -> list[Path]:
     Raises:
         UserError: there is none.
     """
-    files = [path for path in sorted(Path(folder).rglob("*")) if _is_image(path.name)]
+    files = [path for path in sorted(Path(folder).rglob("*")) if is_image(path.name)]
     if not files:
         raise UserError(folder, f"holds no images ({', '.join(sorted(EXTENSIONS))})", "give a folder with some")
     return files
 
 
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
+def is_image(name: str) -> bool:
+    """Whether a name or a path is of an image, by its extension, and neither hidden nor a resource of macOS."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in EXTENSIONS and not any(part.startswith((".", "__MACOSX")) for part in path.parts)

@@ -97,6 +97,7 @@ def rasterise(svg: Path, size: int) -> bytes:
 
 def _write_png(path: Path, content: bytes) -> str:
     """Write one image durably and return its hash; not atomic, as an interrupted stage draws all anew."""
+    path.unlink(missing_ok=True)  # it may be a link into DVC's cache
     with open(path, "wb") as file:
         file.write(content)
         file.flush()

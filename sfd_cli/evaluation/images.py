@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfd_cli.data.images import DECODE_ERRORS, center_crop, decode_image
+from sfd_cli.data.archives import StoredImage
+from sfd_cli.data.images import DECODE_ERRORS, center_crop, decode_image, why_not_decoded
 from sfd_cli.data.prefetch import threaded_map
 from sfd_cli.errors import UserError
 
@@ -40,7 +41,7 @@ class ImageFiles:
     must then all have one size.
     """
 
-    files: list[Path]
+    files: Sequence[Path | StoredImage]
     side: int | None = None
     workers: int = 2
 
@@ -61,11 +62,13 @@ class ImageFiles:
                     raise UserError(path, problem, "all images must have one size")
             yield torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).contiguous()
 
-    def _read(self, path: Path) -> np.ndarray:
+    def _read(self, path: Path | StoredImage) -> np.ndarray:
         try:
             image = decode_image(path)
         except DECODE_ERRORS as error:
-            raise UserError(path, f"cannot be read as an image ({error})", "remove or replace it") from None
+            raise UserError(
+                path, f"cannot be read as an image ({why_not_decoded(error)})", "remove or replace it"
+            ) from None
         return np.asarray(image if self.side is None else center_crop(image, self.side))
 
 

@@ -60,6 +60,13 @@ def summarise(
     return scores | {"counts": counts, "notes": notes}
 
 
+def headline_scores(found: dict[str, Any], extractors: list[str]) -> dict[str, float]:
+    """What one compares runs by: the scores of the samples that there are, without baselines, spreads and counts."""
+    scores = [score for name in METRICS for score in METRICS[name].scores if not score.baseline]
+    keys = [name_of(extractor, score.key) for extractor in extractors for score in scores]
+    return {key: found[key] for key in keys if found.get(key) is not None}
+
+
 def _chosen(options: Fid) -> list[Metric]:
     """In the order of the table."""
     return [METRICS[name] for name in METRICS if name in options.scores]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 
@@ -15,6 +16,9 @@ def can_compile(device: torch.device) -> bool:
 
     On a CPU the compiler writes C++, which needs a C++ compiler. The results are the same up to rounding.
     """
+    if device.type == "cpu":
+        # A build of PyTorch for CUDA warns that there is none, which a CPU does not need.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     if device.type != "cpu" or any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++", "clang++"))):
         return True
     say("no C++ compiler is installed (g++ or clang++), so networks run uncompiled, at a lower speed")

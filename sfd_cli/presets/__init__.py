@@ -12,7 +12,8 @@ from sfd_cli.errors import UserError
 from sfd_cli.files import atomic_path
 
 FOLDER = Path(__file__).parent
-_FOLDER_LINE = re.compile(r"^  folder: .*$", re.MULTILINE)
+_FOLDER_LINE = re.compile(r"^  folder:.*$", re.MULTILINE)
+_DEMO_LINE = re.compile(r"^  source: openmoji$", re.MULTILINE)
 
 
 def list_presets() -> dict[str, str]:
@@ -35,6 +36,23 @@ def preset_text(name: str) -> str:
     return (FOLDER / f"{name}.yaml").read_text()
 
 
+def fill_in(name: str, images: Path | None = None) -> str:
+    """A preset's text, with `images` as its ImageFolder where that is given, even for the demo, which has none.
+
+    Raises:
+        UserError: there is no such preset, or there is no such folder.
+    """
+    text = preset_text(name)
+    if images is None:
+        return text
+    if not images.exists() and not any(images.parent.glob(images.name)):
+        remedy = "give a folder of images, or a zip, tar or Parquet file of them"
+        raise UserError("--images", f"{images} does not exist", remedy)
+    quoted = yaml.safe_dump(str(images.resolve()), width=10_000, allow_unicode=True).splitlines()[0]
+    text = _DEMO_LINE.sub("  source: folder\n  folder:", text)
+    return _FOLDER_LINE.sub(lambda _: f"  folder: {quoted}", text)
+
+
 def use_preset(name: str, params: Path, images: Path | None = None) -> list[str]:
     """Write a preset over `params`, with `images` as its ImageFolder.
 
@@ -44,17 +62,9 @@ def use_preset(name: str, params: Path, images: Path | None = None) -> list[str]
         What was done, a line each.
 
     Raises:
-        UserError: there is no such preset, or it takes no images of one's own, or there is no such folder.
+        UserError: there is no such preset, or there is no such folder.
     """
-    text = preset_text(name)
-    if images is not None:
-        if not images.is_dir():
-            raise UserError("--images", f"{images} is not a folder", "give one with a folder of images per class")
-        if not _FOLDER_LINE.search(text):
-            raise UserError("--images", f"the preset {name!r} brings its own images", "leave it out")
-        quoted = yaml.safe_dump(str(images.resolve()), width=10_000, allow_unicode=True).splitlines()[0]
-        text = _FOLDER_LINE.sub(lambda _: f"  folder: {quoted}", text)
-    done = []
+    text, done = fill_in(name, images), []
     presets = {path.read_bytes() for path in FOLDER.glob("*.yaml")}
     if params.exists() and params.read_bytes() not in {text.encode(), *presets}:
         number = 1

@@ -16,7 +16,7 @@ from sfd_cli.errors import UserError
 
 # Matplotlib needs a colour: this one is replaced by the page's text colour after drawing.
 TEXT = "#010203"
-NOT_LOSSES = {"learning_rate", "images_per_second", "mfu", "gradient_norm"}
+NOT_LOSSES = {"learning_rate", "gradient_norm"}
 VALIDATED = ("validation_", "training_")
 """What names of errors on held-out images begin with, and those of the same errors on training images."""
 COLOURS = ("#3b82c4", "#d9822b", "#3f9d63", "#b65fc0", "#c9504d", "#8a7a3d", "#4aa6a8")

@@ -1,4 +1,4 @@
-"""The report's facts, timings and settings."""
+"""The report's facts and settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from sfd_cli.config import Section, Settings, unsaid
 from sfd_cli.files import read_json
 from sfd_cli.laws import DEFAULT_LAW, LAW_NUMBERS
 from sfd_cli.report.score_table import headlines
-from sfd_cli.tables import STAGES
 
 LAW_FACTS = {
     "offset": "Offset delta_t",
@@ -23,7 +22,7 @@ LAW_FACTS = {
 }
 
 
-def facts(settings: Settings, total_seconds: str) -> list[dict[str, str]]:
+def facts(settings: Settings) -> list[dict[str, str]]:
     """The few numbers a reader looks for first, as far as they are there: name, value and note."""
     metrics = settings.paths.metrics
     found = headlines(_read(metrics / "fid.json"))
@@ -46,34 +45,7 @@ def facts(settings: Settings, total_seconds: str) -> list[dict[str, str]]:
     if cosine is not None:
         name = "Principal components" if settings.semvae.compressor == "pca" else "Semantic VAE"
         found.append((name, f"{cosine:.3f}", "cosine to held-out patch tokens; 1 is perfect"))
-    if total_seconds:
-        found.append(("Time", f"{total_seconds} s", "all stages"))
     return [{"name": name, "value": value, "note": note} for name, value, note in found]
-
-
-def timing_rows(folder: Path) -> tuple[list[dict[str, Any]], str]:
-    """A row per stage that has recorded its time, in the order of the pipeline, and the sum in seconds."""
-    segments = {path.stem: read_json(path) for path in sorted(Path(folder).glob("*.json"))}
-    order = [stage for stage in STAGES if stage in segments] + [name for name in segments if name not in STAGES]
-    seconds = {stage: sum(float(part["seconds"]) for part in segments[stage]) for stage in order}
-    total = sum(seconds.values())
-    rows = [
-        {
-            "stage": stage,
-            "seconds": f"{seconds[stage]:,.1f}",
-            "share": round(100 * seconds[stage] / max(max(seconds.values()), 1e-9), 1),
-            "runs": _runs(segments[stage]),
-        }
-        for stage in order
-    ]
-    return rows, f"{total:,.1f}"
-
-
-def _runs(segments: list[dict[str, Any]]) -> str:
-    # A killed run records no time: if the first segment was resumed, an unknown one came before it.
-    if segments[0]["resumed"]:
-        return "resumed: an interrupted run before it is not counted"
-    return "in one go" if len(segments) == 1 else f"in {len(segments)} runs"
 
 
 def setting_tables(settings: Settings) -> list[dict[str, Any]]:

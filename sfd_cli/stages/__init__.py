@@ -135,7 +135,7 @@ FID = Stage(
 REPORT = Stage(
     "sfd_cli.stages.report",
     IMAGES,
-    "Write one self-contained HTML page: settings, losses, samples, phases, scores, timings.",
+    "Write one self-contained HTML page: settings, losses, samples, phases, scores.",
     {"report": "", "foreign": "foreign-"},
     ("samples", "images", "semvae", "texture_vae", "latents", "dit", "guide", "metrics", "reports"),
     CHECKPOINT,
@@ -144,8 +144,18 @@ REPORT = Stage(
 SHOW = Stage(
     "sfd_cli.stages.show",
     IMAGES,
-    "Print where the sample grid, the report and the scores are, and the scores.",
+    "Print where the sample grid, the report and the scores are, the scores, and what every stage took.\n\n"
+    "In a git repository also whether this run gave what is committed, or how its scores differ.",
     paths=("metrics", "reports"),
+)
+
+PLAN = Stage(
+    "sfd_cli.stages.plan",
+    "4. Weights and settings",
+    "Tell what the pipeline will take before it is run: images, bytes and hours of every stage, memory, disk.\n\n"
+    "From params.yaml and the manifest of `sfd prepare-data`. Operations are counted, hours follow from the speed of"
+    " matrix products measured here and an assumed share of it.",
+    paths=("images",),
 )
 
 SCHEDULE_INSPECT = Stage(

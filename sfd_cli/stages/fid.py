@@ -12,18 +12,19 @@ from sfd_cli.evaluation.comparison import compare
 from sfd_cli.evaluation.extractors import open_extractors
 from sfd_cli.evaluation.images import ImageFiles
 from sfd_cli.evaluation.reference import open_references
-from sfd_cli.evaluation.scores import name_of, summarise
+from sfd_cli.evaluation.scores import headline_scores, name_of, summarise
 from sfd_cli.files import write_json
+from sfd_cli.machine import machine
 
 
 def run(settings: Settings) -> dict[str, Any]:
-    """Compute all scores and write `metrics/fid.json`.
+    """Compute all scores and write `metrics/fid.json`, and those of the samples alone to `metrics/scores.json`.
 
     The numbers of images stand beside the scores under `counts`; what cannot be computed is null, with the
-    reason under `<name>_reason`.
+    reason under `<name>_reason`; under `used` is what was compared, by what settings, and under `machine` on what.
 
     Returns:
-        The contents of `fid.json`.
+        The scores with their counts, and the path of the file that has it all.
 
     Raises:
         UserError: samples or reference are missing, damaged, or fewer than `fid.num_images`; or there is no extractor.
@@ -43,9 +44,10 @@ def run(settings: Settings) -> dict[str, Any]:
         used |= extractor.identity
     used |= {f"{name_of(name, 'fd')}_reference": found.description for name, found in references.items()}
     used |= {"samples": samples.description, "settings": settings.fid.model_dump(mode="json")}
-    result["used"] = used | {"torch_fidelity": version("torch-fidelity")}
+    used |= {"torch_fidelity": version("torch-fidelity")}
     metrics = settings.paths.metrics
-    write_json(metrics / "fid.json", result)
+    write_json(metrics / "fid.json", result | {"used": used, "machine": machine()})
+    write_json(metrics / "scores.json", headline_scores(result, [found.name for found in extractors]))
     seconds = round(time.monotonic() - started, 2)
     write_json(metrics / "timings" / "fid.json", [{"seconds": seconds, "resumed": False}])
-    return result
+    return result | {"file": str(metrics / "fid.json")}

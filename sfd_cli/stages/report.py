@@ -1,4 +1,4 @@
-"""`sfd report`: one self-contained page on what was trained, what came out, how good it is and how long it took."""
+"""`sfd report`: one self-contained page on what was trained, what came out and how good it is."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from sfd_cli.laws import is_synchronous
 from sfd_cli.messages import say
 from sfd_cli.report import parts
 from sfd_cli.report.page import render_page
-from sfd_cli.report.tables import facts, setting_tables, timing_rows
+from sfd_cli.report.tables import facts, setting_tables
 
 
 def run(settings: Settings) -> dict[str, Any]:
     """Write `reports/index.html`, `reports/samples.png` and `reports/trajectory.png`.
 
-    What cannot be shown yet is named on the page with the reason. Returns the page and its size in bytes.
+    What cannot be shown yet is named on the page with the reason. Nothing on it depends on the clock, so that equal
+    runs make equal pages; `sfd show` tells the times. Returns the page and its size in bytes.
     """
     started = time.monotonic()
     folder, metrics = settings.paths.reports, settings.paths.metrics
@@ -32,27 +33,23 @@ def run(settings: Settings) -> dict[str, Any]:
         bar.update()
         scores = parts.scores(settings)
         bar.update()
-    seconds = round(time.monotonic() - started, 2)
-    write_json(metrics / "timings" / "report.json", [{"seconds": seconds, "resumed": False}])
-
-    timings, total = timing_rows(metrics / "timings")
     page = render_page(
         title=settings.report.title,
         subtitle=_subtitle(settings),
         version=__version__,
-        facts=facts(settings, total),
+        facts=facts(settings),
         samples=samples,
         phases=phases,
         scores=scores,
         schedule=parts.schedule(metrics),
         losses=parts.losses(metrics),
-        timings=timings,
-        total_seconds=total,
         settings=setting_tables(settings),
     )
     write_json(folder / "settings.json", settings.report.model_dump(mode="json"))
     with atomic_path(folder / "index.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
+    seconds = round(time.monotonic() - started, 2)
+    write_json(metrics / "timings" / "report.json", [{"seconds": seconds, "resumed": False}])
     for reason in {samples.reason, phases.reason, scores["reason"]} - {""}:
         say(f"not on the page: {reason}")
     return {"page": str(folder / "index.html"), "bytes": len(page.encode())}

@@ -26,6 +26,7 @@ from sfd_cli.processes import Processes
 from sfd_cli.tables import SOLVERS
 
 GRID_IMAGES = 36
+LARGE_SCALE = 4.0
 
 
 def run(
@@ -100,10 +101,27 @@ def _load(models: SamplingModels, sample: Sample, inputs: SampleInputs, device: 
     """The models on this process's device, checked against one another and the inputs."""
     sampler = models.load(sample, processes.device(device))
     inputs.require_fit(sampler.space, sampler.conditions)
-    own, trained = law_of(sample), sampler.trained_law
-    if processes.is_main and trained not in (None, own):
-        say(f"sampling with {_told(own)}, but the model was trained with {_told(trained)}")
+    if processes.is_main:
+        _remark(sampler, sample, inputs.count)
     return sampler
+
+
+def _remark(sampler: Sampler, sample: Sample, count: int) -> None:
+    """Say what may not be meant."""
+    own, trained = law_of(sample), sampler.trained_law
+    if trained not in (None, own):
+        say(f"sampling with {_told(own)}, but the model was trained with {_told(trained)}")
+    if count < sampler.batch_size:
+        say(
+            f"a batch of {sampler.batch_size} is computed for {count} images, to give each the bytes that it has in a"
+            f" longer run; --batch-size {count} takes less time and moves them by rounding"
+        )
+    scale = guidance_scale(sample)
+    if sample.guidance != "none" and max(scale.texture, scale.semantic) > LARGE_SCALE:
+        say(
+            f"a guidance scale of {max(scale.texture, scale.semantic):g} is large: other code's scales above"
+            f" {LARGE_SCALE:g} are for guidance of three channels alone (as DiT's), and here all channels are guided"
+        )
 
 
 def _told(law: Mapping[str, Any]) -> str:

@@ -63,14 +63,14 @@ def read_stages(path: Path = PIPELINE) -> dict[str, dict[str, Any]]:
         UserError: the file is missing, or is no pipeline.
     """
     if not path.exists():
-        raise UserError(path, "is not here, so there is no pipeline to run", "go to a folder with a project")
+        raise UserError(path, "is not here, so there is no pipeline to run", "`sfd init` makes a project")
     try:
         found = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(path, f"is not valid YAML ({' '.join(str(error).split())})", "correct it") from None
     stages = found.get("stages") if isinstance(found, dict) else None
     if not isinstance(stages, dict):
-        raise UserError(path, "has no stages", "take the dvc.yaml of sfd's repository")
+        raise UserError(path, "has no stages", "take the dvc.yaml of a new project (`sfd init`)")
     return stages
 
 

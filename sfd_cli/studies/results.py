@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from sfd_cli.config import Settings
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.files import fingerprint, read_json, write_json
 from sfd_cli.laws import is_synchronous, law_of
+from sfd_cli.machine import commit, machine
 from sfd_cli.studies.layers import lookup
-from sfd_cli.studies.machine import commit, processor
 from sfd_cli.studies.study import Study
 
 RESULTS = "results.json"
@@ -103,5 +102,5 @@ def result_of(
         "date": datetime.date.today().isoformat(),
         "version": __version__,
         "commit": commit(),
-        "machine": {"processor": processor(), "torch": version("torch"), "threads": threads},
+        "machine": machine() | {"threads": threads},
     }

@@ -12,8 +12,8 @@ from typing import Any
 
 from sfd_cli.config import Settings
 from sfd_cli.errors import SfdError, StageFailure, UserError
+from sfd_cli.machine import available_threads
 from sfd_cli.messages import say
-from sfd_cli.studies.machine import available_threads
 from sfd_cli.studies.page import PAGE, require_page, write_page
 from sfd_cli.studies.pipeline import Job, Stopped, alone, make, plan, read_stages
 from sfd_cli.studies.results import RESULTS, Record, digest, read_results, result_of, write_results

@@ -17,10 +17,11 @@ from tqdm import tqdm
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.prefetch import prefetched
 from sfd_cli.errors import StageFailure, UserError
+from sfd_cli.messages import say
 from sfd_cli.processes import Processes
 from sfd_cli.training.checkpoints import Checkpoints, TrainingState
 from sfd_cli.training.interrupt import raise_for, stop_requests
-from sfd_cli.training.live_log import LiveLog
+from sfd_cli.training.live_log import LiveLog, speed_folder
 from sfd_cli.training.settings import LoopSettings, learning_rate
 from sfd_cli.training.step import Task, TrainingStep
 from sfd_cli.training.throughput import Throughput, peak_flops
@@ -69,7 +70,7 @@ def fit(
         sampler: order of the images; its batch size is the settings'.
         settings: how to train.
         checkpoints: folder of this run's checkpoints.
-        log: folder for dvclive.
+        log: folder for dvclive; what depends on the clock goes to its `speed_folder`.
         device: this process's own.
         description: shown beside the progress bar and in errors.
         on_step: called after every step in rank 0.
@@ -87,11 +88,22 @@ def fit(
     store = Checkpoints(checkpoints)
     _resume(step, store)
     if step.number < settings.steps:
+        if processes.is_main:
+            say(f"{description}: steps {step.number + 1:,} to {settings.steps:,}, {_batch(settings, processes.count)}")
         peak = peak_flops(device, settings.precision)
         speed = Throughput(flops_per_image, peak and peak * processes.count)
-        live = LiveLog(log, step.number) if processes.is_main else None
+        live = _Logs.of(log, step.number) if processes.is_main else None
         _take_steps(step, sampler, store, _Progress(step, description, live, speed, store), on_step, validate)
     return LoopResult(step.number, model, cast(M | None, step.average))
+
+
+def _batch(settings: LoopSettings, processes: int) -> str:
+    """How the images of a step are shared: `batch 256 = 8 processes x 32`, or `batch 64`."""
+    parts = [f"{processes} processes"] * (processes > 1) + [f"{settings.accumulate} micro-batches"] * (
+        settings.accumulate > 1
+    )
+    shared = f" = {' x '.join([*parts, str(settings.micro_batch(processes))])}" if parts else ""
+    return f"batch {settings.batch_size}{shared}"
 
 
 def _resume(step: TrainingStep, checkpoints: Checkpoints) -> None:
@@ -157,11 +169,23 @@ def _batches(step: TrainingStep, sampler: EpochSampler) -> Iterator[dict[str, Te
         yield batch
 
 
+@dataclass(frozen=True)
+class _Logs:
+    """What training logs: values that equal runs share, and how fast this one goes."""
+
+    values: LiveLog
+    speed: LiveLog
+
+    @classmethod
+    def of(cls, folder: Path, step: int) -> _Logs:
+        return cls(LiveLog(folder, step), LiveLog(speed_folder(folder), step))
+
+
 class _Progress:
     """The bar, the log (in rank 0 only), and how fast a run goes."""
 
     def __init__(
-        self, step: TrainingStep, description: str, live: LiveLog | None, speed: Throughput, checkpoints: Checkpoints
+        self, step: TrainingStep, description: str, live: _Logs | None, speed: Throughput, checkpoints: Checkpoints
     ) -> None:
         self.step, self.description = step, description
         self.live, self.speed, self.checkpoints = live, speed, checkpoints
@@ -186,14 +210,15 @@ class _Progress:
             message = f"sfd: {self.description}: skipped {reading.skipped} of the steps before {number}, not finite"
             self.bar.write(message, file=sys.stderr)
         rate = {"learning_rate": learning_rate(self.step.settings, number - 1)}
-        self.log(reading.means | rate | speed)
+        self.log(reading.means | rate)
+        self.live.speed.log(number, speed)
         if reading.means:
             self.bar.set_postfix(loss=f"{reading.means['loss']:.4g}", refresh=False)
 
     def log(self, values: dict[str, float]) -> None:
         """Log values of the step just taken."""
         if self.live is not None:
-            self.live.log(self.step.number, values)
+            self.live.values.log(self.step.number, values)
 
     def _failure(self, bad: int) -> StageFailure:
         steps = self.checkpoints.steps()

@@ -31,9 +31,18 @@ class LiveLog:
         self._live.make_summary()
 
 
+def speed_folder(folder: Path) -> Path:
+    """Where the speed of the training that logs to `folder` is logged.
+
+    Among the timings, which git leaves out: equal runs leave equal files where results are.
+    """
+    return folder.parent / "timings" / folder.name
+
+
 def clear_log(folder: Path) -> None:
     """Remove the curves of an earlier training; a file stays, because git keeps no empty folder."""
-    shutil.rmtree(folder, ignore_errors=True)
+    for log in (folder, speed_folder(folder)):
+        shutil.rmtree(log, ignore_errors=True)
     write_json(folder / "metrics.json", {})
 
 

@@ -27,6 +27,7 @@ from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.processes import Processes
 from sfd_cli.training.checkpoints import Checkpoints
 from sfd_cli.training.fit import fit
+from sfd_cli.training.live_log import speed_folder
 from sfd_cli.training.sample_grids import SampleGrids
 from sfd_cli.training.settings import transformer_loop
 from sfd_cli.training.throughput import training_flops
@@ -101,8 +102,8 @@ def train_transformer(settings: Settings, key: Key, section: DiT, command: str) 
         start_over=lambda: _too_far(training),
     )
     training.log.mkdir(parents=True, exist_ok=True)
-    metrics = training.log / "metrics.json"
-    latest = read_json(metrics) if metrics.exists() else {}
+    logged = (folder / "metrics.json" for folder in (training.log, speed_folder(training.log)))
+    latest = {name: value for file in logged if file.exists() for name, value in read_json(file).items()}
     terms = {name: latest[name] for name in SUMMARISED if name in latest}
     return facts | terms | {"folder": str(training.folder), "log": str(training.log)}
 

@@ -22,7 +22,7 @@ from sfd_cli.stages import Stage
 from sfd_cli.tables import STAGES
 
 REPOSITORY = Path(__file__).parents[2]
-NAMES = [name for name in STAGES if name != "show"]
+NAMES = [name for name in STAGES if name not in ("show", "plan")]
 
 
 @pytest.fixture
@@ -78,10 +78,10 @@ def test_version() -> None:
 
 
 MISTAKES: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("train", "--heads", "7"): ("dit.heads", "7 heads"),
-    ("train-guide", "--heads", "7"): ("guide.heads", "7 heads"),
-    ("train", "--model", "guide", "--heads", "7"): ("guide.heads", "7 heads"),
-    ("sample", "--delta-t", "1.5"): ("sample.delta_t", "1.5"),
+    ("train", "--heads", "7"): ("--heads", "7 heads"),
+    ("train-guide", "--heads", "7"): ("--heads", "7 heads"),
+    ("train", "--model", "guide", "--heads", "7"): ("--heads", "7 heads"),
+    ("sample", "--delta-t", "1.5"): ("--delta-t", "1.5"),
     ("train", "--params", "typo.yaml"): ("--params", "typo.yaml"),
     ("preset", "use", "imagenet256-x"): ("imagenet256-x", "'imagenet256-xl'"),
     ("preset", "show", "zzz"): ("zzz", "demo, "),

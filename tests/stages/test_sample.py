@@ -285,6 +285,33 @@ def test_autoguidance_runs_as_a_stage(tmp_path: Path) -> None:
     assert read_json(settings.paths.samples / "settings.json")["inputs"].keys() == {"dit", "texture_vae", "guide"}
 
 
+def test_a_batch_larger_than_the_run_is_told_with_what_it_is_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage.run(_project(tmp_path, num_images=2, batch_size=8))
+    assert "--batch-size 2" in capsys.readouterr().err
+    stage.run(_project(tmp_path, num_images=8, batch_size=8))
+    assert "--batch-size" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("sample", "warned"),
+    [
+        ({"guidance": "cfg", "scale": 6.7}, "6.7"),
+        ({"guidance": "cfg", "scale": 1.5, "scale_semantic": 4.5}, "4.5"),
+        ({"guidance": "cfg", "scale": 4.0}, None),
+        ({"guidance": "none", "scale": 6.7}, None),
+    ],
+)
+def test_a_scale_of_guidance_by_three_channels_is_warned_of(
+    sample: dict[str, Any], warned: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage.run(_project(tmp_path, num_images=2, batch_size=2, **sample))
+    said = capsys.readouterr().err
+    assert ("three channels" in said) == (warned is not None)
+    assert f"scale of {warned or ''}" in said or warned is None
+
+
 def test_an_offset_other_than_the_trained_one_is_mentioned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stage.run(_project(tmp_path))
     assert "delta_t" not in capsys.readouterr().err

@@ -127,7 +127,8 @@ def test_a_trained_model_says_all_that_sampling_needs(root: Path) -> None:
     assert extra["image_size"] == 16
     last, _ = load_dit(Path("models/dit"), "model")
     assert not torch.equal(last.final_linear.weight, model.final_linear.weight)
-    assert logged() >= {"loss", "mse", "cosine", "repa", "gradient_norm", "learning_rate", "images_per_second"}
+    assert logged() >= {"loss", "mse", "cosine", "repa", "gradient_norm", "learning_rate"}
+    assert summary["images_per_second"] > 0
     assert summary["steps"] == 6
     assert np.isfinite(summary["loss"])
 

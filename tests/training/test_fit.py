@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import files_below
 from refusals import refusal
 from torch import nn
 from training_task import BATCH, COUNT, SETTINGS, Recorded, Regression, assert_same, deep_network, network
@@ -24,7 +26,7 @@ from training_task import BATCH, COUNT, SETTINGS, Recorded, Regression, assert_s
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.errors import SettingError, StageFailure
 from sfd_cli.training.checkpoints import Checkpoints, TrainingState
-from sfd_cli.training.fit import LoopResult
+from sfd_cli.training.fit import LoopResult, _batch
 from sfd_cli.training.fit import fit as fit_model
 from sfd_cli.training.settings import LoopSettings
 from sfd_cli.training.throughput import Throughput, training_flops
@@ -254,8 +256,35 @@ def test_a_resume_drops_what_was_logged_beyond_its_checkpoint(tmp_path: Path) ->
 def test_every_term_and_the_speed_are_logged(tmp_path: Path) -> None:
     fit(tmp_path)
     names = {path.stem for path in (tmp_path / "log" / "plots" / "metrics").glob("*.tsv")}
-    assert names == {"loss", "error", "gradient_norm", "learning_rate", "images_per_second"}
+    assert names == {"loss", "error", "gradient_norm", "learning_rate"}
     assert (tmp_path / "log" / "metrics.json").exists()
+    speed = tmp_path / "timings" / "log" / "plots" / "metrics"
+    assert {path.stem for path in speed.glob("*.tsv")} == {"images_per_second"}
+    assert len((speed / "images_per_second.tsv").read_text().splitlines()) == 1 + len(curve(tmp_path, "loss"))
+
+
+@pytest.mark.parametrize(
+    ("processes", "accumulate", "said"),
+    [(1, 1, "batch 64"), (8, 1, "batch 64 = 8 processes x 8"), (4, 2, "batch 64 = 4 processes x 2 micro-batches x 8")],
+)
+def test_the_first_line_tells_how_a_batch_is_shared(processes: int, accumulate: int, said: str) -> None:
+    assert _batch(replace(SETTINGS, batch_size=64, accumulate=accumulate), processes) == said
+
+
+def test_the_first_line_tells_the_steps_that_are_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(tmp_path, replace(SETTINGS, steps=5))
+    fit(tmp_path, replace(SETTINGS, steps=7))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "batch" in line]
+    assert lines == [f"sfd: test: steps {steps}, batch {BATCH}" for steps in ("1 to 5", "6 to 7")]
+
+
+def test_two_runs_log_the_same_bytes_whatever_the_clock_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit(tmp_path / "fast")
+    ticks = itertools.count(step=1000.0)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    fit(tmp_path / "slow")
+    assert files_below(tmp_path / "fast" / "log") == files_below(tmp_path / "slow" / "log")
+    assert files_below(tmp_path / "fast" / "timings") != files_below(tmp_path / "slow" / "timings")
 
 
 def test_bf16_autocast_trains_float32_weights_on_a_cpu(tmp_path: Path) -> None:

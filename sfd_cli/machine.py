@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+from sfd_cli.git import git
+
+
+def machine() -> dict[str, Any]:
+    """What decides the last bits of results: kind of processor, version of PyTorch, threads of a process."""
+    return {"processor": processor(), "torch": version("torch"), "threads": available_threads()}
 
 
 def commit() -> str | None:
     """The commit of the package's own repository, with `+` where files have changes; None where it has none."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None
-    try:
-        said = [
-            subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-            for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        ]
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return said[0] + ("+" if said[1] else "")
+    head, changed = (
+        git(root, "rev-parse", "--short", "HEAD"),
+        git(root, "status", "--porcelain", "--untracked-files=no"),
+    )
+    return None if head is None or changed is None else head.strip() + ("+" if changed.strip() else "")
 
 
 def processor() -> str:
