@@ -108,6 +108,7 @@ IMAGE_SOURCES = Table(
     "image_sources",
     {
         "openmoji": "sfd_cli.data.openmoji:openmoji",
+        "fashion_mnist": "sfd_cli.data.fashion_mnist:fashion_mnist",
         "folder": "sfd_cli.data.image_folder:image_folder",
     },
 )

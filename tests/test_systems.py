@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from idx_files import write_training_set
 from markupsafe import escape
 from model_loading import load_dit
 from pipeline_project import REPOSITORY, artifacts
@@ -31,6 +32,7 @@ from sfd_cli.training import texture_vae_task
 
 # The structurally most different ones; the others are left to `pytest -m systems`.
 ALWAYS = {"demo", "redi-sfd", "imagenet512-xl", "dit-xl2"}
+BRING_THEIR_IMAGES = {"demo", "fashion-mnist"}
 IMAGES, SAMPLES = 20, 6
 # These check or compute anew whenever they are run, and note the time.
 NEVER_UP_TO_DATE = {"prepare-data", "fid", "report"}
@@ -68,7 +70,7 @@ def shrunk(preset: Params) -> Params:
     """A preset with other sizes: a quarter of the pixels along each side, and small networks trained for moments."""
     small = {name: {**section, **SMALL.get(name, {})} if section else section for name, section in preset.items()}
     small["images"] |= {"size": preset["images"]["size"] // 4}
-    if preset["images"]["source"] == "openmoji":
+    if preset["images"]["source"] != "folder":
         small["images"] |= {"size": preset["images"]["size"], "limit": IMAGES}
     if preset["encoder"]:
         small["encoder"] |= _small_encoder(preset["encoder"]["name"])
@@ -111,8 +113,11 @@ def prepare(name: str, folder: Path) -> Settings:
     """Make `folder` a project that uses a preset, shrunk, as its user would."""
     params, own = folder / "params.yaml", folder / "own"
     random_images(own, [f"{'abcd'[index % 4]}/{index:02d}.png" for index in range(IMAGES)], seed=0)
-    use_preset(name, params, None if name == "demo" else own)
+    use_preset(name, params, None if name in BRING_THEIR_IMAGES else own)
     values = shrunk(yaml.safe_load(params.read_text()))
+    if values["images"]["source"] == "fashion_mnist":
+        write_training_set(folder / "idx", 2 * IMAGES)
+        values["images"]["folder"] = "idx"
     if "reference" in values["fid"]:
         values["fid"]["reference"] = "reference.npz"
         side = values["images"]["size"]
@@ -153,6 +158,7 @@ PAPERS = Expected((32, 4, 4), (16, 4, 4))
 EXPECTED = {
     "demo": Expected((96, 4, 4), (8, 4, 4), features=16, flips=1),
     "dit-xl2": Expected((4, 8, 8), None),
+    "fashion-mnist": Expected((48, 4, 4), (8, 4, 4), features=16, flips=1),
     "imagenet256-1p0b": PAPERS,
     "imagenet256-b": PAPERS,
     "imagenet256-guide-b": PAPERS,

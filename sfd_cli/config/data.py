@@ -45,12 +45,15 @@ class Images(Section):
     """`prepare-data`: the images to learn from."""
 
     source: Annotated[str, AfterValidator(IMAGE_SOURCES.require)] = Field(
-        "openmoji", description="openmoji builds the demo set; folder checks images of your own, in folders or archives"
+        "openmoji",
+        description="openmoji builds the demo set; fashion_mnist unpacks that set; folder checks images of your own, in"
+        " folders or archives",
     )
     folder: Path | None = Field(
         None,
-        description="your images, for source: folder: an ImageFolder (CLASS/*.png ...), a folder of images of one"
-        " class, a zip, tar or Parquet file, or a folder of such files, or some of them (train-*.tar); read in place",
+        description="for source: folder: an ImageFolder (CLASS/*.png ...), a folder of images of one class, a zip, tar"
+        " or Parquet file, or a folder of such files, or some of them (train-*.tar), read in place; for fashion_mnist:"
+        " the folder of its IDX files, unset: Debian's package",
     )
     size: int = Field(64, gt=0, description="side of the square images, pixels")
     skin_tones: bool = Field(False, description="keep the skin-tone variants of the emoji")

@@ -11,7 +11,7 @@ from typing import Any
 
 from sfd_cli.config import Settings
 from sfd_cli.data.archives import StoredImage, is_archive, list_archives
-from sfd_cli.data.image_sources import ImageSet, in_threads
+from sfd_cli.data.image_sources import ImageSet, in_threads, refuse_overlap
 from sfd_cli.data.images import (
     DECODE_ERRORS,
     SPLITS,
@@ -41,7 +41,7 @@ def image_folder(settings: Settings) -> ImageSet:
     """
     images, given = settings.images, settings.images.folder
     assert given is not None
-    _refuse_overlap(given, settings.paths.images)
+    refuse_overlap(given, settings.paths.images)
     root, found = _find(given)
     listed = sorted(found, key=lambda name: name.split("/"))
     listed = [listed[index] for index in evenly_spaced(len(listed), images.limit)]
@@ -122,14 +122,6 @@ def _place(image: Path | StoredImage, root: Path) -> Place:
     if isinstance(image, StoredImage):
         return (image.path.relative_to(root).as_posix(), *image.inner)
     return (image.relative_to(root).as_posix(),)
-
-
-def _refuse_overlap(root: Path, target: Path) -> None:
-    """Nothing may be written into the user's folder, nor may it be swept aside with an old output."""
-    own, written = root.resolve(), target.resolve()
-    if own == written or own in written.parents or written in own.parents:
-        remedy = "move your images elsewhere or set paths.images to another folder"
-        raise UserError("images.folder", f"{root} overlaps {target}, where this stage writes", remedy)
 
 
 def _check(path: Path | StoredImage) -> tuple[str, tuple[int, int]] | str:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from sfd_cli.data.images import ImageManifest
 from sfd_cli.data.prefetch import threaded_map
+from sfd_cli.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -47,3 +48,11 @@ def in_threads(work: Callable[[Item], Result], items: Sequence[Item], workers: i
     """`work` of every item, in order, with a progress bar on a terminal."""
     with closing(threaded_map(work, items, max(workers, 1))) as results:
         return list(tqdm(results, total=len(items), desc=doing, unit="image", disable=None))
+
+
+def refuse_overlap(folder: Path, target: Path) -> None:
+    """Nothing may be written into the user's folder, nor may it be swept aside with an old output."""
+    own, written = folder.resolve(), target.resolve()
+    if own == written or own in written.parents or written in own.parents:
+        remedy = "move your images elsewhere or set paths.images to another folder"
+        raise UserError("images.folder", f"{folder} overlaps {target}, where this stage writes", remedy)

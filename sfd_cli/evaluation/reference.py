@@ -16,11 +16,19 @@ from sfd_cli.weights.models import locate
 
 @dataclass(frozen=True)
 class Reference:
-    """Where a reference comes from, before features are computed; `description` is for `fid.json`."""
+    """Where a reference comes from, before features are computed.
+
+    Attributes:
+        description: for `fid.json`.
+        images: its images, if there are any.
+        statistics: published statistics of their features, likewise.
+        contents: fingerprint of the images as an extractor sees them; empty where nobody has hashed them.
+    """
 
     description: str
     images: ImageSource | None
     statistics: Gaussian | None = None
+    contents: str = ""
 
     def statistics_of_width(self, width: int) -> Gaussian | None:
         """The statistics, if they are of features of this width: nothing else tells which extractor gave them."""
@@ -68,4 +76,5 @@ def _training_images(settings: Settings, side: int) -> Reference:
     manifest = ImageManifest.load(settings.paths.images)
     files = [manifest.path(index) for index in range(len(manifest))]
     description = f"training images {settings.paths.images} {manifest.fingerprint[:16]}"
-    return Reference(description, ImageFiles(files, side, settings.runtime.workers))
+    images = ImageFiles(files, side, settings.runtime.workers)
+    return Reference(description, images, contents=f"{manifest.fingerprint} at {side}")

@@ -6,7 +6,7 @@ from typing import Any
 
 from sfd_cli.config import Fid
 from sfd_cli.evaluation.extractors import Extractor
-from sfd_cli.evaluation.metric import Compared, Metric
+from sfd_cli.evaluation.metric import Compared, GaussianDistance, Metric
 from sfd_cli.evaluation.reasons import Scores, unavailable
 from sfd_cli.tables import METRICS
 
@@ -65,6 +65,11 @@ def headline_scores(found: dict[str, Any], extractors: list[str]) -> dict[str, f
     scores = [score for name in METRICS for score in METRICS[name].scores if not score.baseline]
     keys = [name_of(extractor, score.key) for extractor in extractors for score in scores]
     return {key: found[key] for key in keys if found.get(key) is not None}
+
+
+def gaussians_suffice(options: Fid) -> bool:
+    """Whether no chosen score looks at single images of the reference, nor at halves of it."""
+    return not options.baselines and all(isinstance(metric, GaussianDistance) for metric in _chosen(options))
 
 
 def _chosen(options: Fid) -> list[Metric]:

@@ -37,7 +37,7 @@ CHECKPOINT = {"dit": "checkpoint"}
 PREPARE_DATA = Stage(
     "sfd_cli.stages.prepare_data",
     DATA,
-    "Build the OpenMoji image set, or check an ImageFolder of your own.\n\n"
+    "Build the OpenMoji or the Fashion-MNIST image set, or check an ImageFolder of your own.\n\n"
     "Reports class counts, sizes and corrupt files, and writes the manifest that the other stages read."
     " Your own folder is never written to.",
     {"images": ""},

@@ -284,6 +284,72 @@ def test_statistics_of_other_features_leave_dinov2_the_training_images(settings:
     assert "training images" in used(settings)["fd_dinov2_reference"]
 
 
+def named(found: Extractor, weights: str) -> Extractor:
+    """An extractor that says which weights it has."""
+    return replace(found, identity={"encoder": {"fingerprint": weights}})
+
+
+@pytest.fixture
+def distances_alone(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Only Fréchet distances of features whose weights are known, and a cache of its own."""
+    monkeypatch.setenv("SFD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(EXTRACTORS, "dinov2", lambda settings, device: named(crude(), "a"))
+    return with_fid(settings, scores=["fd"], baselines=False)
+
+
+def remove_training_images(settings: Settings) -> Path:
+    """The first of them; the manifest stays."""
+    files = image_files(settings.paths.images)
+    for file in files:
+        file.unlink()
+    return files[0]
+
+
+def test_the_training_images_are_looked_at_once_for_distances_alone(distances_alone: Settings) -> None:
+    first, stored = fid.run(distances_alone), (distances_alone.paths.metrics / "fid.json").read_bytes()
+    remove_training_images(distances_alone)
+    assert fid.run(distances_alone) == first
+    assert (distances_alone.paths.metrics / "fid.json").read_bytes() == stored
+    write_samples(distances_alone, count=10)
+    assert fid.run(distances_alone)["fd_dinov2"] != first["fd_dinov2"]
+
+
+def test_a_run_with_every_score_leaves_the_same_statistics(distances_alone: Settings) -> None:
+    expected = fid.run(with_fid(distances_alone, scores=["fd", "kid"], baselines=True))["fd_dinov2"]
+    remove_training_images(distances_alone)
+    assert fid.run(distances_alone)["fd_dinov2"] == expected
+
+
+@pytest.mark.parametrize("more", [{"scores": ["fd", "kid"]}, {"baselines": True}], ids=["rows", "halves"])
+def test_what_needs_the_images_looks_at_them_again(distances_alone: Settings, more: dict[str, Any]) -> None:
+    fid.run(distances_alone)
+    missing = remove_training_images(distances_alone)
+    with refusal(missing):
+        fid.run(with_fid(distances_alone, **more))
+
+
+def test_statistics_are_of_these_images_and_weights_alone(
+    distances_alone: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fid.run(distances_alone)
+    monkeypatch.setitem(EXTRACTORS, "dinov2", lambda settings, device: named(crude(), "b"))
+    write_training_images(distances_alone, count=21)
+    others = fid.run(distances_alone)
+    assert others["counts"]["fd_dinov2_reference"] == 21
+    missing = remove_training_images(distances_alone)
+    monkeypatch.setitem(EXTRACTORS, "dinov2", lambda settings, device: named(crude(), "a"))
+    with refusal(missing):
+        fid.run(distances_alone)
+
+
+def test_nothing_is_kept_of_weights_without_a_name(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SFD_CACHE", str(tmp_path / "cache"))
+    fid.run(with_fid(settings, scores=["fd"], baselines=False))
+    assert not (tmp_path / "cache" / "reference_statistics").exists()
+
+
 def test_a_reference_that_is_none_is_refused_in_one_sentence(settings: Settings, tmp_path: Path) -> None:
     empty, broken = tmp_path / "empty.npz", tmp_path / "broken.npz"
     np.savez(empty, labels=np.arange(4))
