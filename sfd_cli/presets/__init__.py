@@ -10,6 +10,7 @@ import yaml
 
 from sfd_cli.errors import UserError
 from sfd_cli.files import atomic_path
+from sfd_cli.tables import ARCHIVES
 
 FOLDER = Path(__file__).parent
 _FOLDER_LINE = re.compile(r"^  folder:.*$", re.MULTILINE)
@@ -45,9 +46,10 @@ def fill_in(name: str, images: Path | None = None) -> str:
     text = preset_text(name)
     if images is None:
         return text
-    if not images.exists() and not any(images.parent.glob(images.name)):
-        remedy = "give a folder of images, or a zip, tar or Parquet file of them"
-        raise UserError("--images", f"{images} does not exist", remedy)
+    is_archive = images.suffix[1:].lower() in ARCHIVES and any(images.parent.glob(images.name))
+    if not images.is_dir() and not is_archive:
+        remedy = f"give a folder of images, or a file of them ({', '.join(ARCHIVES)})"
+        raise UserError("--images", f"{images} is no folder and no archive of images that is there", remedy)
     quoted = yaml.safe_dump(str(images.resolve()), width=10_000, allow_unicode=True).splitlines()[0]
     text = _DEMO_LINE.sub("  source: folder\n  folder:", text)
     return _FOLDER_LINE.sub(lambda _: f"  folder: {quoted}", text)

@@ -74,6 +74,13 @@ def test_every_preset_takes_images_the_demo_too(here: Path, name: str) -> None:
     assert (images.source, images.folder) == ("folder", here / "mine")
 
 
+@pytest.mark.parametrize("name", ["photos.zip", "train-*.parquet"])
+def test_archives_are_named_as_folders_are(here: Path, name: str) -> None:
+    Path(name.replace("*", "0")).touch()
+    done("preset", "use", "demo", "--images", name)
+    assert load_settings().images.folder == here / name
+
+
 def test_settings_of_ones_own_are_kept_under_other_names() -> None:
     for number, text in enumerate(("dit:\n  steps: 7\n", "# only a comment\n", "no: [yaml"), start=1):
         PARAMS.write_text(text)

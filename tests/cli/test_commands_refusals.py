@@ -246,9 +246,8 @@ OTHERS: dict[tuple[Any, ...], tuple[str, ...]] = {
     ("weights", "verify", "sfd_x"): ("sfd_x", "published weights", "did you mean 'sfd_xl'?"),
     ("preset", "use", "imagenet256-x"): ("imagenet256-x", "preset", "did you mean 'imagenet256-xl'?"),
     ("preset", "show", "zzz"): ("zzz", "preset", "known: demo, "),
-    ("preset", "use", "demo", "--images", "folder"): ("--images", "'demo'", "its own images"),
-    ("preset", "use", "imagenet256-xl", "--images", "away"): ("--images", "away is not a folder"),
-    ("preset", "use", "imagenet256-xl", "--images", "z.npy"): ("--images", "z.npy is not a folder"),
+    ("preset", "use", "imagenet256-xl", "--images", "away"): ("--images", "away is no folder", "zip, tar, parquet"),
+    ("preset", "use", "imagenet256-xl", "--images", "z.npy"): ("--images", "z.npy is no folder", "zip, tar, parquet"),
     ("preset", "use", "demo", "--params", "folder"): ("folder", "Is a directory"),
 }
 
