@@ -28,9 +28,14 @@ def require_transformer(*, width: int, depth: int, heads: int, rope: bool, repa_
         raise SettingError("heads", problem, "use another number, or rope: false")
     if width % 4:
         raise SettingError("width", f"2-D sin-cos positions need a multiple of 4, not {width}", "use another width")
-    if not 0 <= repa_depth <= depth:
-        problem = f"{repa_depth} is past the last of {depth} blocks (depth)"
-        raise SettingError("repa_depth", problem, "choose a block of the network, counted from 1")
+    require_block("repa_depth", repa_depth, depth)
+
+
+def require_block(key: str, number: int, depth: int) -> None:
+    """`number`, the value of `key`, is that of a block, counted from 1; 0 is none."""
+    if not 0 <= number <= depth:
+        problem = f"{number} is past the last of {depth} blocks (depth)"
+        raise SettingError(key, problem, "choose a block of the network, counted from 1")
 
 
 def require_patches(grid: int, patch_size: int) -> None:

@@ -107,7 +107,7 @@ def _velocity(reference: dit.Reference) -> dict[str, Tensor]:
     t_texture, t_semantic = (given.get(name, given.get("t")) for name in ("t_texture", "t_semantic"))
     if "repa_projection" not in given:
         return {"forward.velocity": reference.model(given["x"], t_texture, t_semantic, given["y"])}
-    velocity, projection = reference.model(given["x"], t_texture, t_semantic, given["y"], project=True)
+    velocity, projection, _ = reference.model(given["x"], t_texture, t_semantic, given["y"], project=True)
     return {"forward.velocity": velocity, "forward.repa_projection": projection}
 
 
@@ -122,7 +122,7 @@ def _losses(reference: dit.Reference) -> dict[str, Tensor]:
         "loss.velocity_cosine": objective.velocity_cosine(velocity, target),
     }
     if "repa_features" in given:
-        _, projection = reference.model(noisy, *times, given["y"], project=True)
+        _, projection, _ = reference.model(noisy, *times, given["y"], project=True)
         tokens = given["repa_features"].flatten(2).transpose(1, 2)
         terms |= {f"loss.repa_{mode}": objective.repa(projection, tokens, mode) for mode in ("cos", "mse", "cos_mse")}
     return terms

@@ -19,7 +19,8 @@ from sfd_cli.formats.model_folder import save_model
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
 
-# Notes that it was called, and scores 100 + 10 x seed + offset + steps of sampling.
+# Notes that it was called, finds a law by the probe's lead, synchronous for 0, and scores 100 + 10 x seed + offset +
+# steps of sampling.
 SCRIPT = """
 import json, pathlib, sys, time, yaml
 stage, params = sys.argv[1], pathlib.Path(sys.argv[-1])
@@ -27,6 +28,13 @@ values = yaml.safe_load(params.read_text())
 dit = values.get("dit", {})
 with open("calls.txt", "a") as file:
     file.write(f"{stage} {dit.get('delta_t', 0.3)} {dit.get('seed', 0)}\\n")
+if stage == "learn-schedule":
+    folder = pathlib.Path(values["paths"]["schedule"])
+    folder.mkdir(parents=True)
+    lead = values.get("schedule", {}).get("probe", {}).get("lead", 0)
+    law = {"schedule": "curve", "lead": lead, "lead_slope": -1.5} if lead else {"schedule": "offset", "delta_t": 0.0}
+    (folder / "law.json").write_text(json.dumps(law))
+    (folder / "settings.json").write_text(json.dumps({"complete": True}))
 if stage == "train" and dit.get("steps") == 13:
     print("sfd: error: dit.steps: cannot count to 13; take another number")
     sys.exit(1)

@@ -146,6 +146,18 @@ WRONG: dict[str, tuple[str, ...]] = {
     "latents: {store_features: false}": ("dit.repa", "latents.store_features: true"),
     "dit: {holdout: 1}": ("dit.holdout", "less than 1"),
     "guide: {holdout: -0.1}": ("guide.holdout", "greater than or equal to 0"),
+    "dit: {dispersive_weight: -0.5}": ("dit.dispersive_weight", "greater than or equal to 0"),
+    "dit: {dispersive_weight: .inf}": ("dit.dispersive_weight", "finite"),
+    "dit: {dispersive_weight: 0.5, dispersive_depth: 29}": ("dit.dispersive_depth", "29", "28 blocks"),
+    "dit: {dispersive_depth: 0}": ("dit.dispersive_depth", "greater than 0"),
+    "guide: {dispersive_temperature: 0}": ("guide.dispersive_temperature", "greater than 0"),
+    "dit: {dispersive_group: 1}": ("dit.dispersive_group", "greater than or equal to 2"),
+    "dit: {dispersive_weight: 0.5, dispersive_group: 32, accumulate: 16}": (
+        "dit.dispersive_group",
+        "32",
+        "16 images",
+        "divisor of 16",
+    ),
     "dit: {accumulate: 3}": ("dit.accumulate", "3", "batch_size 256"),
     "dit: {semantics: false}": ("dit.delta_t", "semantics is false", "use 0"),
     "dit: {semantics: false, delta_t: 0}": ("dit.time_embedding", "'dual'", "'single'"),
@@ -269,6 +281,10 @@ NEW: dict[str, Any] = {
     "lead_jitter": 1.0,
     "leader_noise": 0.2,
     "holdout": 0.1,
+    "dispersive_weight": 0.5,
+    "dispersive_depth": 3,
+    "dispersive_temperature": 1.0,
+    "dispersive_group": 8,
 }
 # A law's numbers take the place of the offset.
 LAWS: list[dict[str, Any]] = [

@@ -21,11 +21,14 @@ from safetensors.torch import save_file
 from tiny_project import random_images
 from typer.testing import CliRunner
 
+from sfd_cli.artifacts.learned_law import LAW
 from sfd_cli.cli import app
 from sfd_cli.config import Settings, load_settings
 from sfd_cli.data.store import Store
+from sfd_cli.files import read_json
 from sfd_cli.formats.ldm import texture_vae_to_ldm
 from sfd_cli.formats.model_folder import load_config
+from sfd_cli.laws import law_fact, law_of
 from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.presets import list_presets, use_preset
 from sfd_cli.training import texture_vae_task
@@ -61,6 +64,7 @@ SMALL: Params = {
     "latents": {"batch_size": 4, "shard_size": 8},
     "dit": {**TRANSFORMER, "sample_every": 3},
     "guide": {**TRANSFORMER, "depth": 1, "sample_every": 0},
+    "schedule": {"levels": 3, "draws": 1},
     "sample": {"steps": 3, "num_images": SAMPLES, "batch_size": SAMPLES},
     "report": {"grid_images": 4, "trajectory_images": 2},
 }
@@ -69,6 +73,8 @@ SMALL: Params = {
 def shrunk(preset: Params) -> Params:
     """A preset with other sizes: a quarter of the pixels along each side, and small networks trained for moments."""
     small = {name: {**section, **SMALL.get(name, {})} if section else section for name, section in preset.items()}
+    if "probe" in small["schedule"]:
+        small["schedule"]["probe"] = preset["schedule"]["probe"] | {**TRANSFORMER, "holdout": 0.4}
     small["images"] |= {"size": preset["images"]["size"] // 4}
     if preset["images"]["source"] != "folder":
         small["images"] |= {"size": preset["images"]["size"], "limit": IMAGES}
@@ -165,6 +171,7 @@ EXPECTED = {
     "imagenet256-l": PAPERS,
     "imagenet256-s": PAPERS,
     "imagenet256-xl": PAPERS,
+    "imagenet256-xl-learned": PAPERS,
     "imagenet512-xl": Expected((32, 8, 8), (16, 8, 8)),
     "lightningdit-xl1": Expected((32, 4, 4), None),
     "lightningdit-xl1-repa": PAPERS,
@@ -216,12 +223,14 @@ def check_transformers(settings: Settings, expected: Expected, models: Path) -> 
     assert config.grid == expected.texture[-1]
     assert (config.repa_depth > 0) == (section.repa != "none")
     assert config.feature_width == (384 if section.repa != "none" else 0)
-    assert about["delta_t"] == section.delta_t
+    law = read_json(models / "schedule" / LAW) if settings.schedule.learn else law_of(section)
+    assert law_fact(law).items() <= about.items()
     if settings.guide is None:
         assert {path.name for path in (models / "guide").iterdir()} == {"settings.json"}
     else:
-        guide, _ = load_dit(models / "guide")
+        guide, about_guide = load_dit(models / "guide")
         assert guide.config.in_channels == config.in_channels
+        assert law_fact(law).items() <= about_guide.items()
     compressor = {"vae": "SemanticVAE", "pca": "SemanticPCA", "none": None}[settings.semvae.compressor]
     if compressor is None:
         assert not (models / "semvae" / "config.json").exists()
@@ -238,7 +247,8 @@ def check_results(settings: Settings, folder: Path) -> None:
     assert math.isfinite(scores["fd_dinov2"])
     reports = folder / "reports"
     page = (reports / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == 2  # the samples, and their way from noise
+    pictures = 2 + settings.schedule.learn  # the samples, their way from noise, and what a schedule was learned from
+    assert page.count("data:image/png;base64,") == pictures
     assert str(escape(settings.report.title)) in page
     assert "None steps" not in page
     assert ("semantic latent" in page.split('<section id="settings">')[0]) == settings.dit.semantics
@@ -259,7 +269,7 @@ def test_shrinking_a_preset_changes_its_sizes_and_nothing_else() -> None:
         "block_channels",
         "decoder_channels",
     }
-    others = {"shard_size", "max_images", "encoder", "inception"}  # of features, and of the scores
+    others = {"shard_size", "max_images", "encoder", "inception", "probe"}  # of features, the scores and the schedule
     for name in list_presets():
         preset = yaml.safe_load((REPOSITORY / "sfd_cli" / "presets" / f"{name}.yaml").read_text())
         small = shrunk(preset)

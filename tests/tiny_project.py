@@ -25,7 +25,8 @@ CLASSES = ["circles", "squares", "triangles"]
 
 def tiny_settings(root: Path, **sections: dict[str, Any]) -> Settings:
     """Settings whose artifacts all lie under `root`; the encoders are tiny random ones."""
-    names = ("images", "features", "semvae", "texture_vae", "latents", "dit", "guide", "samples", "metrics", "reports")
+    names = ("images", "features", "semvae", "texture_vae", "latents", "probe", "schedule", "dit", "guide", "samples")
+    names += ("metrics", "reports")
     encoder = {"name": "dinov2_vits14", "weights": "random", "image_size": 28}
     values: dict[str, dict[str, Any]] = {
         "runtime": {"device": "cpu", "workers": 2},

@@ -41,6 +41,10 @@ LATER: dict[type[Section], dict[str, Any]] = {
         "lead_jitter": 0.0,
         "leader_noise": 0.0,
         "holdout": 0.0,
+        "dispersive_weight": 0.0,
+        "dispersive_depth": None,
+        "dispersive_temperature": 0.5,
+        "dispersive_group": 16,
     },
     Sample: {"schedule": DEFAULT_LAW, "lead": None, "lead_slope": None, "knots": None},
 }

@@ -11,6 +11,7 @@ from pydantic import (
 )
 
 from sfd_cli.architecture import (
+    require_block,
     require_transformer,
 )
 from sfd_cli.config.section import Section
@@ -82,6 +83,22 @@ class DiT(Section):
     repa_weight: float = Field(1.0, ge=0, description="weight of the REPA term")
     repa_depth: int = Field(2, gt=0, description="the block whose output REPA looks at, counted from 1")
     repa_width: int = Field(2048, gt=0, description="hidden width of the REPA projector")
+    dispersive_weight: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of the dispersive loss, which keeps hidden states of different images apart and needs no"
+        " encoder; 0: none; the paper's is 0.5",
+    )
+    dispersive_depth: int | None = Field(
+        None, gt=0, description="the block whose output it looks at, counted from 1; unset: a quarter of depth"
+    )
+    dispersive_temperature: float = Field(
+        0.5, gt=0, allow_inf_nan=False, description="mean squared distance by which a pair counts 1 / e in it"
+    )
+    dispersive_group: int = Field(
+        16, ge=2, description="images that are kept apart from each other, consecutive ones of the batch"
+    )
     time_mean: float = Field(
         0.0,
         allow_inf_nan=False,
@@ -153,6 +170,28 @@ class DiT(Section):
             problem = f"'single' has one time for both streams, but {chosen} and lead_jitter {self.lead_jitter}"
             raise SettingError("time_embedding", problem, "use 'dual', or delta_t: 0")
         return self
+
+    @model_validator(mode="after")
+    def _disperses(self) -> Self:
+        require_block("dispersive_depth", self.hidden_depth, self.depth)
+        self.require_whole_groups()
+        return self
+
+    @property
+    def hidden_depth(self) -> int:
+        """The block whose output the dispersive loss looks at, counted from 1; 0 where there is no such loss."""
+        return (self.dispersive_depth or max(self.depth // 4, 1)) if self.dispersive_weight else 0
+
+    def require_whole_groups(self, processes: int = 1) -> None:
+        """Check that no group of the dispersive loss is cut by micro-batches or processes: it would be another loss.
+
+        Raises:
+            SettingError: one is.
+        """
+        images = self.batch_size // (self.accumulate * processes)
+        if self.dispersive_weight and images % self.dispersive_group:
+            problem = f"{self.dispersive_group} does not divide the {images} images that a process takes at a time"
+            raise SettingError("dispersive_group", problem, f"use a divisor of {images}, or a larger batch_size")
 
 
 class Probe(DiT):

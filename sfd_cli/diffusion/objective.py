@@ -1,4 +1,4 @@
-"""The training objective: interpolant, velocity target and the three loss terms, each per image.
+"""The training objective: interpolant, velocity target and the loss terms, each per image, or per group of images.
 
 Notation of arXiv 2512.04926, section 3: data x_1, noise eps, the interpolant x_t = t x_1 + (1 - t) eps with each
 stream at its own time, and the velocity target u = x_1 - eps = (x_1 - x_t) / (1 - t).
@@ -6,6 +6,7 @@ stream at its own time, and the velocity target u = x_1 - eps = (x_1 - x_t) / (1
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -86,3 +87,27 @@ def repa(projection: Tensor, features: Tensor, mode: Literal["cos", "mse", "cos_
     if mode == "cos":
         return cosine
     return (cosine + repa(projection, features, "mse")) / 2
+
+
+def dispersive(hidden: Tensor, group: int, temperature: float) -> Tensor:
+    """How near hidden states of different images are to each other (arXiv 2506.09027, the InfoNCE form): (B / group,).
+
+        log mean_ij exp(-D(z_i, z_j) / temperature),   D(z_i, z_j) = ||z_i - z_j||^2 / dim z,
+
+    z being all tokens of an image in a row. The mean is over all pairs of a group, an image with itself among them as
+    in the authors' code, so that values are from -log(group), all far apart, to 0, all equal. The authors' groups are
+    the images of one device, 16 of a batch of 256; here they are consecutive images, on however many devices.
+
+    Args:
+        hidden: (B, tokens, width); computed in float32 at least.
+        group: images of a group; must divide B.
+        temperature: tau.
+    """
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    z = hidden.to(dtype).flatten(1).unflatten(0, (-1, group))
+    z = z - z.mean(dim=1, keepdim=True)  # the same distances, of smaller numbers, whose products round less
+    with torch.autocast(hidden.device.type, enabled=False):
+        products = z @ z.mT / z.shape[-1]
+    squares = products.diagonal(dim1=1, dim2=2)
+    distances = squares[:, :, None] + squares[:, None, :] - 2 * products
+    return (-distances / temperature).flatten(1).logsumexp(1) - 2 * math.log(group)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -99,6 +99,20 @@ class LightningDiTConfig:
         return int(2 / 3 * self.width * self.mlp_ratio) if self.swiglu else int(self.width * self.mlp_ratio)
 
 
+class Outputs(NamedTuple):
+    """What training takes of a network beside the velocity (B, C, h, w), as far as it was asked for.
+
+    Attributes:
+        velocity: (B, C, h, w).
+        projection: (B, tokens, feature_width), for REPA.
+        hidden: (B, tokens, width), tokens after an intermediate block.
+    """
+
+    velocity: Tensor
+    projection: Tensor | None = None
+    hidden: Tensor | None = None
+
+
 class LightningDiT(nn.Module):
     """Velocity of a composite latent from its noisy value, the times of both streams and the condition.
 
@@ -141,9 +155,15 @@ class LightningDiT(nn.Module):
         self._initialise()
 
     def forward(
-        self, x: Tensor, t_texture: Tensor, t_semantic: Tensor, rows: Tensor, project: bool = False
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Velocity, and with `project` the REPA projection beside it.
+        self,
+        x: Tensor,
+        t_texture: Tensor,
+        t_semantic: Tensor,
+        rows: Tensor,
+        project: bool = False,
+        hidden_depth: int = 0,
+    ) -> Tensor | Outputs:
+        """Velocity, and what a training asks for beside it.
 
         Args:
             x: (B, C, h, w), texture channels first.
@@ -151,14 +171,15 @@ class LightningDiT(nn.Module):
             t_semantic: (B,) likewise.
             rows: (B,) int64, rows of the conditions: the class, or `num_classes` for no condition.
             project: also project the tokens after block `repa_depth`; a projector must exist.
+            hidden_depth: also give the tokens after this block, counted from 1; 0 is none.
 
         Returns:
-            velocity (B, C, h, w), or (velocity, projection (B, tokens, feature_width)).
+            Velocity (B, C, h, w), or all that was asked for.
         """
         condition = F.silu(self._time_condition(t_texture, t_semantic) + self.class_embedding(rows))
         rotary = (self.rotary_cos, self.rotary_sin) if self.config.rope else None
         tokens = self.patch_embedding(self._patchify(x)) + self.position
-        projection = None
+        projection = hidden = None
         for number, block in enumerate(self.blocks, start=1):
             if self.checkpoint_activations and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, condition, rotary, use_reentrant=False)
@@ -166,14 +187,14 @@ class LightningDiT(nn.Module):
                 tokens = block(tokens, condition, rotary)
             if project and number == self.config.repa_depth:
                 projection = self.projector(tokens)
+            if number == hidden_depth:
+                hidden = tokens
         velocity = self._unpatchify(self._output(tokens, condition))
         if self.config.prediction == "data":
             velocity = velocity_of_data(velocity, x, Streams(t_texture, t_semantic), self.config.space)
-        if not project:
-            return velocity
-        if projection is None:
+        if project and projection is None:
             raise ValueError("this network has no REPA projector (repa_depth is 0)")
-        return velocity, projection
+        return Outputs(velocity, projection, hidden) if project or hidden_depth else velocity
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile every block, in place, with `torch.compile`'s arguments.

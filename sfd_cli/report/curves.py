@@ -30,6 +30,11 @@ class Curve:
     steps: np.ndarray
     values: np.ndarray
 
+    @property
+    def is_positive(self) -> bool:
+        """Whether all its values have a place on a logarithmic scale."""
+        return bool((self.values > 0).all())
+
 
 def read_curves(folder: Path) -> list[Curve]:
     """The losses of training that dvclive logged under `folder`: what is minimised first, then its terms by name.
@@ -94,7 +99,7 @@ def draw_curves(title: str, curves: list[Curve], identity: str, dashed: Sequence
             axes.plot(curve.steps, smooth(curve.values), color=colour, linewidth=1.6, label=curve.name)
         for curve, colour in zip(dashed, COLOURS * (len(dashed) // len(COLOURS) + 1), strict=False):
             axes.plot(curve.steps, curve.values, color=colour, linewidth=1.2, linestyle="--")
-        if all((curve.values > 0).all() for curve in [*curves, *dashed]):
+        if all(curve.is_positive for curve in [*curves, *dashed]):
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

@@ -9,21 +9,32 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from sfd_cli.artifacts.learned_law import read_surface, with_learned_law
+from sfd_cli.artifacts.recipe import Record
 from sfd_cli.artifacts.sample_folder import Samples
-from sfd_cli.config import Settings
+from sfd_cli.config import DiT, Settings
 from sfd_cli.data.images import decode_image
 from sfd_cli.diffusion.latents import Streams
+from sfd_cli.diffusion.path_criterion import Preference
 from sfd_cli.diffusion.schedule import Schedule
 from sfd_cli.errors import UserError
 from sfd_cli.files import read_json
+from sfd_cli.laws import LEARNED, law_of
 from sfd_cli.pipeline.trajectory import follow_samples
 from sfd_cli.report import inspection
 from sfd_cli.report.curves import draw_curves, read_curves, read_validation
 from sfd_cli.report.page import picture_uri
 from sfd_cli.report.pictures import draw_samples, draw_trajectory
 from sfd_cli.report.score_table import score_tables
+from sfd_cli.report.surface import draw_surface, surface_summary
 
-LOGS = {"semvae": "Semantic VAE", "texture_vae": "Texture codec", "dit": "Diffusion transformer", "guide": "Guide"}
+LOGS = {
+    "semvae": "Semantic VAE",
+    "texture_vae": "Texture codec",
+    "probe": "Probe of the schedule",
+    "dit": "Diffusion transformer",
+    "guide": "Guide",
+}
 
 
 @dataclass(frozen=True)
@@ -86,11 +97,17 @@ def scores(settings: Settings) -> dict[str, Any]:
 
 
 def losses(metrics: Path) -> list[Markup]:
-    """A picture of the losses of every network whose training has been logged, and one of each validated stream."""
+    """A picture of the losses of every network whose training has been logged, and one of each validated stream.
+
+    Losses that fall below zero have a picture of their own, so that the others are on a logarithmic scale.
+    """
     pictures = []
     for name, title in LOGS.items():
-        if curves := read_curves(metrics / name):
-            pictures.append(draw_curves(title, curves, identity=name))
+        curves = read_curves(metrics / name)
+        if above := [curve for curve in curves if curve.is_positive]:
+            pictures.append(draw_curves(title, above, identity=name))
+        if below := [curve for curve in curves if not curve.is_positive]:
+            pictures.append(draw_curves(f"{title}, what falls below zero", below, identity=f"{name}-below"))
         for stream in Streams._fields:
             held_out, training = read_validation(metrics / name, stream)
             if held_out:
@@ -113,6 +130,22 @@ def schedule(metrics: Path) -> dict[str, Any] | None:
     ]
     picture = picture_uri(folder / "inspect.png")
     return {"picture": picture, "rows": rows, "warnings": list(warnings.values()) if warnings != "none" else []}
+
+
+def learned_schedule(settings: Settings, path: Path) -> dict[str, Any] | None:
+    """What `sfd learn-schedule` found, its picture also written to `path`; None where no schedule was learned."""
+    folder = settings.paths.schedule
+    record = Record.read(folder)
+    if record is None or not record.facts:
+        return None
+    try:
+        law, surface = law_of(with_learned_law(DiT(schedule=LEARNED), folder)), read_surface(folder)
+    except UserError as error:
+        return {"reason": str(error)}
+    found = Preference(*(record.facts[name] for name in Preference._fields))
+    draw_surface(path, surface, law, found)
+    rows = surface_summary(law, found, record.facts["images"], surface)
+    return {"picture": picture_uri(path), "rows": rows, "followed": settings.dit.schedule == LEARNED, "reason": ""}
 
 
 def spread_over_classes(labels: list[int], count: int) -> list[int]:

@@ -10,8 +10,7 @@ import torch
 
 from sfd_cli.diffusion.laws import LeadSchedule
 from sfd_cli.diffusion.path_criterion import ErrorSurface, Preference
-from sfd_cli.files import atomic_path
-from sfd_cli.report.pictures import DPI, SEMANTIC, TEXTURE
+from sfd_cli.report.pictures import SEMANTIC, TEXTURE, write_figure
 
 INK, CHOSEN, PLAIN = "#1d2733", "#c9504d", "#6b7280"
 
@@ -39,28 +38,56 @@ def draw_surface(path: Path, surface: ErrorSurface, law: dict[str, Any], found: 
         axes.set_ylabel("logit time of textures")
     figure.suptitle(_verdict(law, found), fontsize=10, color=INK)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI)
+    write_figure(figure, path)
+
+
+def surface_summary(
+    law: dict[str, Any], found: Preference, images: int, surface: ErrorSurface
+) -> list[tuple[str, str]]:
+    """Rows of a table: what was chosen, by how much it is better, and what other paths there are.
+
+    Args:
+        law: as settings name it.
+        found: what the criterion says.
+        images: held out.
+        surface: the probe's errors on them.
+    """
+    return [
+        ("schedule", _name(law)),
+        ("held out", f"{images:,} images, {len(surface.clusters.unique()):,} that are not alike"),
+        ("J of the synchronous schedule", f"{found.synchronous:.4g} nats an image"),
+        ("the best curve less that", _gap(found)),
+        ("on images that chose it", f"{found.curve_gap:.3g}, and {found.lattice_gap:.3g} for a path of any shape"),
+    ]
 
 
 def _draw_paths(axes: Any, levels: np.ndarray, law: dict[str, Any]) -> None:
     axes.plot(levels, levels, "--", color=PLAIN, linewidth=1.5, label="synchronous")
     if law["schedule"] == "curve":
-        progress = torch.linspace(0, 1, 400, dtype=torch.float64)[1:-1]
-        times = LeadSchedule(law["lead"], law["lead_slope"]).times(progress)
         low, high = levels[0], levels[-1]
+        # As far as both streams have left the picture: a lead is that much apart, and a slope at most 4 more.
+        reach = abs(law["lead"]) / 2 + 2
+        progress = torch.linspace(low - reach, high + reach, 400, dtype=torch.float64).sigmoid()
+        times = LeadSchedule(law["lead"], law["lead_slope"]).times(progress)
         texture, semantic = (time.logit().clamp(low, high).numpy() for time in times)
         axes.plot(semantic, texture, color=CHOSEN, linewidth=2.5, label="chosen")
     axes.legend(loc="lower right", fontsize=8)
 
 
 def _verdict(law: dict[str, Any], found: Preference) -> str:
-    gap = (
-        f"{found.gap:.3g} ± {found.standard_error:.2g} nats an image against synchronous, on images that did not choose"
-    )
+    gap = f"{_gap(found)}, against synchronous"
     if law["schedule"] != "curve":
-        return f"no clear preference, so synchronous (the best curve: {gap})"
-    chosen = f"lead {law['lead']:g}, slope {law['lead_slope']:g}"
+        return f"{_name(law)} (the best curve: {gap})"
     if (law["lead"], law["lead_slope"]) != (found.lead, found.slope):
-        return f"{chosen} by the kinetic criterion (by excess: {gap})"
-    return f"{chosen}: {gap}"
+        return f"{_name(law)} by the kinetic criterion (by excess: {gap})"
+    return f"{_name(law)}: {gap}"
+
+
+def _name(law: dict[str, Any]) -> str:
+    if law["schedule"] != "curve":
+        return "no clear preference, so synchronous"
+    return f"lead {law['lead']:g}, slope {law['lead_slope']:g}"
+
+
+def _gap(found: Preference) -> str:
+    return f"{found.gap:.3g} ± {found.standard_error:.2g} nats an image, on images that did not choose it"

@@ -137,7 +137,7 @@ REPORT = Stage(
     IMAGES,
     "Write one self-contained HTML page: settings, losses, samples, phases, scores.",
     {"report": "", "foreign": "foreign-"},
-    ("samples", "images", "semvae", "texture_vae", "latents", "dit", "guide", "metrics", "reports"),
+    ("samples", "images", "semvae", "texture_vae", "latents", "schedule", "dit", "guide", "metrics", "reports"),
     CHECKPOINT,
 )
 

@@ -5,28 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sfd_cli.artifacts.fingerprints import finished, finished_model
-from sfd_cli.artifacts.learned_law import save_law
+from sfd_cli.artifacts.learned_law import save_law, save_surface
 from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Facts, Recipe
 from sfd_cli.config import Settings, identity
 from sfd_cli.data.store import Store
 from sfd_cli.errors import SettingError, UserError
-from sfd_cli.files import atomic_path, write_json
+from sfd_cli.files import write_json
 from sfd_cli.messages import say
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.processes import Processes
 from sfd_cli.report.surface import draw_surface
-from sfd_cli.training.error_surface import Measured, choose, measure
+from sfd_cli.training.error_surface import choose, measure
 from sfd_cli.training.live_log import clear_log
 from sfd_cli.training.transformer import train_transformer
 from sfd_cli.training.velocity_task import VelocityTask
 from sfd_cli.weights.models import Model, open_model
 
 COMMAND = "learn-schedule"
-SURFACE = "surface.npz"
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -89,7 +86,7 @@ def _make(settings: Settings, task: VelocityTask, model: LightningDiT, processes
     except ValueError as error:
         raise UserError("schedule.probe.holdout", str(error), "hold out more images") from None
     if processes.is_main:
-        _save_surface(folder / SURFACE, measured)
+        save_surface(folder, *measured)
         save_law(folder, law)
         draw_surface(_picture(settings), measured.surface, law, found)
         told = "clearly better than" if found.is_clear else "not clearly better than"
@@ -103,18 +100,3 @@ def _make(settings: Settings, task: VelocityTask, model: LightningDiT, processes
 
 def _picture(settings: Settings) -> Path:
     return settings.paths.metrics / "learn_schedule" / "surface.png"
-
-
-def _save_surface(path: Path, measured: Measured) -> None:
-    """The errors of every image, so that another criterion can be tried without the probe."""
-    surface = measured.surface
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(
-            file,
-            levels=surface.levels.numpy(),
-            texture=surface.errors.texture.float().numpy(),
-            semantic=surface.errors.semantic.float().numpy(),
-            clusters=surface.clusters.numpy(),
-            texture_energy=measured.energies.texture.float().numpy(),
-            semantic_energy=measured.energies.semantic.float().numpy(),
-        )

@@ -8,7 +8,9 @@ from typing import Any
 from tqdm import tqdm
 
 from sfd_cli import __version__
-from sfd_cli.config import Settings
+from sfd_cli.artifacts.learned_law import with_learned_law
+from sfd_cli.config import DiT, Settings
+from sfd_cli.errors import UserError
 from sfd_cli.files import atomic_path, write_json
 from sfd_cli.laws import is_synchronous
 from sfd_cli.messages import say
@@ -18,7 +20,7 @@ from sfd_cli.report.tables import facts, setting_tables
 
 
 def run(settings: Settings) -> dict[str, Any]:
-    """Write `reports/index.html`, `reports/samples.png` and `reports/trajectory.png`.
+    """Write `reports/index.html` and its pictures, `samples.png`, `trajectory.png` and `schedule.png`.
 
     What cannot be shown yet is named on the page with the reason. Nothing on it depends on the clock, so that equal
     runs make equal pages; `sfd show` tells the times. Returns the page and its size in bytes.
@@ -26,12 +28,14 @@ def run(settings: Settings) -> dict[str, Any]:
     started = time.monotonic()
     folder, metrics = settings.paths.reports, settings.paths.metrics
     folder.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=3, desc="report", unit="part", disable=None) as bar:
+    with tqdm(total=4, desc="report", unit="part", disable=None) as bar:
         samples = parts.sample_grid(settings, folder / "samples.png")
         bar.update()
         phases = parts.trajectory(settings, folder / "trajectory.png")
         bar.update()
         scores = parts.scores(settings)
+        bar.update()
+        learned = parts.learned_schedule(settings, folder / "schedule.png")
         bar.update()
     page = render_page(
         title=settings.report.title,
@@ -42,6 +46,7 @@ def run(settings: Settings) -> dict[str, Any]:
         phases=phases,
         scores=scores,
         schedule=parts.schedule(metrics),
+        learned=learned,
         losses=parts.losses(metrics),
         settings=setting_tables(settings),
     )
@@ -50,15 +55,23 @@ def run(settings: Settings) -> dict[str, Any]:
         temporary.write_text(page, encoding="utf-8")
     seconds = round(time.monotonic() - started, 2)
     write_json(metrics / "timings" / "report.json", [{"seconds": seconds, "resumed": False}])
-    for reason in {samples.reason, phases.reason, scores["reason"]} - {""}:
+    for reason in {samples.reason, phases.reason, scores["reason"], learned["reason"] if learned else ""} - {""}:
         say(f"not on the page: {reason}")
     return {"page": str(folder / "index.html"), "bytes": len(page.encode())}
 
 
 def _subtitle(settings: Settings) -> str:
     """What the page is about: semantics are ahead by the schedule, or by textures that are made smaller, or not."""
-    if not is_synchronous(settings.dit):
+    if not is_synchronous(_resolved(settings)):
         return "Semantics first: one flow, two streams, textures following (arXiv 2512.04926)."
     if settings.dit.semantics and settings.latents.texture_gain < 1:
         return "Semantics first: one flow, two streams, textures smaller and so behind (after arXiv 2512.04926)."
     return "A system that Semantic-First Diffusion (arXiv 2512.04926) is compared with."
+
+
+def _resolved(settings: Settings) -> DiT:
+    """The section of the transformer with the numbers of a learned law, where they are there already."""
+    try:
+        return with_learned_law(settings.dit, settings.paths.schedule)
+    except UserError:
+        return settings.dit

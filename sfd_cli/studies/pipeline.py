@@ -16,7 +16,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -154,6 +154,12 @@ def make(job: Job, stop: Event, environment: Mapping[str, str]) -> dict[str, Any
         taken = {"seconds": round(time.monotonic() - started, 2), "cpu": round(used, 2)}
         write_json(done, taken | {"load": round(load, 2), "resumed": resumed})
         return dict(read_json(done))
+
+
+def made(jobs: Iterable[Job], key: str) -> Path:
+    """Where the artifact `paths.KEY` of a finished run lies: with the job that made it, or where it was given."""
+    places = [Path(job.values["paths"][key]) for job in jobs]
+    return next((place for place in places if place.exists()), places[-1])
 
 
 @contextlib.contextmanager

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sfd_cli import __version__
+from sfd_cli.artifacts.learned_law import with_learned_law
 from sfd_cli.config import Settings
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.files import fingerprint, read_json, write_json
-from sfd_cli.laws import is_synchronous, law_of
+from sfd_cli.laws import LEARNED, is_synchronous, law_of
 from sfd_cli.machine import commit, machine
 from sfd_cli.studies.layers import lookup
 from sfd_cli.studies.study import Study
@@ -56,12 +57,14 @@ def result_of(
     scores: Path,
     taken: Mapping[str, Mapping[str, Any]],
     threads: int,
+    learned: Path,
 ) -> Record:
     """A row of the results.
 
     `schedule` and `sampled` are the laws of training and of sampling with their numbers, 0 where both streams have one
-    time; `<score>_se` is the score's standard error over draws of the samples, null where it has none; `seconds` and
-    `cpu_seconds` are those of all stages, shared ones too, null where one was interrupted.
+    time; where `learned`, they are what was found. `<score>_se` is the score's standard error over draws of the
+    samples, null where it has none; `seconds` and `cpu_seconds` are those of all stages, shared ones too, null where
+    one was interrupted.
 
     Args:
         study: the study.
@@ -71,9 +74,11 @@ def result_of(
         scores: its fid.json.
         taken: what each stage took, as `pipeline.make` tells.
         threads: of each process.
+        learned: folder of the learned schedule, which there need not be where the transformer follows a given one.
 
     Raises:
         StageFailure: the score could not be computed.
+        UserError: the transformer follows a learned schedule, and there is none.
     """
     found = read_json(scores)
     score = found.get(study.score)
@@ -82,14 +87,16 @@ def result_of(
         raise StageFailure(scores, f"has no number {study.score}: {reason}", "see `score` and fid.scores")
     whole = not any(one["resumed"] for one in taken.values())
     values = settings.model_dump(mode="json")
-    trained = law_of(settings.dit)
+    followed = with_learned_law(settings.dit, learned)
+    trained = law_of(followed)
     sampled = settings.sample.with_law(trained)
     return {
         "dataset": study.dataset,
         "row": row,
         "seed": seed,
         "objective": settings.dit.objective,
-        "schedule": 0 if is_synchronous(settings.dit) else trained,
+        "learned": settings.dit.schedule == LEARNED,
+        "schedule": 0 if is_synchronous(followed) else trained,
         "sampled": 0 if is_synchronous(sampled) else law_of(sampled),
         "repa": settings.dit.repa,
         "steps": settings.dit.steps,

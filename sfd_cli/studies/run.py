@@ -15,7 +15,7 @@ from sfd_cli.errors import SfdError, StageFailure, UserError
 from sfd_cli.machine import available_threads
 from sfd_cli.messages import say
 from sfd_cli.studies.page import PAGE, require_page, write_page
-from sfd_cli.studies.pipeline import Job, Stopped, alone, make, plan, read_stages
+from sfd_cli.studies.pipeline import Job, Stopped, alone, made, make, plan, read_stages
 from sfd_cli.studies.results import RESULTS, Record, digest, read_results, result_of, write_results
 from sfd_cli.studies.study import STUDIES, Study, chosen, open_study, read_base, settings_of
 
@@ -157,7 +157,8 @@ def _one(work: _Work, run: Run) -> None:
             work.failed[job.folder] = error
             raise
     scores = Path(run.jobs[-1].values["paths"]["metrics"]) / "fid.json"
-    found = result_of(work.study, run.row, run.seed, run.settings, scores, taken, work.threads)
+    learned = made(run.jobs, "schedule")
+    found = result_of(work.study, run.row, run.seed, run.settings, scores, taken, work.threads, learned)
     say(f"{run.name}: {work.study.score} {found[work.study.score]:.6g}")
     with alone(RUNS / ".results.lock"):
         _record(work, found)

@@ -38,7 +38,16 @@ from sfd_cli.weights.models import Model, open_model, open_semantic
 # None of these moves a result by more than rounding; the digest of the weights at `init` is among the inputs.
 FREE = {"init", "accumulate", "compile", "checkpoint_activations", "checkpoint_every", "log_every", "sample_every"}
 
-SUMMARISED = ("loss", "mse", "cosine", "repa", "validation_texture", "validation_semantic", "images_per_second")
+SUMMARISED = (
+    "loss",
+    "mse",
+    "cosine",
+    "repa",
+    "dispersive",
+    "validation_texture",
+    "validation_semantic",
+    "images_per_second",
+)
 
 
 Key = Literal["dit", "guide", "probe"]
@@ -143,6 +152,7 @@ def _load(training: Training, processes: Processes) -> tuple[VelocityTask, Light
         task = VelocityTask(Store(settings.paths.latents), section, decoder, device)
         config = network_config(section, task.space, task.feature_width, len(task.conditions))
         transformer_loop(section, device).micro_batch(processes.count)
+        section.require_whole_groups(processes.count)
         split = _split(task.store, section, processes) if section.holdout else None
     except SettingError as error:
         raise UserError(f"{training.section_name}.{error.subject}", error.problem, error.remedy) from None

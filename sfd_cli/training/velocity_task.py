@@ -12,6 +12,7 @@ from sfd_cli.data.store import Store
 from sfd_cli.diffusion.conditions import Conditions
 from sfd_cli.diffusion.latents import Streams
 from sfd_cli.diffusion.objective import (
+    dispersive,
     interpolate,
     repa,
     velocity_cosine,
@@ -27,6 +28,8 @@ from sfd_cli.weights.models import SemanticCompressor
 
 class VelocityTask:
     """Squared velocity error, weighted on semantics, plus its cosine term and REPA (arXiv 2512.04926, section 3).
+
+    Instead of REPA, or beside it, there may be the dispersive loss, which needs no encoder.
 
     Args:
         store: the latent store; its fields are (flips, ...) float16, axis 0 being (as is, flipped) or (as is).
@@ -90,15 +93,15 @@ class VelocityTask:
         return draws | self._times.draw_further(count, generator, device)
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The objective and its terms, means over the batch."""
+        """The objective and its terms, means over the batch; groups of the dispersive loss are consecutive rows."""
         section, space, noise = self._section, self.space, draws["noise"]
         data = space.join(Streams(batch["texture"], batch.get("semantic", batch["texture"][:, :0])))
         times, stream_weights = self._times.of(draws)
         weights = None if stream_weights is None else space.spread(stream_weights)
         rows = self.conditions.drop(batch["labels"], draws["dropped"])
         noisy = interpolate(data, noise, times, space)
-        output = model(noisy, *times, rows, section.repa != "none")
-        velocity, projection = (output, None) if section.repa == "none" else output
+        output = model(noisy, *times, rows, section.repa != "none", section.hidden_depth)
+        velocity, projection, hidden = output if isinstance(output, tuple) else (output, None, None)
         # Where clean latents are predicted, both sides are divided by the same: the right one never costs anything.
         by_data = section.prediction == "data"
         target = velocity_of_data(data, noisy, times, space) if by_data else velocity_target(data, noise)
@@ -108,6 +111,9 @@ class VelocityTask:
         if projection is not None:
             terms["repa"] = repa(projection.float(), self._features(batch), section.repa_mode).mean()
             terms["loss"] = terms["loss"] + section.repa_weight * terms["repa"]
+        if hidden is not None:
+            terms["dispersive"] = dispersive(hidden, section.dispersive_group, section.dispersive_temperature).mean()
+            terms["loss"] = terms["loss"] + section.dispersive_weight * terms["dispersive"]
         return terms
 
     @torch.no_grad()

@@ -161,7 +161,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(setting: dict[str, str]) ->
 class Recorder(nn.Module):
     """Predicts zero and keeps the times that it was given."""
 
-    def forward(self, x: Tensor, t_texture: Tensor, t_semantic: Tensor, rows: Tensor, project: bool) -> Tensor:
+    def forward(self, x: Tensor, t_texture: Tensor, t_semantic: Tensor, *others: Any) -> Tensor:
         self.x, self.times = x, Streams(t_texture, t_semantic)
         return torch.zeros_like(x)
 

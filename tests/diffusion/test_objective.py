@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -178,3 +179,68 @@ def test_a_stream_of_weight_zero_has_no_part_in_the_loss_and_weights_of_one_chan
         torch.testing.assert_close(term(prediction, target, only_textures), term(otherwise, target, only_textures))
         assert not torch.allclose(term(prediction, target, all_of_both), term(otherwise, target, all_of_both))
         torch.testing.assert_close(term(prediction, target, all_of_both), term(prediction, target, None))
+
+
+def _by_hand(hidden: np.ndarray, group: int, temperature: float) -> tuple[float, np.ndarray]:
+    """The dispersive loss, mean over groups, pair by pair in float64, and its gradient in closed form."""
+    flat = hidden.astype(np.float64).reshape(len(hidden), -1)
+    values, gradient = [], np.zeros_like(flat)
+    for first in range(0, len(flat), group):
+        rows = range(first, first + group)
+        near = {
+            (i, j): math.exp(
+                -sum((a - b) ** 2 for a, b in zip(flat[i], flat[j], strict=True)) / flat.shape[1] / temperature
+            )
+            for i in rows
+            for j in rows
+        }
+        total = sum(near.values())
+        values.append(math.log(total / group**2))
+        for i, j in near:  # of exp(-D / temperature) by z_i, as often again as j of (j, i)
+            gradient[i] -= 2 * near[i, j] / total * 2 * (flat[i] - flat[j]) / flat.shape[1] / temperature
+    groups = len(flat) // group
+    return sum(values) / groups, gradient.reshape(hidden.shape) / groups
+
+
+@pytest.mark.parametrize(("group", "temperature"), [(2, 0.5), (4, 0.5), (4, 3.0), (8, 1.0)])
+def test_the_dispersive_loss_and_its_gradient_are_those_of_the_formula(group: int, temperature: float) -> None:
+    hidden = torch.randn((8, 3, 5), generator=torch.Generator().manual_seed(group)).requires_grad_()
+    found = objective.dispersive(hidden, group, temperature)
+    assert found.shape == (8 // group,)
+    value, gradient = _by_hand(hidden.detach().numpy(), group, temperature)
+    assert found.mean().item() == pytest.approx(value, rel=1e-5)
+    found.mean().backward()
+    assert hidden.grad is not None
+    np.testing.assert_allclose(hidden.grad.numpy(), gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_the_dispersive_loss_is_from_minus_the_log_of_the_group_to_zero() -> None:
+    hidden = _latents(0).flatten(2)
+    assert objective.dispersive(hidden[:1].expand(4, -1, -1), 4, 0.5).item() == pytest.approx(0, abs=1e-6)
+    assert objective.dispersive(100 * hidden, 3, 0.5).item() == pytest.approx(-math.log(3), rel=1e-6)
+
+
+def test_the_dispersive_loss_keeps_apart_what_is_in_one_group_alone() -> None:
+    hidden = torch.randn((6, 4, 5), generator=torch.Generator().manual_seed(0))
+    both = objective.dispersive(hidden, 3, 0.5)
+    torch.testing.assert_close(both[:1], objective.dispersive(hidden[:3], 3, 0.5))
+    torch.testing.assert_close(both[1:], objective.dispersive(hidden[3:], 3, 0.5))
+    torch.testing.assert_close(both[1:], objective.dispersive(hidden[[5, 3, 4]], 3, 0.5))
+    assert not torch.isclose(both.mean(), objective.dispersive(hidden, 6, 0.5)[0])
+
+
+def test_what_hidden_states_have_in_common_costs_the_dispersive_loss_no_digits() -> None:
+    hidden = torch.randn((4, 8, 5), generator=torch.Generator().manual_seed(0))
+    common = 1000 * torch.randn((8, 5), generator=torch.Generator().manual_seed(1))
+    exact = objective.dispersive((hidden.double() + common.double()), 4, 0.5).float()
+    torch.testing.assert_close(objective.dispersive(hidden + common, 4, 0.5), exact, rtol=1e-3, atol=0)
+
+
+def test_the_dispersive_loss_is_computed_in_float32_under_autocast() -> None:
+    hidden = torch.randn((4, 8, 5), generator=torch.Generator().manual_seed(0)).bfloat16()
+    expected = objective.dispersive(hidden.float(), 4, 0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        for given in (hidden, hidden.float()):
+            found = objective.dispersive(given, 4, 0.5)
+            assert found.dtype == torch.float32
+            assert torch.equal(found, expected)

@@ -172,7 +172,7 @@ def test_recomputing_activations_leaves_gradients_as_they_are() -> None:
     gradients = []
     for network.checkpoint_activations in (False, True):
         network.zero_grad()
-        velocity, projection = network(*random_input(), project=True)
+        velocity, projection, _ = network(*random_input(), project=True)
         (velocity.square().mean() + projection.square().mean()).backward()
         gradients.append([parameter.grad for parameter in network.parameters()])
     for stored, recomputed in zip(*gradients, strict=True):
@@ -181,19 +181,29 @@ def test_recomputing_activations_leaves_gradients_as_they_are() -> None:
 
 def test_every_parameter_is_trained_so_that_ddp_finds_none_unused() -> None:
     network = random_network()
-    velocity, projection = network(*random_input(), project=True)
+    velocity, projection, _ = network(*random_input(), project=True)
     (velocity.square().mean() + projection.square().mean()).backward()
     assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_hidden_tokens_are_those_after_their_block_and_cost_the_velocity_nothing(depth: int) -> None:
+    network, after = random_network(), []
+    network.blocks[depth - 1].register_forward_hook(lambda module, inputs, output: after.append(output))
+    velocity, projection, hidden = network(*random_input(), hidden_depth=depth)
+    assert hidden is after[0]
+    assert hidden.shape == (3, 16, 32)
+    assert projection is None
+    assert torch.equal(velocity, network(*random_input()))
 
 
 @pytest.mark.parametrize("prediction", ["velocity", "data"])
 def test_the_forward_pass_is_one_graph(prediction: Any) -> None:
     network = random_network(replace(SMALL, prediction=prediction))
     traced = torch.compile(network, backend="aot_eager", fullgraph=True)
-    velocity, projection = traced(*random_input(), project=True)
-    expected_velocity, expected_projection = network(*random_input(), project=True)
-    torch.testing.assert_close(velocity, expected_velocity)
-    torch.testing.assert_close(projection, expected_projection)
+    velocity, projection, hidden = traced(*random_input(), project=True, hidden_depth=1)
+    expected = network(*random_input(), project=True, hidden_depth=1)
+    torch.testing.assert_close((velocity, projection, hidden), tuple(expected))
 
 
 @pytest.mark.slow

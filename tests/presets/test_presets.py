@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from sfd_cli.config import Settings, load_settings
+from sfd_cli.laws import LEARNED, law_of
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.training import texture_vae_task
@@ -30,6 +31,7 @@ PUBLISHED = {
     "imagenet256-b": 130,
     "imagenet256-l": 458,
     "imagenet256-xl": 675,
+    "imagenet256-xl-learned": 675,
     "imagenet256-1p0b": 1028,
     "imagenet512-xl": 675,
     "lightningdit-xl1": 675,
@@ -89,12 +91,33 @@ def test_an_imagenet_preset_imports_registered_weights_and_asks_for_the_users_im
 
 
 @pytest.mark.parametrize("name", IMAGENET)
-def test_a_preset_samples_with_the_offset_that_it_trains_with(name: str) -> None:
+def test_a_preset_samples_and_guides_along_the_law_that_it_trains_with(name: str) -> None:
     settings = preset(name)
-    assert settings.sample.delta_t == settings.dit.delta_t
+    trained = law_of(settings.dit)
+    assert law_of(settings.sample.with_law(trained)) == trained
     assert (settings.guide is not None) == (settings.sample.guidance == "autoguidance")
     if settings.guide is not None:
-        assert settings.guide.delta_t == settings.dit.delta_t
+        assert law_of(settings.guide) == trained
+    assert settings.schedule.learn == (trained["schedule"] == LEARNED)
+
+
+def test_a_learned_schedule_costs_less_than_a_hundredth_of_the_run_that_follows_it() -> None:
+    """The probe's training, and a forward pass of every held-out image at every pair of levels with every draw."""
+    settings = preset("imagenet256-xl-learned")
+    learning, probe = settings.schedule, settings.schedule.probe
+    assert learning.learn
+    per_image, of_probe = (
+        systems().flops_per_image(systems().architecture(settings, section)) for section in (settings.dit, probe)
+    )
+    training = of_probe * probe.steps * probe.batch_size
+    judging = of_probe / 3 * probe.holdout * 1_281_167 * learning.levels**2 * learning.draws
+    assert training + judging < 0.01 * per_image * settings.dit.steps * settings.dit.batch_size
+    guide = settings.guide
+    assert guide is not None
+    assert (probe.width, probe.depth, probe.heads) == (guide.width, guide.depth, guide.heads)
+    # Judging is by averaged weights, of which the first ones must be no part to speak of.
+    assert probe.ema_decay**probe.steps < 1e-3
+    assert probe.holdout * 1_281_167 > 5_000
 
 
 def test_the_demo_is_the_committed_params() -> None:
@@ -122,6 +145,9 @@ def test_presets_of_one_comparison_differ_only_in_what_is_compared() -> None:
     assert {key for key in differences("imagenet256-xl", "vavae-sfd") if key[:5] not in {"guide", "sampl"}} == {
         "texture_vae.weights"
     }
+    learned = {f"{section}.{key}" for section in ("dit", "guide") for key in ("delta_t", "schedule", "objective")}
+    learned |= {"sample.delta_t", "schedule.learn", "schedule.probe"}
+    assert differences("imagenet256-xl", "imagenet256-xl-learned") == learned
     assert differences("imagenet256-l", "imagenet256-b") == {"dit.width", "dit.depth", "dit.heads"}
     assert {key for key in differences("lightningdit-xl1", "lightningdit-xl1-repa") if key.startswith("dit.")} == {
         "dit.repa",

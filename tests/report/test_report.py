@@ -20,7 +20,7 @@ from sfd_cli.evaluation.extractors import EXTRACTORS, Extractor
 from sfd_cli.files import read_json, write_json
 from sfd_cli.pipeline.trajectory import Trajectory, follow_samples, nearest, pick_progress
 from sfd_cli.report.curves import COLOURS, Curve, draw_curves, read_curves, read_validation, smooth
-from sfd_cli.report.parts import spread_over_classes, tell_phases
+from sfd_cli.report.parts import losses, spread_over_classes, tell_phases
 from sfd_cli.report.pictures import draw_trajectory, principal_colours, shorten
 from sfd_cli.report.tables import facts, setting_tables
 from sfd_cli.stages import fid, report, sample
@@ -122,6 +122,18 @@ def test_errors_on_held_out_images_have_a_picture_for_each_stream_there_is(finis
     assert page.count(">validation texture both</text>") == 1
     assert "Diffusion transformer, texture error, held out" in page
     assert "Diffusion transformer, semantic error" not in page
+
+
+def test_losses_that_fall_below_zero_leave_the_others_their_logarithmic_scale(tmp_path: Path) -> None:
+    log = tmp_path / "dit" / "plots" / "metrics"
+    log.mkdir(parents=True)
+    for name, values in (("loss", [1, 0.5, 0]), ("mse", [1, 0.1, 0.01]), ("dispersive", [-1, -2, -2.7])):
+        (log / f"{name}.tsv").write_text(f"step\t{name}\n" + "".join(f"{s}\t{v}\n" for s, v in enumerate(values)))
+    together, apart = losses(tmp_path)
+    shown = [re.findall(r">(loss|mse|dispersive)</text>", picture) for picture in (together, apart)]
+    assert shown == [["mse"], ["loss", "dispersive"]]
+    assert ">0.02</text>" in together  # ticks at 1, 2 and 5
+    assert "Diffusion transformer, what falls below zero" in apart
 
 
 def test_the_errors_of_training_images_are_dashed_in_the_colours_of_those_held_out() -> None:

@@ -180,6 +180,8 @@ NEW: dict[str, Any] = {
     "time_mean": -0.5,
     "prediction": "data",
     "precision": "bf16",
+    "dispersive_weight": 0.5,
+    "dispersive_group": 4,
 }
 
 
@@ -382,14 +384,26 @@ def test_sample_grids_are_drawn_on_the_way_and_at_the_end(root: Path) -> None:
         ({"rope": False, "qk_norm": False, "swiglu": False, "rms_norm": False}, {"mse", "cosine", "repa"}),
         ({"precision": "bf16", "checkpoint_activations": True, "accumulate": 2}, {"mse", "cosine", "repa"}),
         ({"prediction": "data", "precision": "bf16"}, {"mse", "cosine", "repa"}),
+        ({"repa": "none", "dispersive_weight": 0.5, "dispersive_group": 8}, {"mse", "cosine", "dispersive"}),
     ],
-    ids=["decoded", "patch 2 without repa", "textures only", "classic DiT", "bf16", "data"],
+    ids=["decoded", "patch 2 without repa", "textures only", "classic DiT", "bf16", "data", "dispersive"],
 )
 def test_every_kind_of_model_trains(root: Path, change: dict[str, Any], terms: set[str]) -> None:
     summary = train.run(settings_with(steps=2, **change))
     assert np.isfinite(summary["loss"])
-    assert {"mse", "cosine", "repa"} & logged() == terms
+    assert {"mse", "cosine", "repa", "dispersive"} & logged() == terms
     load_dit(Path("models/dit"))
+
+
+def test_without_a_weight_the_dispersive_loss_changes_no_byte(root: Path) -> None:
+    train.run(settings_with())
+    model, record = (Path(f"models/dit/{name}") for name in ("model.safetensors", "settings.json"))
+    before, without = model.read_bytes(), record.read_text()
+    assert "dispersive" not in without
+    train.run(settings_with(dispersive_depth=2, dispersive_temperature=3.0, dispersive_group=5))
+    assert model.read_bytes() == before
+    train.run(settings_with(dispersive_weight=0.5, dispersive_group=8))
+    assert model.read_bytes() != before
 
 
 def test_activation_checkpointing_changes_no_weight(root: Path) -> None:
@@ -418,7 +432,7 @@ class Knowing(nn.Module):
         super().__init__()
         self.predicted = data + added
 
-    def forward(self, x: Tensor, t_texture: Tensor, t_semantic: Tensor, labels: Tensor, project: bool) -> Tensor:
+    def forward(self, x: Tensor, t_texture: Tensor, t_semantic: Tensor, *others: Any) -> Tensor:
         times = [t_texture] * TEXTURE + [t_semantic] * SEMANTIC
         left = torch.maximum(1 - torch.stack(times, dim=1), torch.tensor(0.05))
         return (self.predicted - x) / left[:, :, None, None]
@@ -448,7 +462,7 @@ def test_a_network_that_knows_the_data_loses_nothing_at_any_time(root: Path) -> 
 class Recorder(nn.Module):
     """A network that predicts zero and keeps what it was given."""
 
-    def forward(self, x: Tensor, t_texture: Tensor, t_semantic: Tensor, labels: Tensor, project: bool) -> Tensor:
+    def forward(self, x: Tensor, t_texture: Tensor, t_semantic: Tensor, labels: Tensor, *others: Any) -> Tensor:
         self.seen = (x, t_texture, t_semantic, labels)
         return torch.zeros_like(x)
 
@@ -543,22 +557,24 @@ def test_batches_for_a_gpu_are_read_into_pinned_memory(root: Path) -> None:
 
 def test_two_processes_and_their_micro_batches_give_the_model_and_the_curves_of_one(root: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    several: dict[str, Any] = {"holdout": 0.2, "dispersive_weight": 0.5, "dispersive_group": 2}
     command += ["-m", "sfd_cli", "train", "--accumulate", "2", "--holdout", "0.2"]
+    command += ["--dispersive-weight", "0.5", "--dispersive-group", "2"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("parameters") == 1
     # One process goes on where the two stopped.
-    train.run(settings_with(steps=8, holdout=0.2))
-    several = load_dit(Path("models/dit"))[0].state_dict()
-    names = ("loss", "validation_texture", "training_semantic_alone")
+    train.run(settings_with(steps=8, **several))
+    shared = load_dit(Path("models/dit"))[0].state_dict()
+    names = ("loss", "dispersive", "validation_texture", "training_semantic_alone")
     curves = {name: logged_values(name) for name in names}
     for folder in ("models", "metrics"):
         (Path(folder) / "dit").rename(Path(folder) / "several")
-    train.run(settings_with(steps=6, holdout=0.2))
-    train.run(settings_with(steps=8, holdout=0.2))
+    train.run(settings_with(steps=6, **several))
+    train.run(settings_with(steps=8, **several))
     for name, tensor in load_dit(Path("models/dit"))[0].state_dict().items():
-        torch.testing.assert_close(several[name], tensor, rtol=0, atol=1e-5)
+        torch.testing.assert_close(shared[name], tensor, rtol=0, atol=1e-5)
     for name, curve in curves.items():
         np.testing.assert_allclose(curve, logged_values(name), rtol=1e-4)
 
@@ -669,6 +685,18 @@ def test_a_batch_that_does_not_split_is_refused_before_anything_is_moved(
         train.run(settings_with(seed=1))
     with refusal("guide.batch_size", 8, 9):
         train_guide.run(settings_with())
+    assert contents(Path("models")) == before
+
+
+def test_a_group_that_processes_would_cut_is_refused_before_anything_is_moved(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train.run(settings_with())
+    before = contents(Path("models"))
+    monkeypatch.setattr(Processes, "join", classmethod(lambda cls: cls(count=2)))
+    monkeypatch.setattr(Processes, "broadcast", lambda processes, value: value)
+    with refusal("dit.dispersive_group", "8", "4 images", "divisor of 4"):
+        train.run(settings_with(dispersive_weight=0.5, dispersive_group=8))
     assert contents(Path("models")) == before
 
 

@@ -88,6 +88,7 @@ def test_a_result_says_all_that_a_reader_needs(here: Path) -> None:
         "row": "some",
         "seed": 0,
         "objective": "paper",
+        "learned": False,
         "schedule": {"schedule": "offset", "delta_t": 0.25},
         "sampled": {"schedule": "offset", "delta_t": 0.25},
         "repa": "stored",
@@ -100,6 +101,34 @@ def test_a_result_says_all_that_a_reader_needs(here: Path) -> None:
     assert second["seconds"] > second["cpu_seconds"] / os.cpu_count() > 0
     assert {"processor", "torch", "threads"} == second["machine"].keys()
     assert {"date", "version", "commit", "settings"} <= second.keys()
+
+
+LEARNED: dict[str, Any] = {"dit.schedule": "learned", "schedule.learn": True}
+
+
+def test_a_learned_law_is_recorded_by_what_was_found(here: Path) -> None:
+    stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
+    found = {"params": ["schedule"], "outs": ["models/schedule"]}
+    stages["train"]["deps"] = ["data/images", "models/schedule"]
+    write_pipeline(here, {"learn-schedule": quick(here, "learn-schedule") | found} | stages)
+    rows = {
+        "given": {"dit.schedule": "lead", "dit.lead": 0.5, "schedule.learn": False},
+        "learned": LEARNED | {"schedule.probe.lead": 0.75},
+        "learned, sampled otherwise": LEARNED | {"schedule.probe.lead": 0.75, "sample.delta_t": 0.3},
+        "no preference": LEARNED | {"schedule.probe.lead": 0.0},
+    }
+    write_study(here, vary={name.replace(",", ""): row for name, row in rows.items()}, seeds=[0])
+    run_study("offset")
+    recorded = {one["row"]: (one["learned"], one["schedule"], one["sampled"]) for one in results()}
+    law = {"schedule": "curve", "lead": 0.75, "lead_slope": -1.5}
+    lead = {"schedule": "lead", "lead": 0.5}
+    assert recorded == {
+        "given": (False, lead, lead),
+        "learned": (True, law, law),
+        "learned sampled otherwise": (True, law, {"schedule": "offset", "delta_t": 0.3}),
+        "no preference": (True, 0, 0),
+    }
+    assert {one["dit.schedule"] for one in results()} == {"lead", "learned"}
 
 
 def test_what_is_finished_is_not_touched_and_rows_and_seeds_can_be_chosen(here: Path) -> None:
