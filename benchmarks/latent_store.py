@@ -109,7 +109,7 @@ class Stores:
                 self.folder / "plain" / f"shard-{shard:05d}.safetensors", arrays, self.labels[rows.start : rows.stop]
             )
             writer.write_shard(shard, arrays)
-        writer.finish(self.labels, ["file"] * self.count, range(self.count), ["class"])
+        writer.finish(self.labels, ["file"] * self.count, range(self.count), list(map(str, range(CLASSES))))
         os.sync()
 
     def drop(self) -> None:
@@ -141,6 +141,12 @@ class Batches:
         self.device, self.reuse = stores.device, reuse
         self.mean, self.scale = stores.mean.to(self.device), (1 / stores.std).to(self.device)
         self.kept: dict[str, Tensor] = {}
+        self.compare(False)
+
+    def compare(self, is_first: bool) -> None:
+        """Whether what is read next counts as read for the first time, and is compared with its CRC-32."""
+        for unchecked in self.store._unchecked.values():
+            unchecked[:] = is_first
 
     def read(self, indices: np.ndarray, flips: np.ndarray) -> Batch:
         """Latents (n, C, h, w) float32, labels (n,), and features (n, N, D) float16 if there are any."""
@@ -188,7 +194,7 @@ class MappedBatches(Batches):
                 mapped = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
                 views = {
                     name: np.frombuffer(mapped, data.dtype, data.size, data.id.get_offset()).reshape(data.shape)
-                    for name, data in file.items()
+                    for name, data in ((name, file[name]) for name in stores.fields)
                 }
             self.maps.append(mapped)
             self.views.append(views)
@@ -261,6 +267,7 @@ class Readers:
         else:
             calls["store"] = lambda: self.serial(self.ring[0])
             calls["store, float16 as training takes it"] = lambda: self.raw(self.ring[0])
+            calls["store, compared as in a first epoch"] = lambda: self.compared(self.ring[0])
             calls["store, new arrays"] = lambda: self.serial(Batches(self.stores, reuse=False))
             calls["store, memory-mapped"] = lambda: self.serial(self.mapped)
         return {name: lambda call=call: consume(call()) for name, call in calls.items()}
@@ -283,6 +290,12 @@ class Readers:
     def raw(self, reader: Batches) -> Iterator[Batch]:
         """Batches of ours as training takes them."""
         return (reader.read_raw(*batch) for batch in self.turn())
+
+    def compared(self, reader: Batches) -> Iterator[Batch]:
+        """Batches of ours, every image compared with its CRC-32, as it is when it is read for the first time."""
+        reader.compare(True)
+        yield from self.serial(reader)
+        reader.compare(False)
 
     def threaded(self) -> Iterator[Batch]:
         """Batches of ours by several threads; a reader's arrays come up again when its batch has been used."""

@@ -14,8 +14,22 @@ DECODER_PATCH = 2
 """Side of the squares of pixels that a decoder behind a linear code folds into channels."""
 
 
+WIDEST, DEEPEST = 2**20, 2**10
+"""Channels of anything, and layers of a stack: beyond what anybody trains, yet built in no time without weights."""
+LARGEST_TABLE = 2**30
+"""Numbers in the table of a transformer's positions."""
+
+
+def require_counts(least: int = 1, most: int = WIDEST, **counts: int) -> None:
+    """Every count, by the name of its field, is one that a network may have."""
+    for key, count in counts.items():
+        if not least <= count <= most:
+            raise SettingError(key, f"{count} is not from {least} to {most:,}", "use another number")
+
+
 def require_heads(width: int, heads: int) -> None:
     """Attention heads share the width evenly."""
+    require_counts(width=width, heads=heads)
     if width % heads:
         raise SettingError("heads", f"{heads} heads do not divide width {width}", "change one of them")
 
@@ -23,6 +37,7 @@ def require_heads(width: int, heads: int) -> None:
 def require_transformer(*, width: int, depth: int, heads: int, rope: bool, repa_depth: int) -> None:
     """A LightningDiT of these numbers can be built; `repa_depth` 0 is no REPA projector."""
     require_heads(width, heads)
+    require_counts(0, DEEPEST, depth=depth)
     if rope and (width // heads) % 4:
         problem = f"2-D rotary positions need width / heads ({width // heads}) divisible by 4"
         raise SettingError("heads", problem, "use another number, or rope: false")
@@ -40,13 +55,21 @@ def require_block(key: str, number: int, depth: int) -> None:
 
 def require_patches(grid: int, patch_size: int) -> None:
     """Patches cover the latent grid."""
+    require_counts(grid=grid, patch_size=patch_size)
     if grid % patch_size:
         problem = f"{patch_size} does not divide the {grid}x{grid} grid"
         raise SettingError("patch_size", problem, "use 1, or another image size")
 
 
+def require_positions(side: int, width: int) -> None:
+    """The table of positions, one of this width for every token of a grid, can be held."""
+    if side**2 * width > LARGEST_TABLE:
+        raise SettingError("grid", f"{side} x {side} tokens are too many for width {width}", "use a smaller one")
+
+
 def require_levels(block_channels: Sequence[int], norm_groups: int, attention_levels: Sequence[int]) -> None:
     """The levels of a convolutional autoencoder fit its norms, and attention is at levels that there are."""
+    require_counts(most=DEEPEST, block_channels=len(block_channels))
     _require_groups("block_channels", block_channels, norm_groups)
     for level in attention_levels:
         if not 0 <= level < len(block_channels):
@@ -60,7 +83,9 @@ def require_decoder(decoder_channels: Sequence[int], norm_groups: int) -> None:
 
 
 def _require_groups(key: str, widths: Sequence[int], norm_groups: int) -> None:
+    require_counts(norm_groups=norm_groups)
     for channels in widths:
+        require_counts(**{key: channels})
         if channels % norm_groups:
             problem = f"{norm_groups} does not divide {channels} of {key}"
             raise SettingError("norm_groups", problem, "change one of them")
@@ -76,6 +101,7 @@ def require_halving(size: int, decoder_channels: Sequence[int]) -> None:
 
 def require_components(feature_width: int, channels: int, what: str = "tokens") -> None:
     """Tokens, or what else, have as many principal components as they are wide."""
+    require_counts(channels=channels)
     if channels > feature_width:
         problem = f"{feature_width} wide {what} have no {channels} principal components"
         raise SettingError("channels", problem, f"use {feature_width} at most")

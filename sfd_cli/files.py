@@ -8,9 +8,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from sfd_cli.errors import UserError
+
+AGAIN = "bring back a whole copy, or make it again by its stage"
+T = TypeVar("T")
 
 
 def fingerprint(value: Any) -> str:
@@ -60,8 +66,8 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, default=str) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def read_json(path: Path, remedy: str = AGAIN) -> Any:
+    """Read a JSON file; `remedy` is what to do about a damaged one.
 
     Raises:
         UserError: the file is missing or is not JSON.
@@ -70,5 +76,75 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text())
     except FileNotFoundError:
         raise UserError(path, "does not exist", "check the path") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(path, f"is not valid JSON ({error})", "delete it and run its stage again") from None
+    except RecursionError:
+        raise UserError(path, "is not valid JSON (nested too deep)", remedy) from None
+    except ValueError as error:  # no JSON, no UTF-8, or a number of thousands of digits
+        raise UserError(path, f"is not valid JSON ({error})", remedy) from None
+
+
+def read_as(kind: type[T], path: Path, remedy: str = AGAIN) -> T:
+    """What a JSON file holds, as a value of this type: a class of pydantic, or `list[int]`, `dict[str, float]` ...
+
+    Raises:
+        UserError: the file is missing, is not JSON, or holds something else; says where.
+    """
+    return parsed(kind, read_json(path, remedy), path, remedy)
+
+
+def parsed(kind: type[T], found: Any, path: Path, remedy: str = AGAIN) -> T:
+    """`found`, which the file at `path` holds, as a value of this type.
+
+    Raises:
+        UserError: it is something else; says where.
+    """
+    try:
+        # As JSON, where a class of pydantic is told by its fields, and no text is taken for a number.
+        return TypeAdapter(kind).validate_json(json.dumps(found), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"{part}: " for part in first["loc"])
+        raise UserError(path, f"is damaged ({where}{first['msg'].lower()})", remedy) from None
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file; None where it is empty.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or names a key twice in one place; says the lines.
+    """
+    try:
+        return yaml.load(Path(path).read_text(), _EveryKeyOnce)
+    except FileNotFoundError:
+        raise UserError(path, "does not exist", "check the path") from None
+    except _TwiceError as error:
+        problem = f"names {error.key!r} twice, in lines {error.lines[0]} and {error.lines[1]}"
+        raise UserError(path, problem, "keep one of them") from None
+    except RecursionError:
+        raise UserError(path, "is not valid YAML (nested too deep)", "correct it") from None
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: no UTF-8, or a number of thousands of digits
+        raise UserError(path, f"is not valid YAML ({' '.join(str(error).split())})", "correct it") from None
+
+
+class _TwiceError(Exception):
+    """A key stands twice in one mapping, in `lines`, counted from 1."""
+
+    def __init__(self, key: str, lines: tuple[int, int]) -> None:
+        super().__init__(key, lines)
+        self.key, self.lines = key, lines
+
+
+class _EveryKeyOnce(yaml.SafeLoader):
+    """YAML's plain values; PyYAML itself takes the last of two equal keys without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """The mapping as it stands in the file, before `<<` merges others into it, which it may override."""
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, Any], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            name, line = (key.tag, key.value), key.start_mark.line + 1
+            if name in lines:
+                raise _TwiceError(key.value, (lines[name], line))
+            lines[name] = line
+        return node

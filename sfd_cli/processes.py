@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sfd_cli.errors import UserError
+from sfd_cli.errors import SettingError, UserError
 
 T = TypeVar("T")
 
@@ -133,3 +135,19 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= here:
         raise UserError("runtime.device", f"{name!r} is not here (CUDA devices: {here})", "use auto or cpu")
     return device
+
+
+def require_memory(batch_size: int, shape: Sequence[int], device: torch.device) -> None:
+    """Check that float32 noise of this shape for every image of a batch, the least that it takes, fits into memory.
+
+    Raises:
+        SettingError: the device, or the machine where that is a CPU, has less; its subject is batch_size.
+    """
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed = 4 * batch_size * math.prod(shape)
+    if needed > memory:
+        problem = f"noise for {batch_size} images alone is {needed / 1e9:,.1f} GB, but there are {memory / 1e9:,.1f}"
+        raise SettingError("batch_size", problem, "use a smaller one")

@@ -125,6 +125,6 @@ def artifacts(folder: Path) -> dict[str, str]:
     for place in ("data", "models", "metrics/fid.json", "metrics/semvae.json", "metrics/texture_vae.json"):
         path = folder / place
         for file in [path] if path.is_file() else sorted(path.rglob("*")):
-            if file.is_file() and not file.name.endswith(".lock") and file.name != ".gitignore":
+            if file.is_file() and not file.name.endswith((".lock", ".seen.json")) and file.name != ".gitignore":
                 found[str(file.relative_to(folder))] = hashlib.sha256(file.read_bytes()).hexdigest()
     return found

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import pytest
 import yaml
@@ -342,3 +344,51 @@ def test_a_law_from_a_flag_takes_the_place_of_the_files_with_its_numbers(
     params = tmp_path / "params.yaml"
     params.write_text(f"{section}: {{schedule: curve, lead: 1.0, lead_slope: -0.5}}\n")
     assert law_of(getattr(load_settings(params, {section: flags}), section)) == law
+
+
+def numbers(section: type[Section], before: str = "") -> Iterator[tuple[str, bool]]:
+    """Dotted key of every number in the settings, and whether it is a whole one."""
+    for key, info in section.model_fields.items():
+        kinds = {info.annotation, *get_args(info.annotation)}
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, Section):
+                yield from numbers(kind, f"{before}{key}.")
+        if {int, float} & kinds and list not in {get_origin(kind) for kind in kinds}:
+            yield f"{before}{key}", int in kinds
+
+
+@pytest.mark.parametrize(("key", "is_whole"), numbers(Settings))
+def test_a_number_that_is_none_or_beyond_64_bits_is_refused_by_its_key(key: str, is_whole: bool) -> None:
+    for value in [10**30, -(10**30)] if is_whole else [math.inf, -math.inf, math.nan]:
+        nested: Any = value
+        for name in reversed(key.split(".")):
+            nested = {name: nested}
+        with refusal(key):
+            validate_settings(nested, "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("dit:\n  width: 64\nguide: null\ndit:\n  width: 96\n", ("'dit'", "1 and 4")),
+        ("dit:\n  width: 64\n  heads: 4\n  width: 96\n", ("'width'", "2 and 4")),
+        ("dit: {width: 64, 'width': 96}", ("'width'", "1 and 1")),
+        ("dit: " + "[" * 1000 + "]" * 1000, ("nested too deep",)),
+        ("dit: " + "{a: " * 1000 + "1" + "}" * 1000, ("nested too deep",)),
+        ("dit: {width: " + "1" * 5000 + "}", ("not valid YAML",)),
+    ],
+    ids=["section", "key", "one line", "lists", "mappings", "digits"],
+)
+def test_a_file_that_cannot_be_taken_at_its_word_is_refused(tmp_path: Path, text: str, named: tuple[str, ...]) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with refusal(path, *named):
+        load_settings(path)
+
+
+def test_a_key_may_override_what_is_merged_into_its_mapping(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("dit: &dit\n  width: 64\n  heads: 4\nguide:\n  <<: *dit\n  width: 32\n")
+    settings = load_settings(path)
+    assert settings.guide is not None
+    assert (settings.dit.width, settings.guide.width, settings.guide.heads) == (64, 32, 4)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sfd_cli.artifacts.damage import damage
 from sfd_cli.artifacts.recipe import Record
+from sfd_cli.checksums import damaged
 from sfd_cli.errors import UserError
 from sfd_cli.formats.reference_shards import is_shards
+from sfd_cli.processes import Processes
 from sfd_cli.weights.models import Model
 
 
@@ -15,7 +18,7 @@ def finished(folder: Path, made_by: str) -> Record:
     """The record of a complete artifact that another stage wrote.
 
     Raises:
-        UserError: it is not there or not complete; names the command that makes it.
+        UserError: it is not there, not complete, or damaged; names the command that makes it.
     """
     if is_shards(Path(folder)):
         problem = "holds latent shards of the reference code"
@@ -25,6 +28,9 @@ def finished(folder: Path, made_by: str) -> Record:
         raise UserError(folder, f"does not hold the output of `{made_by}`", "run that first")
     if not record.complete:
         raise UserError(folder, "is unfinished", f"run `{made_by}` again to complete it")
+    # Of several processes one looks, the others end with it.
+    if Processes.join().is_main and (wrong := damaged(Path(folder), record.files)):
+        raise damage(Path(folder), wrong, f"run `{made_by}`, which makes again what can be")
     return record
 
 

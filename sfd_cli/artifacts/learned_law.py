@@ -16,7 +16,7 @@ from sfd_cli.config import DiT, first_problem
 from sfd_cli.diffusion.latents import Streams
 from sfd_cli.diffusion.path_criterion import ErrorSurface
 from sfd_cli.errors import UserError
-from sfd_cli.files import atomic_path, read_json, write_json
+from sfd_cli.files import atomic_path, read_as, write_json
 from sfd_cli.laws import LEARNED
 
 LAW, SURFACE = "law.json", "surface.npz"
@@ -37,8 +37,8 @@ def with_learned_law(section: D, folder: Path) -> D:
     path = folder / LAW
     if not path.exists():
         raise UserError(folder, "holds no learned schedule", "run `sfd learn-schedule`")
-    law = read_json(path)
-    if not isinstance(law, dict) or law.get("schedule", LEARNED) == LEARNED:
+    law = read_as(dict[str, Any], path, AGAIN)
+    if law.get("schedule", LEARNED) == LEARNED:
         raise UserError(path, "tells of no schedule", AGAIN)
     try:
         return type(section).model_validate(section.model_dump() | law)

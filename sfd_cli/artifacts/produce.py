@@ -10,14 +10,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from sfd_cli.artifacts.recipe import SETTINGS, UNDER_DVC, Facts, Recipe, Record
-from sfd_cli.files import read_json, write_json
+from sfd_cli.artifacts.damage import damage, told
+from sfd_cli.artifacts.recipe import COPY, SETTINGS, UNDER_DVC, Facts, Recipe, Record, is_record
+from sfd_cli.checksums import checksums_of, damaged, remember
+from sfd_cli.errors import UserError
+from sfd_cli.files import read_as, write_json
 from sfd_cli.messages import say
 from sfd_cli.processes import Processes
 
 CHECKPOINTS = "checkpoints"
+LEFTOVER = ".*.tmp"
+"""What a killed run leaves half written."""
 
 L = TypeVar("L")
 
@@ -30,12 +35,13 @@ def produce(
     metrics: Path | None = None,
     is_done: Callable[[Facts], bool] = lambda facts: True,
     start_over: Callable[[], str | None] = lambda: None,
+    can_mend: Callable[[], bool] = lambda: False,
 ) -> Facts:
     """Make the artifact of `recipe`, go on with it, or find that it is there already.
 
     Under torchrun every process calls this alike; rank 0 holds the folder for writing. What was made by another recipe
-    is put aside, so that two runs never mix. The order matters: `load` comes before anything is moved, because bad
-    input must not cost the artifact that was there.
+    is put aside, so that two runs never mix. The order matters: `load` comes before anything is moved or written,
+    because bad input must not cost the artifact that was there.
 
     Args:
         recipe: what decides the artifact's bytes.
@@ -47,28 +53,58 @@ def produce(
         is_done: whether a finished artifact with these facts needs no more work; called in rank 0.
         start_over: why an earlier run of this very recipe cannot be continued (a clause that follows the folder's
             name), or None; called in rank 0, if there was such a run.
+        can_mend: whether `make` makes files of a finished artifact that are damaged or gone again, exactly, without the
+            work of the others; called in rank 0, if there are such files.
 
     Returns:
         The facts, in every process.
+
+    Raises:
+        UserError: what lies in the folder was not made by this program, its record is damaged, or files are that cannot
+            be made again alone; it is left as it is.
     """
     processes = Processes.join()
     loaded = cache(lambda: load(processes))
-    if not processes.broadcast(recipe.matches_disk()):
+    own = _own_record(recipe.folder) if processes.is_main else None
+    if not processes.broadcast(own is not None and own.fingerprint == recipe.fingerprint):
         loaded()
     with _held(recipe, metrics) if processes.is_main else nullcontext() as folder:
-        if folder is not None and folder.resumed and (why := start_over()) is not None:
-            folder.start_over(why)
-        found = folder.facts if folder is not None else None
+        if folder is not None:
+            folder.inspect(can_mend)
+        if folder is not None and folder.resumed:
+            folder.why_aside = start_over()
+        found = None if folder is None or folder.why_aside is not None else folder.facts
         found = processes.broadcast(found if found is not None and is_done(found) else None)
         if found is not None:
-            if processes.is_main:
+            if folder is not None:
+                folder.restore_record()
                 say(f"{recipe.folder} is up to date")
             return found
-        made = make(processes, loaded())
+        inputs = loaded()
+        if folder is not None:
+            folder.make_room()
+        processes.barrier()
+        made = make(processes, inputs)
         processes.barrier()
         if folder is not None:
             folder.finish(made)
         return processes.broadcast(made)
+
+
+def _own_record(folder: Path) -> Record | None:
+    """The record of what lies in a folder that is to be written; None where nothing does.
+
+    Raises:
+        UserError: something lies there that sfd did not make, or whose record is damaged.
+    """
+    record = Record.read(folder)
+    if record is None and folder.exists():
+        if not folder.is_dir():
+            raise UserError(folder, "is a file, and a folder is to be written", "give another path")
+        if any(not path.match(LEFTOVER) for path in folder.iterdir()):
+            problem = "holds files that this program did not make"
+            raise UserError(folder, problem, "give another path, or move them away")
+    return record
 
 
 @contextmanager
@@ -86,93 +122,113 @@ def _held(recipe: Recipe, metrics: Path | None) -> Iterator[_Folder]:
 
 
 class _Folder:
-    """A folder that is this process's to write, with what an interrupted run of the same recipe left in it, or empty.
+    """The folder of an artifact, this process's to write; nothing in it changes before `make_room`.
 
     Attributes:
         facts: of the finished artifact of this very recipe with all its files; None where there is none.
         resumed: something of this very recipe was there, finished or not.
+        why_aside: why what is there is not gone on with (a clause that follows the folder's name); None if it is.
     """
 
     def __init__(self, recipe: Recipe, metrics: Path | None) -> None:
         self.recipe, self.path = recipe, recipe.folder
-        self.facts: Facts | None = None
-        self.resumed = False
+        self._record = record = _own_record(self.path)
+        self.resumed = record is not None and record.fingerprint == recipe.fingerprint
         self._timings = None if metrics is None else Path(metrics) / "timings" / f"{recipe.command}.json"
         self._started = time.monotonic()
-        self._inspect()
-        for leftover in list(self.path.rglob(".*.tmp")):  # of a killed run
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
-        if self.facts is None:
-            Record.of(recipe, {}, None).write(self.path)
+        self._damaged: list[str] = []
+        self.facts: Facts | None = None
+        self.why_aside: str | None = None
+        if record is not None and not self.resumed:
+            self.why_aside = f"was made by other settings ({', '.join(recipe.changes_from(record))})"
+            if record.stage != recipe.command:
+                self.why_aside = f"was made by another stage ({record.stage or 'unknown'})"
 
-    def start_over(self, why: str) -> None:
-        """Put what is there aside and begin with an empty folder."""
-        record = Record.read(self.path)
-        assert record is not None
-        self._put_aside(record, why)
-        self.facts, self.resumed = None, False
-        Record.of(self.recipe, {}, None).write(self.path)
+    def inspect(self, can_mend: Callable[[], bool]) -> None:
+        """Look whether a finished artifact of this recipe has all its files, and they are whole.
+
+        Raises:
+            UserError: some are not, and cannot be made again alone.
+        """
+        record = self._record
+        if record is None or not (self.resumed and record.complete):
+            return
+        if not record.files:  # of an older version
+            wrong = {} if record.contents == self._contents() else {"": "has lost or changed some of its files"}
+        else:
+            wrong = damaged(self.path, record.files)
+        if not wrong:
+            self.facts = record.facts
+        elif record.files and not can_mend():
+            raise damage(self.path, wrong, f"move {self.path} away to make it again")
+        else:
+            self._damaged = [name for name in wrong if name]
+            say(f"{told(self.path, wrong)}; making again what is missing")
+
+    def make_room(self) -> None:
+        """Put aside what is not gone on with, and note that this recipe is being made."""
+        if self.why_aside is not None:
+            assert self._record is not None
+            self._put_aside(self._record, self.why_aside)
+            self.facts, self.resumed = None, False
+        if not self.resumed and self._timings is not None:
+            self._timings.unlink(missing_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        for leftover in list(self.path.rglob(LEFTOVER)):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        for name in self._damaged:
+            (self.path / name).unlink(missing_ok=True)
+        if self.facts is None:
+            Record.of(self.recipe, {}, None).write(self.path)
+        self.restore_record()
+
+    def restore_record(self) -> None:
+        """Write the record again where it was read from its copy."""
+        if self.resumed and self._record is not None and not is_record(self.path / SETTINGS):
+            self._record.write(self.path)
+            say(f"{self.path / SETTINGS} was damaged or gone; it is brought back from its copy")
 
     def finish(self, facts: Facts) -> None:
         """Mark the artifact whole."""
-        Record.of(self.recipe, facts, self._contents()).write(self.path)
+        files = checksums_of(self.path, self._names())
+        remember(self.path, files)
+        Record.of(self.recipe, facts, files).write(self.path)
         self.facts = facts
         if self._timings is not None:
-            segments = read_json(self._timings) if self._timings.exists() else []
-            segments.append({"seconds": round(time.monotonic() - self._started, 2), "resumed": self.resumed})
-            write_json(self._timings, segments)
+            self._add_timing(self._timings)
 
-    def _inspect(self) -> None:
-        """Decide between complete, resumed and fresh from what lies in the folder."""
-        record = Record.read(self.path)
-        if record is not None and record.fingerprint == self.recipe.fingerprint:
-            self.resumed = True
-            if record.complete and self._has_all(record):
-                self.facts = record.facts
-        elif record is not None:
-            why = f"was made by other settings ({', '.join(self.recipe.changes_from(record))})"
-            if record.stage != self.recipe.command:
-                why = f"was made by another stage ({record.stage or 'unknown'})"
-            self._put_aside(record, why)
-        elif self.path.exists() and any(self.path.iterdir()):
-            self._put_aside(Record(fingerprint="unknown"), "was not made by this stage")
-        else:
-            self._forget_timings()
-        self.path.mkdir(parents=True, exist_ok=True)
+    def _add_timing(self, path: Path) -> None:
+        """Note how long this run took behind those before it; timings that are damaged begin anew."""
+        try:
+            segments = read_as(list[dict[str, Any]], path) if path.exists() else []
+        except UserError as error:
+            say(f"timings are lost: {error}")
+            segments = []
+        segments.append({"seconds": round(time.monotonic() - self._started, 2), "resumed": self.resumed})
+        write_json(path, segments)
 
-    def _has_all(self, record: Record) -> bool:
-        if record.contents == self._contents():
-            return True
-        say(f"{self.path} has lost or changed some of its files; making them again")
-        return False
+    def _names(self) -> list[str]:
+        """The files of the artifact, without its record and what resuming needs."""
+        found = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
+        return [
+            path.as_posix() for path in found if path.name not in (SETTINGS, COPY) and CHECKPOINTS not in path.parts
+        ]
 
     def _contents(self) -> dict[str, int]:
-        """How many files the finished artifact has and their bytes, without its record and what resuming needs."""
-        files = [
-            path
-            for path in self.path.rglob("*")
-            if path.is_file() and path.name != SETTINGS and CHECKPOINTS not in path.relative_to(self.path).parts
-        ]
-        return {"files": len(files), "bytes": sum(path.stat().st_size for path in files)}
+        """How many files it has and their bytes."""
+        sizes = [(self.path / name).stat().st_size for name in self._names()]
+        return {"files": len(sizes), "bytes": sum(sizes)}
 
     def _put_aside(self, record: Record, why: str) -> None:
         """Make room without losing what was there: what a DVC run finished is in DVC's cache, all else is renamed."""
-        self._forget_timings()
         if record.complete and record.under_dvc and UNDER_DVC in os.environ:
             shutil.rmtree(self.path)
-            self.path.mkdir()
             say(f"{self.path} {why}; starting afresh (DVC's cache has the old one)")
             return
-        tag = record.fingerprint[:8] or "unknown"
-        aside = self.path.with_name(f"{self.path.name}.{tag}")
+        aside = self.path.with_name(f"{self.path.name}.{record.fingerprint[:8]}")
         number = 1
         while aside.exists():
             number += 1
-            aside = self.path.with_name(f"{self.path.name}.{tag}-{number}")
+            aside = self.path.with_name(f"{self.path.name}.{record.fingerprint[:8]}-{number}")
         self.path.rename(aside)
-        self.path.mkdir()
         say(f"{self.path} {why}; it is now {aside}, starting afresh")
-
-    def _forget_timings(self) -> None:
-        if self._timings is not None:
-            self._timings.unlink(missing_ok=True)

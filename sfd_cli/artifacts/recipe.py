@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from sfd_cli import __version__
+from sfd_cli.checksums import Checksums
 from sfd_cli.errors import UserError
-from sfd_cli.files import fingerprint, read_json, write_json
+from sfd_cli.files import fingerprint, parsed, read_json, write_json
 
 SETTINGS = "settings.json"
+COPY = ".settings.json"
+"""The same record once more: what tells which run an artifact belongs to must not hang on one file."""
 # DVC sets this for the commands it runs.
 UNDER_DVC = "DVC_STAGE"
 
@@ -67,53 +73,100 @@ class Record:
         inputs: fingerprints of what was read.
         facts: what the command noted.
         contents: number of files and of bytes of the finished artifact; None before.
+        files: checksums of its files; none in records from before there were any.
+        seal: digest of all of the above; "" in records from before there was one.
     """
 
     stage: str = ""
     version: str = ""
-    fingerprint: str = ""
+    # Part of the name of a folder that is put aside.
+    fingerprint: Annotated[str, Field(pattern=r"^[\w-]+$")] = ""
     complete: bool = False
     under_dvc: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
     facts: Facts = field(default_factory=dict)
     contents: dict[str, int] | None = None
+    files: Checksums = field(default_factory=dict)
+    seal: str = ""
 
     @classmethod
     def read(cls, folder: Path) -> Record | None:
-        """The record in `folder`, None where there is none; what is not of the kind that is written here is left out.
+        """The record in `folder`, by its copy where the first is damaged or gone; None where there is no record.
 
         Raises:
-            UserError: it is damaged.
+            UserError: it is damaged, and there is no whole copy.
         """
-        path = Path(folder) / SETTINGS
-        if not path.exists():
-            return None
-        found = read_json(path)
-        if not isinstance(found, dict):
-            raise UserError(path, "is not the record of an artifact", "delete it and run its stage again")
-        kinds = {key: type(value) for key, value in asdict(cls(contents={})).items()}
-        known: dict[str, Any] = {key: found[key] for key, kind in kinds.items() if isinstance(found.get(key), kind)}
-        return cls(**known)
+        path, copy = Path(folder) / SETTINGS, Path(folder) / COPY
+        try:
+            found = _read(path)
+        except UserError:
+            if (found := _read_copy(copy)) is None:
+                raise
+            return found
+        return _read_copy(copy) if found is None else found
 
     @classmethod
-    def of(cls, recipe: Recipe, facts: Facts, contents: dict[str, int] | None) -> Record:
-        """The record of an artifact: complete if `contents` is not None, else unfinished."""
+    def of(cls, recipe: Recipe, facts: Facts, files: Checksums | None) -> Record:
+        """The record of an artifact: complete if there are `files`, be it none of them, else unfinished."""
+        sizes = [int(checksum.split()[0]) for checksum in (files or {}).values()]
         return cls(
             stage=recipe.command,
             version=__version__,
             fingerprint=recipe.fingerprint,
-            complete=contents is not None,
+            complete=files is not None,
             under_dvc=UNDER_DVC in os.environ,
             settings=recipe.settings | recipe.free,
             inputs=recipe.inputs,
             facts=facts,
-            contents=contents,
+            contents=None if files is None else {"files": len(sizes), "bytes": sum(sizes)},
+            files=files or {},
         )
 
     def write(self, folder: Path) -> None:
-        """Write `settings.json`, atomically."""
-        write_json(folder / SETTINGS, asdict(self))
+        """Write `settings.json` and its copy, each atomically and the copy first."""
+        content = asdict(replace(self, seal=_seal(self)))
+        for name in (COPY, SETTINGS):
+            write_json(folder / name, content)
+
+
+def is_record(path: Path) -> bool:
+    """Whether a whole record of an artifact is there."""
+    try:
+        return _read(path) is not None
+    except UserError:
+        return False
+
+
+def _read(path: Path) -> Record | None:
+    """The record in a file; None where there is no file, or one that tells of something else.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not path.exists():
+        return None
+    remedy = f"bring it back from a copy (`dvc checkout` has what DVC finished), or move {path.parent} away"
+    found = read_json(path, remedy)
+    if isinstance(found, dict) and "fingerprint" not in found:
+        return None
+    record = parsed(Record, found, path, remedy)
+    if record.seal and record.seal != _seal(record):
+        raise UserError(path, "is damaged, or was changed by hand (its digest is another)", remedy)
+    return record
+
+
+def _read_copy(path: Path) -> Record | None:
+    try:
+        return _read(path)
+    except UserError:
+        return None
+
+
+def _seal(record: Record) -> str:
+    """Digest of a record as it is once it was written as JSON and read again."""
+    content = asdict(replace(record, seal=""))
+    return fingerprint(json.loads(json.dumps(content, default=str)))[:32]
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

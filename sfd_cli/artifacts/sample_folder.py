@@ -15,13 +15,14 @@ from typing import Any, Self
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import BaseModel, NonNegativeInt
 
 from sfd_cli.artifacts.fingerprints import finished
-from sfd_cli.artifacts.recipe import Record
+from sfd_cli.artifacts.recipe import SETTINGS, Record
 from sfd_cli.data.images import DECODE_ERRORS, image_files
 from sfd_cli.data.prefetch import threaded_map
 from sfd_cli.errors import StageFailure, UserError
-from sfd_cli.files import atomic_path, read_json, write_json
+from sfd_cli.files import atomic_path, parsed, read_as, write_json
 
 NPZ, LABELS = "samples.npz", "labels.json"
 # Zip's first day: a member's date must not say when it was written.
@@ -96,6 +97,12 @@ class SampleFolder:
         return index
 
 
+class _Facts(BaseModel):
+    """What `sfd sample` notes about its images."""
+
+    class_names: list[str]
+
+
 @dataclass(frozen=True)
 class Samples:
     """Images to look at: those of a finished sample folder, or of a folder from elsewhere.
@@ -131,15 +138,18 @@ class Samples:
             files = image_files(folder)
             return cls(files, [0] * len(files), _side(files[0]), str(folder), {}, [])
         record = finished(folder, "sfd sample")
-        labels = [int(label) for label in read_json(folder / LABELS)]
+        labels = read_as(list[NonNegativeInt], folder / LABELS)
         files = [SampleFolder(folder).image(index) for index in range(len(labels))]
         missing = [path for path in files if not path.is_file()]
         if missing:
             problem = f"is missing ({len(missing)} of {len(files)} samples)"
             raise UserError(missing[0], problem, "run `sfd sample` again")
         description = f"{folder} {record.fingerprint[:16]}"
-        names, from_file = record.facts["class_names"], "noise" in record.inputs
-        return cls(files, labels, _side(files[0]), description, record.settings, names, from_file)
+        facts = parsed(_Facts, record.facts, folder / SETTINGS)
+        if not labels or max(labels) >= len(facts.class_names):
+            raise UserError(folder / LABELS, f"names no class of {len(facts.class_names)}", "run `sfd sample` again")
+        from_file = "noise" in record.inputs
+        return cls(files, labels, _side(files[0]), description, record.settings, facts.class_names, from_file)
 
     def choose(self, count: int | None, seed: int) -> list[int]:
         """Indices of `count` random samples, ascending; of all where it is None.

@@ -2,10 +2,10 @@
 
 import sys
 
-from sfd_cli.cli import init, presets, schedule, study, weights
+from sfd_cli.cli import init, presets, schedule, study, verify, weights
 from sfd_cli.cli.app import app
 
-__all__ = ["app", "init", "main", "presets", "schedule", "study", "weights"]
+__all__ = ["app", "init", "main", "presets", "schedule", "study", "verify", "weights"]
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import typer
 from sfd_cli.cli.app import app
 from sfd_cli.cli.options import PARSERS
 from sfd_cli.cli.terminal import friendly_errors, print_result
+from sfd_cli.messages import printable
 
 study_app = typer.Typer(
     help="Studies: rows of settings x seeds, run, compared in pairs, and shown.", no_args_is_help=True
@@ -31,7 +32,7 @@ def study_list() -> None:
     for name, path in studies.items():
         study = read_study(path)
         done = len(read_results(STUDIES / name))
-        typer.echo(f"{name:<{width}}  {done:>3} of {len(study.rows) * len(study.seeds):<3}  {study.title}")
+        typer.echo(f"{name:<{width}}  {done:>3} of {len(study.rows) * len(study.seeds):<3}  {printable(study.title)}")
     if not studies:
         typer.echo(f"there are no studies here; one is a file {STUDIES}/NAME/study.yaml")
 
@@ -46,7 +47,8 @@ def study_show(name: _NAME) -> None:
 
     study, _ = open_study(name)
     rows = analyse(study, read_results(STUDIES / name))
-    typer.echo("\n".join([study.question, "", *table(study, rows), "", paragraph(study, rows)]))
+    for line in "\n".join([study.question, "", *table(study, rows), "", paragraph(study, rows)]).split("\n"):
+        typer.echo(printable(line))
 
 
 @study_app.command("run")

@@ -14,9 +14,12 @@ from typing import Any
 import typer
 
 from sfd_cli.errors import SfdError, StageFailure, UserError
+from sfd_cli.messages import printable
 
 # A path that cannot be read or written: the user's to change.
 UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+# Characters of an error that are shown: it may quote names from a file, which are as long as the file likes.
+LONGEST = 2000
 
 
 def _terminate(signum: int, _frame: types.FrameType | None) -> None:
@@ -56,7 +59,10 @@ def _with_fields(error: Exception) -> SfdError:
 
 
 def _ended(code: int, sentence: str) -> SystemExit:
-    typer.secho(f"sfd: error: {sentence}", fg="red", err=True)
+    shown = printable(sentence)
+    if len(shown) > LONGEST:
+        shown = f"{shown[: LONGEST // 2]} ... {shown[-LONGEST // 2 :]}"
+    typer.secho(f"sfd: error: {shown}", fg="red", err=True)
     return SystemExit(code)
 
 
@@ -64,11 +70,12 @@ def print_result(result: dict[str, Any], indent: str = "") -> None:
     """A stage's summary as aligned lines; only the first process of a torchrun prints."""
     if int(os.environ.get("RANK", "0")):
         return
-    width = max((len(str(key)) for key in result), default=0)
-    for key, value in result.items():
+    shown = {printable(key): value for key, value in result.items()}
+    width = max(map(len, shown), default=0)
+    for key, value in shown.items():
         if isinstance(value, dict):
             typer.echo(f"{indent}{key}")
             print_result(value, indent + "  ")
         else:
-            shown = f"{value:.6g}" if isinstance(value, float) else value
-            typer.echo(f"{indent}{key:<{width}}  {shown}")
+            text = f"{value:.6g}" if isinstance(value, float) else printable(value)
+            typer.echo(f"{indent}{key:<{width}}  {text}")

@@ -140,7 +140,6 @@ class Latents(Section):
     texture_gain: float = Field(
         1.0,
         gt=0,
-        allow_inf_nan=False,
         description="size of the normalised textures; below 1 noise hides them longer, a lead for semantics",
     )
     seed: int = Field(0, ge=0, description="seed of the posterior samples; image i depends on it and i alone")

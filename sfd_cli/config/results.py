@@ -40,7 +40,7 @@ class Sample(Section):
     delta_t: float | None = Field(
         None, ge=0, le=1, description="offset by which semantics lead textures; unset: as schedule says"
     )
-    lead: float | None = Field(None, allow_inf_nan=False, description=LEAD_HELP)
+    lead: float | None = Field(None, description=LEAD_HELP)
     lead_slope: float | None = Field(None, gt=-4, lt=4, description=SLOPE_HELP)
     knots: Annotated[list[float], AfterValidator(require_path)] | None = Field(None, description=KNOTS_HELP)
     steps: int = Field(24, gt=0, description="solver steps over the whole schedule (unused by dopri5)")

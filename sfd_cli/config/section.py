@@ -13,18 +13,23 @@ from pydantic import (
 
 from sfd_cli.errors import SettingError
 
+LARGEST = 2**63 - 1
+"""Seeds and counts go into 64-bit integers of PyTorch, NumPy and HDF5."""
+
 
 class Section(BaseModel):
-    """A block of `params.yaml`. Unknown keys are errors; values do not change once read."""
+    """A block of `params.yaml`. Unknown keys are errors, numbers are finite; values do not change once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _yes_is_not_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads yes, no, on and off as booleans, and pydantic would take them for 1 and 0."""
+    def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads yes, no, on and off as booleans, which pydantic would take for 1 and 0; and any integer."""
         kind = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
             problem = f"expected another kind of value than {str(value).lower()}"
             raise SettingError("", problem, "put yes, no, on and off in quotes where they are words")
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise SettingError("", "the number does not fit into 64 bits", f"use {LARGEST} at most")
         return value

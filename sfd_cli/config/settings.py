@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, get_args
 
-import yaml
 from pydantic import (
     ValidationError,
     model_validator,
@@ -25,6 +25,7 @@ from sfd_cli.config.results import Fid, Foreign, Report, Sample
 from sfd_cli.config.section import Section
 from sfd_cli.config.transformers import DiT, LearnSchedule
 from sfd_cli.errors import SettingError, UserError
+from sfd_cli.files import read_yaml
 from sfd_cli.laws import (
     LEARNED,
     laid_over,
@@ -127,17 +128,15 @@ def load_settings(path: Path = DEFAULT_PARAMS, overrides: dict[str, dict[str, An
     path = Path(path)
     if path != DEFAULT_PARAMS and not path.exists():
         raise UserError(path, "does not exist", "check the path")
-    try:
-        values = yaml.safe_load(path.read_text()) if path.exists() else {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(path, f"is not valid YAML ({' '.join(str(error).split())})", "correct it") from None
-    values = values or {}
+    values = (read_yaml(path) if path.exists() else None) or {}
     if not isinstance(values, dict):
         raise UserError(path, f"holds a {type(values).__name__}", "give sections such as 'dit:' at the top level")
     for section, keys in (overrides or {}).items():
         present = values.get(section) or {}
         if not isinstance(present, dict):
-            raise UserError(section, f"expected a section of keys in {path}, found {present!r}", "correct it")
+            raise UserError(
+                section, f"expected a section of keys in {path}, found {_SHORT.repr(present)}", "correct it"
+            )
         values[section] = laid_over(present, keys)
     given = [f"{section}.{key}" for section, keys in (overrides or {}).items() for key in keys]
     return validate_settings(values, str(path), given)
@@ -178,9 +177,14 @@ def first_problem(error: ValidationError, root: type[Section] = Settings) -> Set
     elif cause is not None:
         problem = str(cause)
     else:
-        problem = f"{first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}"
+        problem = f"{first['msg'][0].lower()}{first['msg'][1:]}, found {_SHORT.repr(first['input'])}"
     key = ".".join(str(part) for part in (*first["loc"], own) if part != "")
     return SettingError(key, problem + more, remedy)
+
+
+_SHORT = reprlib.Repr()
+"""How values are shown that may be of any size, or refer to one another a billion times."""
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
 
 
 def _nearest(root: type[Section], loc: tuple[str | int, ...]) -> str:

@@ -58,7 +58,7 @@ class DiT(Section):
     )
     schedule: Annotated[str, AfterValidator(_law)] = Field(DEFAULT_LAW, description=TRAINED_LAW_HELP)
     delta_t: float = Field(0.3, ge=0, le=1, description="offset by which semantics lead textures; read by offset")
-    lead: float = Field(0.0, allow_inf_nan=False, description=LEAD_HELP)
+    lead: float = Field(0.0, description=LEAD_HELP)
     lead_slope: float = Field(0.0, gt=-4, lt=4, description=SLOPE_HELP)
     knots: Annotated[list[float], AfterValidator(require_path)] = Field([], description=KNOTS_HELP)
     objective: Literal["paper", "corrected"] = Field(
@@ -68,7 +68,6 @@ class DiT(Section):
     lead_jitter: float = Field(
         0.0,
         ge=0,
-        allow_inf_nan=False,
         description="every image has a lead of its own, up to this far from the schedule's",
     )
     leader_noise: float = Field(
@@ -101,7 +100,6 @@ class DiT(Section):
     )
     time_mean: float = Field(
         0.0,
-        allow_inf_nan=False,
         description="mean of the normal behind the times (logit-normal); negative: nearer to noise",
     )
     label_dropout: float = Field(0.1, ge=0, le=1, description="probability of training on the null class")
@@ -201,8 +199,8 @@ class Probe(DiT):
     depth: int = Field(12, gt=0, description=DiT.model_fields["depth"].description)
     heads: int = Field(6, gt=0, description=DiT.model_fields["heads"].description)
     schedule: Literal["lead"] = Field("lead", description="leads around `lead`, uniform within `lead_jitter`")
-    lead: float = Field(1.5, allow_inf_nan=False, description=LEAD_HELP)
-    lead_jitter: float = Field(3.5, ge=0, allow_inf_nan=False, description=DiT.model_fields["lead_jitter"].description)
+    lead: float = Field(1.5, description=LEAD_HELP)
+    lead_jitter: float = Field(3.5, ge=0, description=DiT.model_fields["lead_jitter"].description)
     repa: Literal["none"] = Field("none", description="the probe learns from the latents alone")
     holdout: float = Field(0.1, gt=0, lt=1, description="fraction of the images that the schedule is judged on")
     steps: int = Field(10_000, gt=0, description=DiT.model_fields["steps"].description)
@@ -215,8 +213,8 @@ class LearnSchedule(Section):
     learn: bool = Field(False, description="learn a schedule, for dit.schedule: learned and guide.schedule: learned")
     probe: Probe = Field(Probe(), description="the small network")
     levels: int = Field(9, ge=3, description="noise levels of each stream at which its errors are taken")
-    lowest: float = Field(-4.0, allow_inf_nan=False, description="the first level, in logit time")
-    highest: float = Field(2.2, allow_inf_nan=False, description="the last level, in logit time; 2.2 is t = 0.9")
+    lowest: float = Field(-4.0, description="the first level, in logit time")
+    highest: float = Field(2.2, description="the last level, in logit time; 2.2 is t = 0.9")
     draws: int = Field(4, gt=0, description="draws of noise for every held-out image")
     criterion: Literal["excess", "kinetic"] = Field(
         "excess",

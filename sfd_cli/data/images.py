@@ -13,16 +13,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
+from typing import Annotated
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, Field
 
 from sfd_cli.data.archives import StoredImage
 from sfd_cli.errors import UserError
-from sfd_cli.files import read_json, write_json
+from sfd_cli.files import read_as, write_json
+from sfd_cli.messages import say
 
-MANIFEST = "manifest.json"
+MANIFEST, AGAIN = "manifest.json", "run `sfd prepare-data` again"
 EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test"})
 Place = tuple[str | int, ...]
@@ -37,6 +40,15 @@ DECODE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+
+
+class _Content(BaseModel):
+    """`manifest.json`: where the images are, their fingerprint, and the files of every class."""
+
+    root: str
+    fingerprint: str
+    images: Annotated[dict[str, list[str]], Field(min_length=1)]
+    places: list[list[str | int]] = []
 
 
 @dataclass(frozen=True)
@@ -89,22 +101,17 @@ class ImageManifest:
         path = Path(folder) / MANIFEST
         if not path.exists():
             raise UserError(folder, "holds no image manifest", "run `sfd prepare-data` first")
-        content = read_json(path)
-        try:
-            images: dict[str, list[str]] = content["images"]
-            classes = list(images)
-            files = [f"{name}/{file}" for name, members in images.items() for file in members]
-            labels = [label for label, members in enumerate(images.values()) for _ in members]
-            root, fingerprint = Path(folder, content["root"]), content["fingerprint"]
-            places = [(str(place[0]), *place[1:]) for place in content.get("places", [])]
-            if places and len(places) != len(files):
-                raise KeyError("places")
-        except (KeyError, TypeError, AttributeError, IndexError):
-            raise UserError(path, "is not an image manifest", "delete it and run `sfd prepare-data` again") from None
+        content = read_as(_Content, path, AGAIN)
+        files = [f"{name}/{file}" for name, members in content.images.items() for file in members]
+        labels = [label for label, members in enumerate(content.images.values()) for _ in members]
+        places = [tuple(place) for place in content.places]
+        if places and (len(places) != len(files) or not all(place and isinstance(place[0], str) for place in places)):
+            raise UserError(path, "is damaged (places: not one for every image)", AGAIN)
+        root = Path(folder, content.root)
         if not root.is_dir():
             problem = f"names the image folder {root}, which is gone"
             raise UserError(path, problem, "put it back or run `sfd prepare-data`")
-        return cls(root, classes, files, labels, fingerprint, places)
+        return cls(root, list(content.images), files, labels, content.fingerprint, places)
 
     def save(self, folder: Path, root: str) -> None:
         """Write the manifest into `folder`; `root` is absolute, or relative to `folder`."""
@@ -260,14 +267,38 @@ def list_image_folder(root: Path) -> list[str]:
         raise UserError("images.folder", problem, f"name one of them, such as {root / classes[0]}")
     files = []
     for name in classes:
-        for folder, subfolders, members in os.walk(root / name, followlinks=True):
-            subfolders[:] = [subfolder for subfolder in subfolders if not subfolder.startswith(".")]
-            inside = Path(folder).relative_to(root)
+        for folder, members in _folders(root, name):
+            inside = folder.relative_to(root)
             files += [(inside / member).as_posix() for member in members if is_image(member)]
     if not files:
         remedy = f"put some there ({', '.join(sorted(EXTENSIONS))})"
         raise UserError("images.folder", f"the class folders of {root} hold no images", remedy)
     return sorted(files, key=lambda file: file.split("/"))
+
+
+def _folders(root: Path, name: str) -> Iterator[tuple[Path, list[str]]]:
+    """The class folder `name` of `root` and all folders in it, each with its files; hidden ones are passed over.
+
+    Links are followed, but every folder is visited once, by its own path rather than by a link where it has one inside
+    the class: links may lead back to where they lie.
+    """
+    seen, pending = {_identity(root)}, [root / name]
+    for start in pending:  # which grows by the links that are found
+        for place, subfolders, members in os.walk(start):
+            folder = Path(place)
+            if _identity(folder) in seen:
+                say(f"left out: {folder} leads to a folder that is listed already")
+                subfolders.clear()
+                continue
+            seen.add(_identity(folder))
+            subfolders[:] = sorted(subfolder for subfolder in subfolders if not subfolder.startswith("."))
+            pending += [folder / subfolder for subfolder in subfolders if (folder / subfolder).is_symlink()]
+            yield folder, members
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    state = folder.stat()
+    return state.st_dev, state.st_ino
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from sfd_cli.data.moments import Moments
 from sfd_cli.data.prefetch import prefetched
-from sfd_cli.data.store import INDEX, Field, misfit, shard_name
+from sfd_cli.data.store import CHECKS, INDEX, Field, checks_of, misfit, shard_name
 from sfd_cli.errors import StageFailure
 from sfd_cli.files import atomic_path
 from sfd_cli.messages import say
@@ -39,6 +39,7 @@ class ShardWriter:
         self._unwritten = dict.fromkeys(fields, count)
         for name, field in fields.items():
             file.create_dataset(name, (count, *field.shape), field.dtype)
+            file.create_dataset(f"{CHECKS}/{name}", (count, field.shape[0]), np.uint32)
 
     def write(self, start: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Put the arrays of consecutive images at row `start` of this shard; every row is written once."""
@@ -46,7 +47,9 @@ class ShardWriter:
             data = self._file[name]
             if array.shape[1:] != data.shape[1:] or start + len(array) > len(data):
                 raise ValueError(f"{name}: {array.shape} does not fit at row {start} of {data.shape}")
-            data[start : start + len(array)] = array
+            stored = np.ascontiguousarray(array, data.dtype)
+            data[start : start + len(array)] = stored
+            self._file[f"{CHECKS}/{name}"][start : start + len(array)] = checks_of(stored, data.shape[1])
             self._unwritten[name] -= len(array)
 
     def keep(self, name: str, array: np.ndarray) -> None:

@@ -2,7 +2,9 @@
 
 A store is a folder of `shard-NNNNN.h5`, each whole or absent, and an `index.h5` whose virtual data sets
 present them as one. Any HDF5 program can open either; no array needs this module to be read. `data/shards.py` writes
-stores: uncompressed and in one piece per field, so that every array has a known place in its file.
+stores: uncompressed and in one piece per field, so that every array has a known place in its file. In every shard
+`crc32/<field>` (n, flips) holds the CRC-32 of each view of each image, which is compared when it is first read: HDF5's
+own checksums are for data sets in chunks.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import json
 import os
 import resource
 import weakref
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,10 +24,12 @@ from typing import Any
 import h5py
 import numpy as np
 
+from sfd_cli.checksums import forget
 from sfd_cli.errors import UserError
 from sfd_cli.messages import say
 
 INDEX = "index.h5"
+CHECKS = "crc32"
 # Reads only what is in the page cache; where a system lacks it, every read is an ordinary one.
 CACHED_ONLY = getattr(os, "RWF_NOWAIT", 0)
 # Files that the rest of the program may need beside the shards.
@@ -68,7 +73,7 @@ class Store:
         try:
             with h5py.File(path, "r") as index:
                 self._read_index(index)
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
             raise UserError(path, f"is damaged ({error})", _AGAIN) from None
         shards = -(-len(self) // self._shard_size)
         _allow_open_files(shards + SPARE_FILES)
@@ -76,6 +81,10 @@ class Store:
         weakref.finalize(self, _close, self._files)
         # Where a field begins in every shard's file, bytes.
         self._offsets = {name: np.zeros(shards, np.int64) for name in self.fields}
+        # CRC-32 of every view of every image, and whether it is still to be compared; shards of old have none.
+        views = {name: (len(self), field.shape[0]) for name, field in self.fields.items()}
+        self._checks = {name: np.zeros(shape, np.uint32) for name, shape in views.items()}
+        self._unchecked = {name: np.zeros(shape, bool) for name, shape in views.items()}
         for shard in range(shards):
             self._open_shard(shard)
 
@@ -111,7 +120,7 @@ class Store:
         Raises:
             IndexError: a position or a flip is outside the store.
             ValueError: not a flip for every image; or `out` is of another shape or dtype, or not contiguous.
-            UserError: a file was cut short since the store was opened.
+            UserError: a file was cut short since the store was opened, or does not hold what was written.
         """
         positions = np.asarray(indices, np.int64)
         flipped = None if flips is None else np.asarray(flips, np.int64)
@@ -127,7 +136,23 @@ class Store:
         size = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
         pieces = rows * shape[0] if flipped is None else rows * shape[0] + flipped
         self._read_pieces(batch, shards, self._offsets[field][shards] + pieces * size)
+        self._check(batch, field, positions, flipped)
         return batch
+
+    def _check(self, batch: np.ndarray, field: str, positions: np.ndarray, flips: np.ndarray | None) -> None:
+        """Compare what is read for the first time with its CRC-32."""
+        rows, views = (positions[:, None], np.arange(batch.shape[1])) if flips is None else (positions, flips)
+        unchecked = self._unchecked[field][rows, views]
+        if not unchecked.any():
+            return
+        found = checks_of(batch, 1).squeeze(1) if flips is not None else checks_of(batch, batch.shape[1])
+        wrong = unchecked & (found != self._checks[field][rows, views])
+        if wrong.any():
+            position = int(positions[np.argwhere(wrong)[0][0]])
+            forget(self.folder)  # whose files are else taken for whole by their times
+            path = self.folder / shard_name(position // self._shard_size)
+            raise UserError(path, f"is damaged: {field} of image {position} is not what was written", _AGAIN)
+        self._unchecked[field][rows, views] = False
 
     def _read_pieces(self, batch: np.ndarray, shards: np.ndarray, begins: np.ndarray) -> None:
         """Fill `batch` with what begins at bytes `begins` of the files of `shards`.
@@ -170,16 +195,29 @@ class Store:
     def _read_index(self, index: h5py.File) -> None:
         self.fingerprint = str(index.attrs["fingerprint"])
         self._shard_size = int(index.attrs["shard_size"])
+        if self._shard_size < 1:
+            raise ValueError(f"shard_size is {self._shard_size}")
         self.attributes: dict[str, Any] = json.loads(index.attrs["attributes"])
+        if not isinstance(self.attributes, dict):
+            raise ValueError("its attributes are no names and values")
         self.fields = {
             name: Field(data.shape[1:], data.dtype.str)
             for name, data in index.items()
             if isinstance(data, h5py.Dataset) and data.is_virtual
         }
-        self.labels: np.ndarray = index["labels"][:]
-        self.indices: np.ndarray = index["indices"][:]
+        self.labels = _read_list(index, "labels", "i")
+        self.indices = _read_list(index, "indices", "i")
         self.classes = _read_texts(index, "classes")
-        self.statistics = {name: values[:] for name, values in index.get("statistics", {}).items()}
+        statistics = index.get("statistics", {})
+        self.statistics = {name: _read_list(statistics, name, "f") for name in statistics}
+        if not self.fields or not all(len(field.shape) > 1 and all(field.shape) for field in self.fields.values()):
+            raise ValueError("it has no fields, or empty ones")
+        if len(self.labels) == 0 or len(self.indices) != len(self.labels):
+            raise ValueError(f"{len(self.labels)} labels for {len(self.indices)} images")
+        if self.labels.min() < 0 or (self.classes and self.labels.max() >= len(self.classes)):
+            raise ValueError(f"labels {self.labels.min()} to {self.labels.max()} of {len(self.classes)} classes")
+        if not all(np.isfinite(values).all() for values in self.statistics.values()):
+            raise ValueError("its statistics are not finite")
 
     def _open_shard(self, shard: int) -> None:
         """Open a shard's file and note where its fields begin."""
@@ -194,13 +232,25 @@ class Store:
                     if (problem := misfit(file[name], count, field)) is not None:
                         raise UserError(path, f"{name} {problem}", _AGAIN)
                     self._offsets[name][shard] = file[name].id.get_offset()
+                    if CHECKS in file:
+                        rows = slice(shard * self._shard_size, shard * self._shard_size + count)
+                        self._checks[name][rows] = file[f"{CHECKS}/{name}"]
+                        self._unchecked[name][rows] = True
         except FileNotFoundError:
             raise UserError(path, "is missing", _AGAIN) from None
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             if isinstance(error, OSError) and error.errno == errno.EMFILE:
                 remedy = "raise `ulimit -n`, or write the store again with a larger shard_size"
                 raise UserError(self.folder, "has more shards than files may be open at once", remedy) from None
             raise UserError(path, f"is truncated or damaged ({error})", f"delete it and {_AGAIN}") from None
+
+
+def checks_of(arrays: np.ndarray, flips: int) -> np.ndarray:
+    """CRC-32 of each view of images (n, flips, ...), contiguous: uint32 (n, flips)."""
+    memory, views = arrays.reshape(-1).view(np.uint8).data, len(arrays) * flips
+    size = len(memory) // max(views, 1)
+    checks = [zlib.crc32(memory[view * size : (view + 1) * size]) for view in range(views)]
+    return np.array(checks, np.uint32).reshape(len(arrays), flips)
 
 
 def is_readable(folder: Path) -> bool:
@@ -254,5 +304,19 @@ def _require_within(values: np.ndarray, count: int, what: str) -> None:
         raise IndexError(f"{what} {values.min()} to {values.max()}, but there are {count}")
 
 
+def _read_list(file: h5py.Group, name: str, kind: str) -> np.ndarray:
+    """A data set of one axis and a kind of dtype ("i", "f" or "S"), all of whose values are in the file.
+
+    Raises:
+        ValueError: it is something else. HDF5 lets a file of a kilobyte claim a terabyte of zeros.
+    """
+    data = file[name]
+    if not isinstance(data, h5py.Dataset) or data.ndim != 1 or data.dtype.kind != kind:
+        raise ValueError(f"{name} is no list of the kind that is written here")
+    if data.id.get_storage_size() != data.size * data.dtype.itemsize:
+        raise ValueError(f"{name} is not stored in one piece")
+    return data[:]
+
+
 def _read_texts(file: h5py.File, name: str) -> list[str]:
-    return [text.decode() for text in file[name][:]]
+    return [text.decode() for text in _read_list(file, name, "S")]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sfd_cli.config import first_problem
 from sfd_cli.errors import UserError
 from sfd_cli.files import atomic_path, read_json, write_json
 from sfd_cli.formats.format import FormatError, ModelParts, about
@@ -60,11 +63,36 @@ def _read_config(folder: Path) -> Any:
     return read_json(path)
 
 
+class _Statistics(BaseModel):
+    """Mean and standard deviation of every channel of the latents that a transformer was trained on."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    mean: list[float]
+    std: list[Annotated[float, Field(gt=0)]]
+
+
+class _Description(BaseModel):
+    """What `config.json` says of a model; keys that it need not have are of transformers."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    type: str
+    config: dict[str, Any]
+    statistics: _Statistics | None = None
+    classes: list[str | int] | None = None
+    image_size: Annotated[int, Field(gt=0)] | None = None
+    delta_t: Annotated[float, Field(ge=0, le=1)] | None = None
+    schedule: dict[str, Any] | None = None
+    texture_vae: str | None = None
+
+
 def _require_model(folder: Path, description: Any) -> dict[str, Any]:
-    if not isinstance(description, dict) or not isinstance(description.get("config"), dict):
-        raise UserError(
-            Path(folder) / CONFIG, "does not describe a model (no 'config' in it)", "run the stage that makes it again"
-        )
+    try:
+        _Description.model_validate(description)
+    except ValidationError as error:
+        problem = f"does not describe a model ({first_problem(error)})"
+        raise UserError(Path(folder) / CONFIG, problem, "fetch it again, or run the stage that makes it") from None
     return description
 
 
@@ -115,12 +143,14 @@ def load_model(folder: Path, stem: str) -> nn.Module:
     """
     folder = Path(folder)
     config = load_model_config(folder)
-    with about(folder / CONFIG):
-        network = _built(load_config(folder)["type"], config)
+    kind = load_config(folder)["type"]
+    with about(folder / CONFIG), torch.device("meta"):
+        shape = _built(kind, config)  # without memory, which is taken once the weights are known to fit
     path, tables = folder / f"{stem}.safetensors", folder / f"{stem}{TABLES}.safetensors"
     tensors = read_safetensors(path)
     with about(path):
-        require_fit(network, tensors)
+        require_fit(shape, tensors)
+    network = _built(kind, config)
     network.load_state_dict(tensors)
     if tables.exists():
         buffers = dict(network.named_buffers())
@@ -164,11 +194,10 @@ def configured(config_type: type[C], values: Mapping[str, Any]) -> C:
     problems += [f"{key} is unknown" for key in values if key not in known]
     if not problems:
         try:
-            return config_type(**values)
-        except ValueError as error:
-            problems = [str(error)]
-        except TypeError:
-            problems = ["one of its values is of the wrong type"]
+            # As JSON, in which a list may be a tuple and a whole number a float, but no text a number.
+            return TypeAdapter(config_type).validate_json(json.dumps(dict(values)), strict=True)
+        except ValidationError as error:
+            problems = [str(first_problem(error))]
     raise FormatError(f"does not describe a {config_type.__name__.removesuffix('Config')}: {'; '.join(problems)}")
 
 
@@ -178,7 +207,7 @@ def _built(kind: str, config: Any) -> nn.Module:
     assert architecture is not None
     try:
         return architecture[0](config)
-    except (TypeError, ValueError):
+    except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError):
         raise FormatError(f"does not describe a {kind}: one of its values is impossible") from None
 
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sfd_cli.architecture import require_patches, require_transformer
+from sfd_cli.architecture import WIDEST, require_counts, require_patches, require_positions, require_transformer
 from sfd_cli.diffusion.conditions import Conditions
 from sfd_cli.diffusion.latents import LatentSpace, Streams
 from sfd_cli.diffusion.objective import velocity_of_data
@@ -68,6 +68,12 @@ class LightningDiTConfig:
             width=self.width, depth=self.depth, heads=self.heads, rope=self.rope, repa_depth=self.repa_depth
         )
         require_patches(self.grid, self.patch_size)
+        require_positions(self.tokens_per_side, self.width)
+        require_counts(in_channels=self.in_channels, num_classes=self.num_classes, repa_width=self.repa_width)
+        require_counts(0, self.in_channels, semantic_channels=self.semantic_channels)
+        require_counts(0, feature_width=self.feature_width)
+        if not 0 < self.mlp_ratio <= WIDEST:  # which is false of what is no number
+            raise SettingError("mlp_ratio", f"{self.mlp_ratio} makes no hidden channels", "use another number")
         if self.repa_depth and not self.feature_width:
             raise SettingError("feature_width", "a REPA projector needs the width of the patch tokens", "give it")
         if self.prediction not in PREDICTIONS:

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from sfd_cli.architecture import require_components
+from sfd_cli.architecture import require_components, require_counts
 from sfd_cli.networks.gaussian import LOGVAR_RANGE
 from sfd_cli.networks.principal import leading_directions
 
@@ -21,6 +21,7 @@ class SemanticPCAConfig:
     channels: int
 
     def __post_init__(self) -> None:
+        require_counts(feature_width=self.feature_width)
         require_components(self.feature_width, self.channels)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfd_cli.architecture import require_heads
+from sfd_cli.architecture import DEEPEST, require_counts, require_heads
 from sfd_cli.networks.gaussian import LOGVAR_RANGE, draw
 from sfd_cli.networks.tiles import join_tiles, split_tiles
 
@@ -34,6 +34,8 @@ class SemanticVAEConfig:
 
     def __post_init__(self) -> None:
         require_heads(self.width, self.heads)
+        require_counts(feature_width=self.feature_width, channels=self.channels, tiles=self.tiles)
+        require_counts(0, DEEPEST, depth=self.depth)
 
 
 class SemanticVAE(nn.Module):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfd_cli.architecture import DECODER_PATCH, require_components, require_decoder
+from sfd_cli.architecture import DECODER_PATCH, DEEPEST, require_components, require_counts, require_decoder
 from sfd_cli.networks.gaussian import LOGVAR_RANGE
 from sfd_cli.networks.image_correction import ImageCorrection
 from sfd_cli.networks.precision import autocast
@@ -33,6 +33,7 @@ class TexturePCAConfig:
     def __post_init__(self) -> None:
         # JSON has no tuples; a configuration read back must equal the one that was written.
         object.__setattr__(self, "decoder_channels", tuple(self.decoder_channels))
+        require_counts(most=DEEPEST, patch_size=self.patch_size, decoder_patch=self.decoder_patch)
         require_components(self.width, self.channels, "pixel patches")
         require_decoder(self.decoder_channels, self.norm_groups)
 

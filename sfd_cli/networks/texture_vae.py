@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfd_cli.architecture import require_levels
+from sfd_cli.architecture import DEEPEST, require_counts, require_levels
 from sfd_cli.networks.gaussian import LOGVAR_RANGE, draw
 
 
@@ -33,6 +33,8 @@ class TextureVAEConfig:
         # JSON has no tuples; a configuration read back must equal the one that was written.
         object.__setattr__(self, "block_channels", tuple(self.block_channels))
         object.__setattr__(self, "attention_levels", tuple(self.attention_levels))
+        require_counts(channels=self.channels, space_to_depth=self.space_to_depth)
+        require_counts(most=DEEPEST, layers_per_block=self.layers_per_block)
         require_levels(self.block_channels, self.norm_groups, self.attention_levels)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -139,7 +139,7 @@ class LatentEncoder:
             arrays[name] = sample.unflatten(0, (-1, self._flips)).half().cpu().numpy()
         if self._settings.latents.store_features and tokens is not None:
             arrays["features"] = tokens
-        self._require_finite(indices, arrays)
+        require_finite(self._manifest, indices, arrays)
         return arrays
 
     def _tokens(self, indices: np.ndarray, images: Tensor) -> np.ndarray:
@@ -172,12 +172,18 @@ class LatentEncoder:
             problem = f"was trained on tokens {expected} wide, but {self._settings.encoder.name} gives {width}"
             raise UserError(self._settings.paths.semvae, problem, "run `sfd train-semvae` again")
 
-    def _require_finite(self, indices: Sequence[int], arrays: dict[str, np.ndarray]) -> None:
-        for name, array in arrays.items():
-            whole = np.isfinite(array).reshape(len(array), -1).all(axis=1)
-            if not whole.all():
-                file, problem = self._manifest.path(indices[int(np.argmin(whole))]), f"{name} latents are not finite"
-                raise StageFailure(file, f"its {problem} in float16", "the network that makes them may be damaged")
+
+def require_finite(manifest: ImageManifest, indices: Sequence[int], arrays: Mapping[str, np.ndarray]) -> None:
+    """Check what networks made of the images `indices` of a manifest, arrays (n, ...) float16.
+
+    Raises:
+        StageFailure: a value is not finite; names the image.
+    """
+    for name, array in arrays.items():
+        whole = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+        if not whole.all():
+            file, problem = manifest.path(indices[int(np.argmin(whole))]), f"its {name} are not finite in float16"
+            raise StageFailure(file, problem, "the network that makes them may be damaged")
 
 
 def _open_texture_vae(settings: Settings) -> TextureCompressor:

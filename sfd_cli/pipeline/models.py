@@ -95,6 +95,7 @@ class SamplingModels:
             trained_law=self.trained_law,
             name=self.dit.source,
             guide_name=None if self.guide is None else self.guide.source,
+            vae_name="texture_vae" if self.texture_vae is None else self.texture_vae.source,
         )
         if sample.compile and can_compile(device):
             for network in (sampler.dit, sampler.guide):

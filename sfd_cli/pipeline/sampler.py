@@ -51,6 +51,7 @@ class Sampler:
         trained_law: the law that the transformer was trained with, as `laws.law_of` gives it, where it is known.
         name: where the transformer is, for messages.
         guide_name: where the guide is.
+        vae_name: where the texture VAE is.
 
     Raises:
         UserError: models and settings do not belong together.
@@ -65,6 +66,7 @@ class Sampler:
     trained_law: Mapping[str, Any] | None = None
     name: str = "dit"
     guide_name: str | None = None
+    vae_name: str = "texture_vae"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sample", self.sample.with_law(self.trained_law))
@@ -162,11 +164,22 @@ class Sampler:
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 3, H, W) uint8 of normalised composite latents (B, C, h, w); the semantic channels are dropped."""
+        """Images (B, 3, H, W) uint8 of normalised composite latents (B, C, h, w); the semantic channels are dropped.
+
+        Raises:
+            StageFailure: textures or images are not finite, and would be black.
+        """
         vae = self.require_texture_vae()
         with tf32(self.device):
             textures = self.space.split(latents).texture
-            return to_pixels(torch.cat([vae.decode(part) for part in textures.split(DECODED_AT_ONCE)]))
+            if not bool(textures.isfinite().all()):
+                problem = "its latents are not finite once its latent statistics have scaled them"
+                raise StageFailure(self.name, problem, "fetch or train it again")
+            images = torch.cat([vae.decode(part) for part in textures.split(DECODED_AT_ONCE)])
+            if not bool(images.isfinite().all()):
+                problem = f"what it decodes of the latents of {self.name} is not finite"
+                raise StageFailure(self.vae_name, problem, "fetch or train it again")
+            return to_pixels(images)
 
     def require_texture_vae(self) -> TextureCompressor:
         """The texture VAE.

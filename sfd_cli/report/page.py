@@ -9,6 +9,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from sfd_cli.messages import printable
+
 WIDTH, HEIGHT, LEFT, RIGHT, BASE = 640, 92, 24, 616, 50  # of the ruler, in SVG units
 
 
@@ -18,11 +20,15 @@ def picture_uri(path: Path) -> str:
 
 
 def render_page(**content: Any) -> str:
-    """Fill the template; all but `Markup` is escaped, and a name that `content` lacks is an error."""
+    """Fill the template; all but `Markup` is escaped, control characters too; a missing name is an error."""
     import jinja2
 
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )
     template = resources.files("sfd_cli.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     return environment.from_string(template).render(**content)

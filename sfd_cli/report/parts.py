@@ -18,7 +18,7 @@ from sfd_cli.diffusion.latents import Streams
 from sfd_cli.diffusion.path_criterion import Preference
 from sfd_cli.diffusion.schedule import Schedule
 from sfd_cli.errors import UserError
-from sfd_cli.files import read_json
+from sfd_cli.files import read_as
 from sfd_cli.laws import LEARNED, law_of
 from sfd_cli.pipeline.trajectory import follow_samples
 from sfd_cli.report import inspection
@@ -85,7 +85,7 @@ def scores(settings: Settings) -> dict[str, Any]:
     path = settings.paths.metrics / "fid.json"
     if not path.exists():
         return {"rows": [], "reason": "There are no scores yet; run `sfd fid`."}
-    found = read_json(path)
+    found = read_as(dict[str, Any], path)
     tables = score_tables(found)
     try:
         shown = Samples.open(settings.paths.samples).description
@@ -121,7 +121,7 @@ def schedule(metrics: Path) -> dict[str, Any] | None:
     folder = metrics / "schedule"
     if not ((folder / "inspect.json").exists() and (folder / "inspect.png").exists()):
         return None
-    table = inspection.summary(read_json(folder / "inspect.json"))
+    table = inspection.summary(read_as(dict[str, Any], folder / "inspect.json"))
     warnings = table.pop("warning")
     rows = [
         (name, part, value)

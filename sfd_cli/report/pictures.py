@@ -10,6 +10,7 @@ import torch
 
 from sfd_cli.diffusion.schedule import Schedule
 from sfd_cli.files import atomic_path
+from sfd_cli.messages import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,8 +96,9 @@ def draw_trajectory(path: Path, trajectory: Trajectory, schedule: Schedule) -> N
 
 def shorten(caption: str, length: int = 18) -> str:
     """A class name that fits under a tile: the first of ImageNet's comma-separated synonyms, cut if need be."""
-    text = caption.split(",")[0].replace("_", " ")
-    return text if len(text) <= length else text[: length - 1] + "…"
+    text = printable(caption.split(",")[0].replace("_", " "))
+    text = text if len(text) <= length else text[: length - 1] + "…"
+    return text.replace("$", r"\$")  # between two of which matplotlib sees mathematics
 
 
 def _draw_schedule(axes: Axes, schedule: Schedule, shown: list[float], semantics: bool) -> None:

@@ -10,8 +10,9 @@ from markupsafe import Markup
 
 from sfd_cli.artifacts.recipe import Record
 from sfd_cli.config import Section, Settings, unsaid
-from sfd_cli.files import read_json
+from sfd_cli.files import read_as
 from sfd_cli.laws import DEFAULT_LAW, LAW_NUMBERS
+from sfd_cli.messages import printable
 from sfd_cli.report.score_table import headlines
 
 LAW_FACTS = {
@@ -77,10 +78,10 @@ def _recorded(folder: Path | None) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return dict(read_json(path)) if path.exists() else {}
+    return read_as(dict[str, Any], path) if path.exists() else {}
 
 
 def _lines(value: Any) -> list[str]:
     if isinstance(value, dict):
-        return [f"{key}: {part}" for key, part in value.items()]
-    return ["unset" if value is None else str(value).lower() if isinstance(value, bool) else str(value)]
+        return [printable(f"{key}: {part}") for key, part in value.items()]
+    return ["unset" if value is None else str(value).lower() if isinstance(value, bool) else printable(value)]

@@ -16,7 +16,7 @@ from sfd_cli.data.images import ImageManifest, ImageReader, evenly_spaced
 from sfd_cli.data.shards import StoreWriter, split, write_shards
 from sfd_cli.data.store import Field, Store, is_readable
 from sfd_cli.networks.visual_encoder import VisualEncoder
-from sfd_cli.pipeline.encoding import encode_flips
+from sfd_cli.pipeline.encoding import encode_flips, require_finite
 from sfd_cli.processes import Processes
 from sfd_cli.weights.visual_encoders import encoder_fingerprint, load_visual_encoder
 
@@ -37,6 +37,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
     Raises:
         UserError: no images are prepared, or the encoder's weights cannot be had.
+        StageFailure: a token is not finite in float16.
     """
     paths, encoder = settings.paths, settings.encoder
     finished(paths.images, "sfd prepare-data")
@@ -55,6 +56,7 @@ def run(settings: Settings) -> dict[str, Any]:
         partial(_write_store, settings, recipe.fingerprint, manifest, indices),
         metrics=paths.metrics,
         is_done=lambda _: is_readable(paths.features),
+        can_mend=lambda: True,
     )
     if not Processes.join().is_main:
         return {}
@@ -110,8 +112,11 @@ def _write_store(
     reader = ImageReader(manifest, settings.images.size, settings.runtime.workers)
 
     def encode(batches: Sequence[range]) -> Iterator[dict[str, np.ndarray]]:
-        for images in reader.iterate([[indices[row] for row in batch] for batch in batches]):
-            yield {"tokens": encode_flips(encoder, images.to(device), flips)}
+        listed = [[indices[row] for row in batch] for batch in batches]
+        for batch, images in zip(listed, reader.iterate(listed), strict=True):
+            tokens = {"tokens": encode_flips(encoder, images.to(device), flips)}
+            require_finite(manifest, batch, tokens)
+            yield tokens
 
     share = processes.rank, processes.count
     write_shards(writer, lambda rows: split(rows, features.batch_size), encode, doing=STAGE, share=share)

@@ -35,7 +35,8 @@ def run(settings: Settings) -> dict[str, Any]:
         manifest = images.write(target)
         return {"images": len(manifest), "classes": manifest.class_counts(), **images.facts}
 
-    produce(recipe, lambda _: None, write, metrics=settings.paths.metrics, is_done=lambda _: images.is_kept)
+    metrics = settings.paths.metrics
+    produce(recipe, lambda _: None, write, metrics=metrics, is_done=lambda _: images.is_kept, can_mend=lambda: True)
     return _summary(ImageManifest.load(target)) | images.shown
 
 

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from sfd_cli import __version__
 from sfd_cli.artifacts.learned_law import with_learned_law
+from sfd_cli.artifacts.recipe import SETTINGS
 from sfd_cli.config import DiT, Settings
 from sfd_cli.errors import UserError
 from sfd_cli.files import atomic_path, write_json
@@ -24,10 +25,17 @@ def run(settings: Settings) -> dict[str, Any]:
 
     What cannot be shown yet is named on the page with the reason. Nothing on it depends on the clock, so that equal
     runs make equal pages; `sfd show` tells the times. Returns the page and its size in bytes.
+
+    Raises:
+        UserError: the folder holds something else than an earlier report.
     """
     started = time.monotonic()
     folder, metrics = settings.paths.reports, settings.paths.metrics
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and any(folder.iterdir()) and not (folder / SETTINGS).exists():
+        problem = "holds files that this program did not make"
+        raise UserError(folder, problem, "give another path, or move them away")
+    # First, so that what a killed run leaves is known for a report.
+    write_json(folder / SETTINGS, settings.report.model_dump(mode="json"))
     with tqdm(total=4, desc="report", unit="part", disable=None) as bar:
         samples = parts.sample_grid(settings, folder / "samples.png")
         bar.update()
@@ -50,7 +58,6 @@ def run(settings: Settings) -> dict[str, Any]:
         losses=parts.losses(metrics),
         settings=setting_tables(settings),
     )
-    write_json(folder / "settings.json", settings.report.model_dump(mode="json"))
     with atomic_path(folder / "index.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
     seconds = round(time.monotonic() - started, 2)

@@ -15,14 +15,14 @@ from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Facts, Recipe
 from sfd_cli.artifacts.sample_folder import LABELS, NPZ, SampleFolder, read_png
 from sfd_cli.config import Sample, Settings, identity
-from sfd_cli.errors import UserError
-from sfd_cli.files import read_json
+from sfd_cli.errors import SettingError, UserError
+from sfd_cli.files import read_as
 from sfd_cli.laws import DEFAULT_LAW, law_of
 from sfd_cli.messages import say
 from sfd_cli.pipeline.inputs import SampleInputs
 from sfd_cli.pipeline.models import SamplingModels
 from sfd_cli.pipeline.sampler import Sampler, guidance_scale
-from sfd_cli.processes import Processes
+from sfd_cli.processes import Processes, require_memory
 from sfd_cli.tables import SOLVERS
 
 GRID_IMAGES = 36
@@ -71,6 +71,7 @@ def run(
         partial(_write_images, inputs, folder),
         metrics=paths.metrics,
         is_done=lambda facts: folder.is_whole(facts["images"]),
+        can_mend=lambda: True,
     )
     return _summary(folder, facts["class_names"], grid) if Processes.join().is_main else {}
 
@@ -99,7 +100,12 @@ def _recipe(folder: Path, sample: Sample, inputs: SampleInputs, models: Sampling
 
 def _load(models: SamplingModels, sample: Sample, inputs: SampleInputs, device: str, processes: Processes) -> Sampler:
     """The models on this process's device, checked against one another and the inputs."""
-    sampler = models.load(sample, processes.device(device))
+    here = processes.device(device)
+    try:
+        require_memory(sample.batch_size, models.dit.config.space.shape, here)
+    except SettingError as error:
+        raise UserError(f"sample.{error.subject}", error.problem, error.remedy) from None
+    sampler = models.load(sample, here)
     inputs.require_fit(sampler.space, sampler.conditions)
     if processes.is_main:
         _remark(sampler, sample, inputs.count)
@@ -189,7 +195,7 @@ def _write_latents(load: Callable[[Processes], Sampler], inputs: SampleInputs, p
 def _summary(folder: SampleFolder, class_names: list[str], grid: Path | None) -> dict[str, Any]:
     from sfd_cli.report.pictures import draw_samples
 
-    labels = read_json(folder.path / LABELS)
+    labels = read_as(list[int], folder.path / LABELS)
     summary = {
         "images": len(labels),
         "classes": len(set(labels)),

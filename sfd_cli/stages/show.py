@@ -8,7 +8,7 @@ from sfd_cli.artifacts.committed import compare_to_committed
 from sfd_cli.artifacts.timings import seconds_of_stages
 from sfd_cli.config import Settings
 from sfd_cli.errors import UserError
-from sfd_cli.files import read_json
+from sfd_cli.files import read_as
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def run(settings: Settings) -> dict[str, Any]:
     scores = settings.paths.metrics / "fid.json"
     if not scores.exists():
         raise UserError(scores, "does not exist", "run `dvc repro`, or `sfd fid` after `sfd sample`")
-    found = read_json(scores)
+    found = read_as(dict[str, Any], scores)
     return {
         "sample grid": str(settings.paths.reports / "samples.png"),
         "report": str(settings.paths.reports / "index.html"),

@@ -26,7 +26,7 @@ import yaml
 
 from sfd_cli.config import Settings
 from sfd_cli.errors import StageFailure, UserError
-from sfd_cli.files import fingerprint, read_json, sha256_file, write_json
+from sfd_cli.files import fingerprint, read_json, read_yaml, sha256_file, write_json
 from sfd_cli.studies.layers import lookup
 
 PIPELINE = Path("dvc.yaml")
@@ -64,10 +64,7 @@ def read_stages(path: Path = PIPELINE) -> dict[str, dict[str, Any]]:
     """
     if not path.exists():
         raise UserError(path, "is not here, so there is no pipeline to run", "`sfd init` makes a project")
-    try:
-        found = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(path, f"is not valid YAML ({' '.join(str(error).split())})", "correct it") from None
+    found = read_yaml(path)
     stages = found.get("stages") if isinstance(found, dict) else None
     if not isinstance(stages, dict):
         raise UserError(path, "has no stages", "take the dvc.yaml of a new project (`sfd init`)")

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from sfd_cli.config import DEFAULT_PARAMS, Section, Settings, first_problem, validate_settings
 from sfd_cli.errors import SettingError, UserError
+from sfd_cli.files import read_yaml
 from sfd_cli.presets import list_presets, preset_text
 from sfd_cli.studies.layers import dotted, laid, merged, nested
 
@@ -177,10 +178,7 @@ def chosen(flag: str, wanted: Iterable[Any] | None, known: Iterable[Any]) -> lis
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(path, f"is not valid YAML ({' '.join(str(error).split())})", "correct it") from None
+    values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise UserError(path, f"holds a {type(values).__name__}", "give keys at the top level")
     return values

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sfd_cli.errors import StageFailure
-from sfd_cli.files import fsync_folder
+from sfd_cli.checksums import SUMS, Checksums, checksums_of, differing
+from sfd_cli.errors import StageFailure, UserError
+from sfd_cli.files import fsync_folder, read_as, write_json
 from sfd_cli.messages import say
+from sfd_cli.training.running_means import Sums
 
 KEPT = 2
 MODEL, EMA, OPTIMIZER = (f"{name}.safetensors" for name in ("model", "ema", "optimizer"))
@@ -31,16 +33,19 @@ class TrainingState:
     """What training goes on from: the order of images and all noise follow from the seed and the step.
 
     `optimizer` is the per-parameter state by `<parameter's number>.<name>`, the numbers of a second optimiser going on
-    after those of the first; their settings are the run's.
+    after those of the first; their settings are the run's. `sums` are of the losses since they were last logged.
     """
 
     step: int
     model: dict[str, Tensor]
     ema: dict[str, Tensor] | None
     optimizer: dict[str, Tensor]
+    sums: Sums = field(default_factory=Sums)
 
     @classmethod
-    def of(cls, step: int, model: nn.Module, ema: nn.Module | None, *optimizers: Optimizer) -> TrainingState:
+    def of(
+        cls, step: int, model: nn.Module, ema: nn.Module | None, *optimizers: Optimizer, sums: Sums | None = None
+    ) -> TrainingState:
         """The state of objects that have trained `step` steps; its tensors are theirs, not copies."""
         averaged = None if ema is None else ema.state_dict()
         flat = {
@@ -49,7 +54,7 @@ class TrainingState:
             for number, part in optimizer.state_dict()["state"].items()
             for name, tensor in part.items()
         }
-        return cls(step, model.state_dict(), averaged, flat)
+        return cls(step, model.state_dict(), averaged, flat, sums or Sums())
 
     def restore(self, model: nn.Module, ema: nn.Module | None, *optimizers: Optimizer) -> None:
         """Put the state into objects like those it was of."""
@@ -77,6 +82,14 @@ def _numbered(optimizers: Sequence[Optimizer]) -> Iterator[tuple[Optimizer, int]
 def _numbers(groups: list[dict[str, Any]]) -> list[int]:
     """The numbers of an optimiser's parameters, from 0."""
     return [number for group in groups for number in group["params"]]
+
+
+class _Facts(BaseModel):
+    """What a checkpoint says beside its tensors; older ones had no `sums`."""
+
+    step: int
+    averaged: bool
+    sums: Sums = Sums()
 
 
 class Checkpoints:
@@ -112,8 +125,9 @@ class Checkpoints:
         _save(state.model, temporary / MODEL)
         if state.ema is not None:
             _save(state.ema, temporary / EMA)
-        facts = {"step": state.step, "averaged": state.ema is not None}
-        _save(state.optimizer, temporary / OPTIMIZER, {"state": json.dumps(facts)})
+        facts = _Facts(step=state.step, averaged=state.ema is not None, sums=state.sums)
+        _save(state.optimizer, temporary / OPTIMIZER, {"state": facts.model_dump_json()})
+        write_json(temporary / SUMS, checksums_of(temporary, [path.name for path in temporary.iterdir()]))
         for path in temporary.iterdir():
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
@@ -143,12 +157,23 @@ class Checkpoints:
         """
         folder = self.path(step)
         try:
+            if (folder / SUMS).exists():  # older ones have none
+                for name, what in differing(folder, read_as(Checksums, folder / SUMS)).items():
+                    raise ValueError(f"{name} {what}")
             with safe_open(folder / OPTIMIZER, "pt") as file:
-                facts = json.loads(file.metadata()["state"])
-            ema = load_file(folder / EMA) if facts["averaged"] else None
-            return TrainingState(facts["step"], load_file(folder / MODEL), ema, load_file(folder / OPTIMIZER))
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+                facts = _Facts.model_validate_json(file.metadata()["state"], strict=True)
+            ema = load_file(folder / EMA) if facts.averaged else None
+            return TrainingState(facts.step, load_file(folder / MODEL), ema, load_file(folder / OPTIMIZER), facts.sums)
+        except (OSError, SafetensorError, UserError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder}: {' '.join(str(error).split())[:200]}") from None
+
+    def is_whole(self, step: int) -> bool:
+        """Whether the checkpoint of `step` is there and can be read."""
+        try:
+            self.load(step)
+        except ValueError:
+            return False
+        return True
 
     def load_last(self) -> TrainingState | None:
         """The last checkpoint that can be read, or None; reports those that cannot."""

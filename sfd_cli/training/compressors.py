@@ -19,7 +19,7 @@ from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.store import Store
 from sfd_cli.networks.semantic_pca import SemanticPCA, SemanticPCAConfig
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
-from sfd_cli.processes import Processes
+from sfd_cli.processes import Processes, require_memory
 from sfd_cli.training.fit import fit
 from sfd_cli.training.semantic_vae_task import SemanticVAETask
 from sfd_cli.training.settings import vae_loop
@@ -77,6 +77,8 @@ class Compressor(Generic[F]):
 
 def _check_batch(fitting: Fitting, processes: Processes) -> None:
     vae_loop(fitting.section, fitting.device).micro_batch(processes.count)
+    tokens = fitting.store.fields["tokens"].shape[1]
+    require_memory(fitting.section.batch_size, (tokens, fitting.section.channels), fitting.device)
 
 
 def train_vae(fitting: Fitting) -> SemanticVAE:

@@ -119,7 +119,15 @@ def _resume(step: TrainingStep, checkpoints: Checkpoints) -> None:
     if done:
         state = state or checkpoints.load(done)
         state.restore(step.model, step.average, *step.optimizers)
+        step.means.go_on(state.sums)
         step.number = done
+
+
+def _save(step: TrainingStep, checkpoints: Checkpoints) -> None:
+    """Write a checkpoint; a stop between two rows of the log takes what was gathered for the next one with it."""
+    sums = step.means.so_far
+    if step.processes.is_main:
+        checkpoints.save(TrainingState.of(step.number, step.model, step.average, *step.optimizers, sums=sums))
 
 
 def _take_steps(
@@ -143,14 +151,13 @@ def _take_steps(
             progress.bar.update()
             stop = processes.any(bool(requested()))
             planned = step.number % settings.checkpoint_every == 0 or step.number == settings.steps
-            due = stop or planned
-            if due or step.number % settings.log_every == 0:
+            if planned or step.number % settings.log_every == 0:
                 progress.read()
             with progress.speed.paused():
                 if planned and validate is not None:
                     progress.log(validate(average))
-                if due and processes.is_main:
-                    checkpoints.save(TrainingState.of(step.number, step.model, step.average, *step.optimizers))
+                if stop or planned:
+                    _save(step, checkpoints)
                 if on_step is not None and processes.is_main:
                     on_step(step.number, average)
             if stop:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from sfd_cli.files import atomic_path, write_json
+from sfd_cli.errors import UserError
+from sfd_cli.files import atomic_path, read_as, write_json
 
 
 class LiveLog:
@@ -39,10 +41,21 @@ def speed_folder(folder: Path) -> Path:
     return folder.parent / "timings" / folder.name
 
 
-def clear_log(folder: Path) -> None:
-    """Remove the curves of an earlier training; a file stays, because git keeps no empty folder."""
+def latest_values(folder: Path) -> dict[str, float]:
+    """The latest value of every quantity that was logged; none where nothing was, or its file is damaged."""
+    found: dict[str, float] = {}
     for log in (folder, speed_folder(folder)):
-        shutil.rmtree(log, ignore_errors=True)
+        with contextlib.suppress(UserError):
+            found |= read_as(dict[str, float], log / "metrics.json")
+    return found
+
+
+def clear_log(folder: Path) -> None:
+    """Remove the curves of an earlier training and its pictures; a file stays, because git keeps no empty folder."""
+    for name in ("plots", "samples"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / "surface.png").unlink(missing_ok=True)
+    shutil.rmtree(speed_folder(folder), ignore_errors=True)
     write_json(folder / "metrics.json", {})
 
 

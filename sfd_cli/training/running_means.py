@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from sfd_cli.processes import Processes
@@ -24,6 +25,20 @@ class Reading:
     means: dict[str, float]
     skipped: int
     longest: int
+
+
+class Sums(BaseModel):
+    """What was gathered since the last reading, as a checkpoint keeps it; means over the processes.
+
+    Attributes:
+        sums: of every quantity over the steps that were not skipped.
+        counts: of steps that were not skipped, skipped, skipped in a row until now, and most in a row.
+    """
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
+    sums: dict[str, float] = {}
+    counts: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
 
 class RunningMeans:
@@ -47,11 +62,23 @@ class RunningMeans:
         in_a_row = (in_a_row + 1) * skipped
         self._counts = torch.stack((counted + ~skipped, left_out + skipped, in_a_row, torch.maximum(longest, in_a_row)))
 
+    @property
+    def so_far(self) -> Sums:
+        """What would be read now; waits for the device, and is asked for in every process."""
+        packed = self._processes.mean(torch.cat((self._sums, self._counts))).tolist()
+        return Sums(sums=dict(zip(self._names, packed[:-4], strict=True)), counts=tuple(packed[-4:]))
+
+    def go_on(self, found: Sums) -> None:
+        """Take up what a run had gathered when it was stopped."""
+        self._names = tuple(found.sums)
+        self._sums = self._counts.new_tensor(list(found.sums.values()))
+        self._counts = self._counts.new_tensor(found.counts)
+
     def read(self) -> Reading:
         """Wait for the device, average over the processes, and start over."""
-        packed = self._processes.mean(torch.cat((self._sums, self._counts))).tolist()
-        sums, (counted, skipped, in_a_row, longest) = packed[:-4], packed[-4:]
+        found = self.so_far
+        counted, skipped, in_a_row, longest = found.counts
         self._sums = torch.zeros_like(self._sums)
         self._counts = self._counts.new_tensor([0, 0, in_a_row, in_a_row])
-        means = {name: total / counted for name, total in zip(self._names, sums, strict=True)} if counted else {}
+        means = {name: total / counted for name, total in found.sums.items()} if counted else {}
         return Reading(means, round(skipped), round(longest))

@@ -19,7 +19,7 @@ from sfd_cli.data.moments import Moments
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.networks.texture_pca import TexturePCA, TexturePCAConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig, to_signed
-from sfd_cli.processes import Processes
+from sfd_cli.processes import Processes, require_memory
 from sfd_cli.training.compressors import Compressor
 from sfd_cli.training.fit import fit
 from sfd_cli.training.settings import vae_loop
@@ -58,7 +58,9 @@ class TextureFitting:
 
 
 def _check_batch(fitting: TextureFitting, processes: Processes) -> None:
-    vae_loop(fitting.section, fitting.device).micro_batch(processes.count)
+    section, settings = fitting.section, fitting.settings
+    vae_loop(section, fitting.device).micro_batch(processes.count)
+    require_memory(section.batch_size, (section.latent_channels, settings.grid, settings.grid), fitting.device)
 
 
 def train_vae(fitting: TextureFitting) -> TextureVAE:

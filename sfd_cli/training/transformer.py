@@ -19,15 +19,14 @@ from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.store import Store
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.errors import SettingError, UserError
-from sfd_cli.files import read_json
 from sfd_cli.formats.format import Hints
 from sfd_cli.formats.model_folder import save_model
 from sfd_cli.laws import law_fact, law_of
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
-from sfd_cli.processes import Processes
+from sfd_cli.processes import Processes, require_memory
 from sfd_cli.training.checkpoints import Checkpoints
 from sfd_cli.training.fit import fit
-from sfd_cli.training.live_log import speed_folder
+from sfd_cli.training.live_log import latest_values
 from sfd_cli.training.sample_grids import SampleGrids
 from sfd_cli.training.settings import transformer_loop
 from sfd_cli.training.throughput import training_flops
@@ -109,10 +108,10 @@ def train_transformer(settings: Settings, key: Key, section: DiT, command: str) 
         metrics=settings.paths.metrics,
         is_done=lambda facts: facts.get("steps") == section.steps,
         start_over=lambda: _too_far(training),
+        can_mend=lambda: training.checkpoints.is_whole(section.steps),  # which the weights are written from
     )
     training.log.mkdir(parents=True, exist_ok=True)
-    logged = (folder / "metrics.json" for folder in (training.log, speed_folder(training.log)))
-    latest = {name: value for file in logged if file.exists() for name, value in read_json(file).items()}
+    latest = latest_values(training.log)
     terms = {name: latest[name] for name in SUMMARISED if name in latest}
     return facts | terms | {"folder": str(training.folder), "log": str(training.log)}
 
@@ -150,12 +149,15 @@ def _load(training: Training, processes: Processes) -> tuple[VelocityTask, Light
     decoder = open_semantic(settings).load().to(device) if section.repa == "decoded" else None
     try:
         task = VelocityTask(Store(settings.paths.latents), section, decoder, device)
+        require_memory(section.batch_size, task.space.shape, device)
         config = network_config(section, task.space, task.feature_width, len(task.conditions))
         transformer_loop(section, device).micro_batch(processes.count)
         section.require_whole_groups(processes.count)
         split = _split(task.store, section, processes) if section.holdout else None
     except SettingError as error:
         raise UserError(f"{training.section_name}.{error.subject}", error.problem, error.remedy) from None
+    if not isinstance(task.store.attributes.get("image_size"), int):
+        raise UserError(task.store.folder, "does not say how large its images are", "run `sfd encode-latents` again")
     torch.manual_seed(section.seed)
     model = LightningDiT(config)
     if section.init is not None:

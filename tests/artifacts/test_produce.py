@@ -7,16 +7,19 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import files_below
 from refusals import refusal
 
+from sfd_cli import checksums
 from sfd_cli.artifacts.fingerprints import finished
 from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Facts, Recipe, Record
+from sfd_cli.artifacts.verification import verify
 from sfd_cli.errors import UserError
 
 Make = Callable[[Path], Facts]
@@ -38,6 +41,7 @@ def run(
     command: str = "demo-stage",
     is_done: Callable[[Facts], bool] = lambda facts: True,
     start_over: Callable[[], str | None] = lambda: None,
+    can_mend: Callable[[], bool] = lambda: False,
     **settings: Any,
 ) -> Facts:
     made = recipe(root, free, command, **settings)
@@ -48,6 +52,7 @@ def run(
         metrics=root / "metrics",
         is_done=is_done,
         start_over=start_over,
+        can_mend=can_mend,
     )
 
 
@@ -115,7 +120,7 @@ def test_an_artifact_of_another_recipe_is_put_aside_and_the_change_is_named(
     run(tmp_path, writing("new"), seed=1)
     assert "seed 0 -> 1" in capsys.readouterr().err
     assert [(path / "old").exists() for path in aside(tmp_path)] == [True]
-    assert sorted(path.name for path in (tmp_path / "artifact").iterdir()) == ["new", "settings.json"]
+    assert sorted(path.name for path in (tmp_path / "artifact").iterdir()) == [".settings.json", "new", "settings.json"]
 
 
 def test_an_artifact_of_another_command_is_put_aside(tmp_path: Path) -> None:
@@ -182,14 +187,120 @@ def test_under_dvc_what_was_finished_by_hand_is_kept_because_no_cache_has_it(
     assert [(path / "old").exists() for path in aside(tmp_path)] == [True]
 
 
-@pytest.mark.parametrize("damage", ["remove", "truncate"])
-def test_an_artifact_that_lost_a_file_is_made_again(tmp_path: Path, damage: str) -> None:
-    run(tmp_path, writing("file"), seed=0)
-    path = tmp_path / "artifact" / "file"
-    path.unlink() if damage == "remove" else path.write_text("")
-    assert run(tmp_path, writing("file"), seed=0) == {"count": 3}
-    assert path.read_text() == "file"
+def flip(path: Path) -> None:
+    """Other bytes, as many."""
+    path.write_bytes(bytes(byte ^ 255 for byte in path.read_bytes()))
+
+
+def two_files(folder: Path) -> Facts:
+    """Work that keeps a part that is there."""
+    for name in ("first", "second"):
+        if not (folder / name).exists():
+            (folder / name).write_text(name)
+    return {"count": 3}
+
+
+@pytest.mark.parametrize("harm", [flip, Path.unlink, lambda path: path.write_text("")], ids=["flip", "remove", "empty"])
+def test_a_file_that_is_damaged_is_made_again_where_it_can_be_and_alone(
+    tmp_path: Path, harm: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, two_files, seed=0)
+    first, second = (tmp_path / "artifact" / name for name in ("first", "second"))
+    kept = second.stat().st_mtime_ns
+    harm(first)
+    assert run(tmp_path, two_files, can_mend=lambda: True, seed=0) == {"count": 3}
+    assert (first.read_text(), second.read_text()) == ("first", "second")
+    assert second.stat().st_mtime_ns == kept
+    assert str(first) in capsys.readouterr().err
     assert aside(tmp_path) == []
+    assert verify(tmp_path / "artifact") == ("whole, 2 files, 0.0 MB", False)
+
+
+@pytest.mark.parametrize("harm", [flip, Path.unlink, lambda path: path.write_text("")], ids=["flip", "remove", "empty"])
+def test_damage_that_cannot_be_mended_is_reported_and_left(tmp_path: Path, harm: Callable[[Path], object]) -> None:
+    run(tmp_path, two_files, seed=0)
+    folder = tmp_path / "artifact"
+    harm(folder / "first")
+    before = files_below(folder)
+    with refusal(folder, folder / "first", "dvc checkout"):
+        run(tmp_path, must_not_be_called, load=must_not_be_called, seed=0)
+    with refusal(folder, folder / "first", "sfd demo-stage"):
+        finished(folder, "sfd demo-stage")
+    assert files_below(folder) == before
+
+
+def test_files_are_read_again_only_where_size_or_time_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, two_files, seed=0)
+    read: list[str] = []
+    real = checksums.checksums_of
+
+    def counting(folder: Path, names: Iterable[str]) -> dict[str, str]:
+        read.extend(names := list(names))
+        return real(folder, names)
+
+    monkeypatch.setattr(checksums, "checksums_of", counting)
+    folder = tmp_path / "artifact"
+    finished(folder, "sfd demo-stage")
+    assert read == []
+    os.utime(folder / "second")
+    finished(folder, "sfd demo-stage")
+    finished(folder, "sfd demo-stage")
+    assert read == ["second"]
+    (tmp_path / ".artifact.seen.json").write_text("{")  # or gone, or of another machine
+    finished(folder, "sfd demo-stage")
+    finished(folder, "sfd demo-stage")
+    assert sorted(read) == ["first", "second", "second"]
+
+
+def test_damage_that_left_size_and_time_as_they_were_is_found_by_reading_all(tmp_path: Path) -> None:
+    run(tmp_path, two_files, seed=0)
+    folder = tmp_path / "artifact"
+    path, before = folder / "first", (folder / "first").stat()
+    flip(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    run(tmp_path, must_not_be_called, seed=0)
+    told, is_damaged = verify(folder)
+    assert is_damaged
+    assert str(path) in told
+    with refusal(folder, path):
+        run(tmp_path, must_not_be_called, seed=0)
+
+
+def test_a_record_whose_files_lead_out_of_its_folder_touches_nothing_there(tmp_path: Path) -> None:
+    run(tmp_path, two_files, seed=0)
+    folder = tmp_path / "artifact"
+    (tmp_path / "mine").write_text("precious")
+    content = json.loads((folder / "settings.json").read_text())
+    content["files"] = {"../mine": "3 " + "0" * 32}
+    del content["seal"]
+    for name in ("settings.json", ".settings.json"):
+        (folder / name).write_text(json.dumps(content))
+    with refusal(folder / "settings.json", "leads out"):
+        run(tmp_path, must_not_be_called, load=must_not_be_called, can_mend=lambda: True, seed=0)
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_text("")], ids=["remove", "empty"])
+def test_an_artifact_of_an_older_version_that_lost_a_file_is_made_again(
+    tmp_path: Path, harm: Callable[[Path], object]
+) -> None:
+    run(tmp_path, two_files, seed=0)
+    folder = tmp_path / "artifact"
+    content = json.loads((folder / "settings.json").read_text())
+    for name in ("settings.json", ".settings.json"):
+        (folder / name).write_text(json.dumps({key: content[key] for key in content if key not in ("files", "seal")}))
+    run(tmp_path, must_not_be_called, seed=0)
+    assert not verify(folder)[1]
+    harm(folder / "first")
+
+    def again(path: Path) -> Facts:
+        (path / "first").unlink(missing_ok=True)
+        return two_files(path)
+
+    run(tmp_path, again, seed=0)
+    assert verify(folder) == ("whole, 2 files, 0.0 MB", False)
 
 
 def test_what_resuming_needs_does_not_belong_to_the_contents(tmp_path: Path) -> None:
@@ -214,26 +325,97 @@ def test_what_a_killed_writer_left_under_a_temporary_name_is_removed(tmp_path: P
     run(tmp_path, make, seed=0)
 
 
-def test_files_of_unknown_origin_are_put_aside_not_mixed_in(tmp_path: Path) -> None:
-    (tmp_path / "artifact").mkdir()
-    (tmp_path / "artifact" / "mine").write_text("precious")
-    run(tmp_path, writing("new"), seed=0)
-    assert (tmp_path / "artifact.unknown" / "mine").read_text() == "precious"
-    (tmp_path / "artifact" / "settings.json").unlink()
-    run(tmp_path, writing("newer"), seed=0)
-    assert (tmp_path / "artifact.unknown-2" / "new").exists()
-
-
 @pytest.mark.parametrize(
-    "theirs", [{}, {"settings": "dark", "version": 3}, {"stage": 5, "fingerprint": None, "settings": None, "facts": []}]
+    "theirs", [None, {}, {"settings": "dark", "version": 3}, [1], {"stage": 5, "fingerprint": None, "facts": []}]
 )
-def test_a_record_of_another_program_is_put_aside_with_its_folder(tmp_path: Path, theirs: dict[str, Any]) -> None:
+def test_a_folder_that_is_somebody_s_own_is_refused_and_left_as_it_is(tmp_path: Path, theirs: Any) -> None:
     folder = recipe(tmp_path).folder
     folder.mkdir()
-    (folder / "settings.json").write_text(json.dumps(theirs))
+    (folder / "mine").write_text("precious")
+    if theirs is not None:
+        (folder / "settings.json").write_text(json.dumps(theirs))
+    before = files_below(tmp_path)
+    with pytest.raises(UserError) as refused:
+        run(tmp_path, must_not_be_called, load=must_not_be_called)
+    assert refused.value.subject in (str(folder), str(folder / "settings.json"))
+    assert refused.value.remedy
+    assert files_below(tmp_path) == before
+
+
+def test_a_file_where_the_folder_should_be_is_refused(tmp_path: Path) -> None:
+    recipe(tmp_path).folder.write_text("precious")
+    with refusal(recipe(tmp_path).folder, "is a file"):
+        run(tmp_path, must_not_be_called, load=must_not_be_called)
+    assert recipe(tmp_path).folder.read_text() == "precious"
+
+
+def test_a_kill_during_the_very_first_write_leaves_what_the_next_run_takes_for_its_own(tmp_path: Path) -> None:
+    folder = recipe(tmp_path).folder
+    folder.mkdir()
+    (folder / "..settings.json.123.tmp").write_text("{")
     run(tmp_path, writing("new"))
-    assert json.loads((tmp_path / "artifact.unknown" / "settings.json").read_text()) == theirs
-    assert [path.name for path in sorted(folder.iterdir())] == ["new", "settings.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [".settings.json", "new", "settings.json"]
+    assert aside(tmp_path) == []
+
+
+def drop(path: Path) -> None:
+    path.unlink()
+
+
+def cut(path: Path) -> None:
+    path.write_text(path.read_text()[:200])
+
+
+def change(path: Path) -> None:
+    """Another letter in a fingerprint, as a disk might give it back."""
+    content = path.read_text()
+    place = content.index('"fingerprint": "') + len('"fingerprint": "')
+    path.write_text(f"{content[:place]}{'0' if content[place] != '0' else '1'}{content[place + 1 :]}")
+
+
+@pytest.mark.parametrize("damage", [drop, cut, change])
+@pytest.mark.parametrize("name", ["settings.json", ".settings.json"])
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_damage_to_one_record_costs_nothing_for_there_is_a_copy(
+    tmp_path: Path, damage: Callable[[Path], None], name: str, is_finished: bool
+) -> None:
+    if is_finished:
+        run(tmp_path, writing("file"), seed=0)
+    else:
+        interrupted(tmp_path, "file", seed=0)
+    folder = tmp_path / "artifact"
+    whole = (folder / "settings.json").read_bytes()
+    damage(folder / name)
+    work = must_not_be_called if is_finished else writing("more")
+    assert run(tmp_path, work, seed=0) == {"count": 3}
+    assert (folder / "file").read_text() == "file"
+    assert aside(tmp_path) == []
+    if is_finished and name == "settings.json":
+        assert (folder / name).read_bytes() == whole
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", '"text"', "[" * 100_000, '{"fingerprint": "a/../b"}', "\x00"])
+def test_a_record_that_is_damaged_twice_is_named_and_nothing_in_its_folder_is_touched(
+    tmp_path: Path, content: str
+) -> None:
+    run(tmp_path, writing("file"), seed=0)
+    path = tmp_path / "artifact" / "settings.json"
+    for damaged in (path, path.with_name(".settings.json")):
+        damaged.write_text(content)
+    before = files_below(tmp_path)
+    with refusal(path, "dvc checkout") as refused:
+        run(tmp_path, must_not_be_called, load=must_not_be_called, seed=0)
+    assert "delete" not in refused.value.remedy
+    assert files_below(tmp_path) == before
+
+
+def test_a_record_without_a_copy_or_a_seal_as_older_versions_wrote_it_is_read(tmp_path: Path) -> None:
+    run(tmp_path, writing("file"), seed=0)
+    path = tmp_path / "artifact" / "settings.json"
+    old = {key: value for key, value in json.loads(path.read_text()).items() if key != "seal"}
+    path.write_text(json.dumps(old))
+    path.with_name(".settings.json").unlink()
+    assert run(tmp_path, must_not_be_called, seed=0) == {"count": 3}
 
 
 def test_equal_recipes_give_equal_bytes(tmp_path: Path) -> None:
@@ -276,8 +458,10 @@ def test_starting_over_puts_aside_what_the_same_recipe_made(tmp_path: Path, caps
     capsys.readouterr()
     run(tmp_path, writing("new"), start_over=went_too_far, seed=0)
     assert f"{tmp_path / 'artifact'} was trained for 900 steps" in capsys.readouterr().err
-    assert [sorted(path.name for path in old.iterdir()) for old in aside(tmp_path)] == [["fresh", "settings.json"]]
-    assert sorted(path.name for path in (tmp_path / "artifact").iterdir()) == ["new", "settings.json"]
+    assert [sorted(path.name for path in old.iterdir()) for old in aside(tmp_path)] == [
+        [".settings.json", "fresh", "settings.json"]
+    ]
+    assert sorted(path.name for path in (tmp_path / "artifact").iterdir()) == [".settings.json", "new", "settings.json"]
     (timing,) = json.loads((tmp_path / "metrics/timings/demo-stage.json").read_text())
     assert not timing["resumed"]
 
@@ -352,12 +536,3 @@ def test_an_unfinished_input_is_refused_with_the_command_to_run(tmp_path: Path) 
         finished(folder, "sfd demo-stage")
     run(tmp_path, writing("file"), seed=0)
     assert finished(folder, "sfd demo-stage").fingerprint == recipe(tmp_path, seed=0).fingerprint
-
-
-def test_a_damaged_record_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "artifact" / "settings.json"
-    path.parent.mkdir()
-    for content in ("[1]", "{", '"text"'):
-        path.write_text(content)
-        with refusal(path):
-            run(tmp_path, must_not_be_called, seed=0)

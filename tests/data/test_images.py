@@ -145,6 +145,44 @@ def test_an_image_folder_is_listed_deeply_without_hidden_and_other_files(tmp_pat
     assert list_image_folder(tmp_path) == ["a/sub/1.png", "b/2.JPG"]
 
 
+def link_to(target: str, *places: Path) -> None:
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(target)
+
+
+@pytest.mark.parametrize(
+    ("target", "places"),
+    [
+        (".", ["a/here"]),
+        ("..", ["a/up", "a/up-again", "b/up"]),
+        ("../..", ["a/sub/up", "a/sub/again"]),
+        ("../b", ["a/other"]),
+        (".", ["loop"]),
+    ],
+)
+def test_links_that_lead_back_list_every_image_of_a_class_once(tmp_path: Path, target: str, places: list[str]) -> None:
+    for name in ("a/1.png", "a/sub/2.png", "b/3.png"):
+        picture(tmp_path / name, (1, 2, 3))
+    link_to(target, *(tmp_path / place for place in places))
+    seen_from_a = ["a/other/3.png"] if "../b" in target else []
+    assert list_image_folder(tmp_path) == ["a/1.png", *seen_from_a, "a/sub/2.png", "b/3.png"]
+
+
+def test_folders_that_link_to_one_another_are_listed_once_each_by_their_own_names(tmp_path: Path) -> None:
+    count = 12  # whose paths, one through the other, would be a billion
+    for one in range(count):
+        picture(tmp_path / f"a/{one:02d}/{one:02d}.png", (1, 2, 3))
+        link_to("..", *(tmp_path / f"a/{one:02d}/to-{number}" for number in range(count)))
+    assert list_image_folder(tmp_path) == [f"a/{one:02d}/{one:02d}.png" for one in range(count)]
+
+
+def test_a_linked_folder_is_listed_in_every_class_that_links_to_it(tmp_path: Path) -> None:
+    picture(tmp_path / "elsewhere/1.png", (1, 2, 3))
+    link_to(str(tmp_path / "elsewhere"), tmp_path / "images/a", tmp_path / "images/b/more")
+    assert list_image_folder(tmp_path / "images") == ["a/1.png", "b/more/1.png"]
+
+
 def test_folders_that_are_no_image_folder_say_what_to_do(tmp_path):
     with refusal("images.folder", tmp_path / "nowhere"):
         list_image_folder(tmp_path / "nowhere")

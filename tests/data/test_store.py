@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import refusal
 
+from sfd_cli.data import store as store_module
 from sfd_cli.data.prefetch import prefetched, threaded_map
 from sfd_cli.data.shards import StoreWriter
 from sfd_cli.data.store import Field, Store, is_readable, shard_name
@@ -527,3 +529,94 @@ def test_a_store_says_how_many_views_it_has_and_one_of_images_as_they_are_has_on
     assert np.array_equal(one.read("texture", [4, 0, 3], [0, 0, 0]), values[[4, 0, 3], 0])
     with pytest.raises(IndexError, match=r"^flips"):
         one.read("texture", [4, 0], [0, 1])
+
+
+def replace(index: h5py.File, name: str, **kept: object) -> None:
+    del index[name]
+    index.create_dataset(name, **kept)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda index: index.attrs.__setitem__("shard_size", 0),
+        lambda index: index.attrs.__setitem__("shard_size", -1),
+        lambda index: index.attrs.__setitem__("shard_size", "abc"),
+        lambda index: index.attrs.__setitem__("attributes", "[1]"),
+        lambda index: index.attrs.__setitem__("attributes", "{"),
+        lambda index: index.attrs.__setitem__("attributes", "[" * 100_000),
+        lambda index: replace(index, "labels", shape=(10**12,), dtype="int64", chunks=(1024,)),
+        lambda index: replace(index, "labels", data=np.zeros((4, 4), np.int64)),
+        lambda index: replace(index, "labels", data=np.full(10, 99)),
+        lambda index: replace(index, "labels", data=np.zeros(0, np.int64)),
+        lambda index: replace(index, "indices", data=np.zeros(3, np.int64)),
+        lambda index: replace(index, "classes", data=np.arange(3)),
+        lambda index: replace(index, "classes", data=np.array([b"\xff\xfe"])),
+        lambda index: replace(index, "statistics/mean", data=np.full(3, np.nan)),
+        lambda index: [index.__delitem__(name) for name in FIELDS],
+    ],
+)
+def test_an_index_that_holds_something_else_is_named(store, damage):
+    with h5py.File(store.folder / "index.h5", "r+") as index:
+        damage(index)
+    with refusal(store.folder / "index.h5"):
+        Store(store.folder)
+
+
+def damage_image(store: Store, position: int, field: str, flip: int) -> Path:
+    """Flip a bit of one view of one image, behind HDF5's back and with the time of change as it was."""
+    path = store.folder / shard_name(position // 5)
+    before = path.stat()
+    with h5py.File(path) as file:
+        data = file[field]
+        size = data.dtype.itemsize * int(np.prod(data.shape[2:]))
+        place = data.id.get_offset() + (position % 5 * data.shape[1] + flip) * size + size // 2
+    with open(path, "r+b") as raw:
+        raw.seek(place)
+        byte = raw.read(1)[0]
+        raw.seek(place)
+        raw.write(bytes([byte ^ 16]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    return path
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("flip", [0, 1])
+def test_one_wrong_bit_in_an_image_is_an_error_with_its_shard_when_it_is_read(store, field, flip):
+    path = damage_image(store, 6, field, flip)
+    damaged = Store(store.folder)
+    everyone = np.arange(len(damaged))
+    damaged.read(field, everyone, np.full(len(damaged), 1 - flip))  # the other view is whole
+    damaged.read(field, everyone[everyone != 6], np.full(len(damaged) - 1, flip))
+    for flips in (np.full(len(damaged), flip), None):
+        with refusal(path, field, "image 6"):
+            damaged.read(field, everyone, flips)
+
+
+def test_what_was_found_whole_is_not_compared_again(store, monkeypatch):
+    again = Store(store.folder)
+    everyone = np.arange(len(again))
+    again.read("texture", everyone, np.zeros(len(again), int))
+    compared = []
+    real = store_module.checks_of
+    monkeypatch.setattr(store_module, "checks_of", lambda arrays, flips: compared.append(1) or real(arrays, flips))
+    again.read("texture", everyone, np.zeros(len(again), int))
+    assert compared == []
+    again.read("texture", everyone)
+    again.read("texture", everyone)
+    assert compared == [1]
+
+
+def test_shards_from_before_there_were_checks_are_read_as_they_are(store):
+    expected = Store(store.folder).read("texture", range(10))
+    for path in store.folder.glob("shard-*.h5"):
+        with h5py.File(path, "r+") as file:
+            del file["crc32"]
+    assert np.array_equal(Store(store.folder).read("texture", range(10)), expected)
+
+
+def test_the_checks_in_a_shard_are_crc_32_of_what_it_holds(store):
+    with h5py.File(store.folder / shard_name(0)) as file:
+        for name in FIELDS:
+            for (row, flip), check in np.ndenumerate(file["crc32"][name]):
+                assert check == zlib.crc32(file[name][row, flip].tobytes())

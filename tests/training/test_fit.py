@@ -383,3 +383,41 @@ def test_a_signal_writes_a_checkpoint_and_ends_the_run(
     assert Checkpoints(tmp_path / "stopped" / "checkpoints").steps() == [5, 7]
     assert curve(tmp_path / "stopped", "validation") == [(5, 1.0)], "who is to stop has no time for it"
     assert_same(fit(tmp_path / "whole").ema, fit(tmp_path / "stopped").ema)
+
+
+def rows(folder: Path) -> dict[str, str]:
+    """Every curve, byte for byte, but for how fast it went."""
+    files = (folder / "log" / "plots" / "metrics").glob("*.tsv")
+    return {path.name: path.read_text() for path in files if path.name != "images_per_second.tsv"}
+
+
+@pytest.mark.parametrize("stopped_in", range(1, 12))
+def test_a_run_that_is_told_to_stop_and_goes_on_logs_the_rows_of_one_that_is_not(
+    tmp_path: Path, stopped_in: int
+) -> None:
+    fit(tmp_path / "whole", task=Regression(spoil=range(6, 8)))
+
+    def stop(step: int, model: nn.Module) -> None:
+        if step == stopped_in:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        fit(tmp_path / "stopped", task=Regression(spoil=range(6, 8)), on_step=stop)
+    done = Checkpoints(tmp_path / "stopped" / "checkpoints").steps()[-1]
+    fit(tmp_path / "stopped", task=Regression(spoil=range(6 - done, 8 - done)))
+    assert rows(tmp_path / "stopped") == rows(tmp_path / "whole")
+    assert len(rows(tmp_path / "whole")["loss.tsv"].splitlines()) == 1 + 6  # at 3, 5, 6, 9, 10 and 12
+
+
+def test_a_stop_keeps_count_of_bad_steps_in_a_row(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=20, log_every=20, checkpoint_every=20)
+    with pytest.raises(SystemExit):
+        fit(
+            tmp_path,
+            settings,
+            Regression(spoil=range(2, 20)),
+            on_step=lambda step, model: os.kill(os.getpid(), signal.SIGTERM) if step == 7 else None,
+        )
+    with refusal("test", kind=StageFailure) as failed:
+        fit(tmp_path, settings, Regression(spoil=range(20)))
+    assert "18 steps in a row" in failed.value.problem

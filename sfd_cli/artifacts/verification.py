@@ -1,0 +1,54 @@
+"""Whether an artifact is what its stage left, byte for byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sfd_cli.artifacts.damage import told
+from sfd_cli.artifacts.produce import CHECKPOINTS
+from sfd_cli.artifacts.recipe import Record
+from sfd_cli.checksums import SUMS, Checksums, differing, forget, remember
+from sfd_cli.errors import UserError
+from sfd_cli.files import read_as
+
+
+def verify(folder: Path) -> tuple[str, bool]:
+    """What was found in an artifact of which every byte was read, in words, and whether something is damaged.
+
+    Its stage and those that read it know of it then.
+
+    Raises:
+        UserError: no artifact is there.
+    """
+    try:
+        record = Record.read(folder)
+    except UserError as error:
+        return error.problem, True
+    if record is None:
+        raise UserError(folder, "holds no artifact with a record (settings.json)", "check the path")
+    wrong = differing(folder, record.files)
+    if wrong:
+        forget(folder)
+    elif record.files:
+        remember(folder, record.files)
+    wrong |= _damaged_checkpoints(folder)
+    if wrong:
+        return f"damaged: {told(folder, wrong)}", True
+    if not record.complete:
+        return "unfinished", False
+    if record.contents != {"files": 0, "bytes": 0} and not record.files:
+        return "made before checksums were kept, so that there is nothing to compare", False
+    size = sum(int(checksum.split()[0]) for checksum in record.files.values())
+    return f"whole, {len(record.files):,} files, {size / 1e6:,.1f} MB", False
+
+
+def _damaged_checkpoints(folder: Path) -> dict[str, str]:
+    wrong: dict[str, str] = {}
+    for sums in sorted((folder / CHECKPOINTS).glob(f"*/{SUMS}")):
+        name = sums.parent.relative_to(folder)
+        try:
+            found = differing(sums.parent, read_as(Checksums, sums))
+        except UserError as error:
+            found = {SUMS: error.problem}
+        wrong |= {f"{name / file}": what for file, what in found.items()}
+    return wrong

@@ -1,0 +1,247 @@
+"""What a stage refuses touches no file, for all checks come first; what is damaged is made again, or reported."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from command_line import done, files_below, refusal_of, sfd
+from pipeline_project import TINY, artifacts, create
+
+from sfd_cli.tables import STAGES
+
+Changes = dict[str, Any]
+"""Settings by their dotted keys."""
+
+# The project's own settings, but that a schedule is learned: its probe is trained in a stage like any other.
+PROBE: Changes = {key: TINY["dit"][key] for key in ("width", "depth", "heads", "batch_size")}  # type: ignore[index]
+LEARNING: Changes = {
+    "schedule.learn": True,
+    "schedule.levels": 3,
+    "schedule.probe": PROBE | {"steps": 2, "holdout": 0.2, "checkpoint_every": 10, "log_every": 1},
+}
+SECTIONS = {
+    "prepare-data": "images",
+    "extract-features": "features",
+    "train-semvae": "semvae",
+    "train-texture-vae": "texture_vae",
+    "encode-latents": "latents",
+    "learn-schedule": "schedule",
+    "train": "dit",
+    "train-guide": "guide",
+    "sample": "sample",
+    "fid": "fid",
+    "report": "report",
+}
+TRAINED = {"train-semvae": "semvae", "train-texture-vae": "texture_vae", "train": "dit", "train-guide": "guide"}
+
+BAD_WEIGHTS: dict[str, Changes] = {
+    "extract-features": {"encoder.weights": "evil.pt"},
+    "train-semvae": {"semvae.weights": "evil.pt"},
+    "train-texture-vae": {"texture_vae.weights": "evil.pt"},
+    "encode-latents": {"paths.texture_vae": "evil.pt", "latents.seed": 1},
+    "learn-schedule": {"schedule.probe.init": "evil.pt"},
+    "train": {"dit.init": "evil.pt"},
+    "train-guide": {"guide.init": "evil.pt"},
+    "sample": {"paths.dit": "evil.pt"},
+    "fid": {"fid.encoder.weights": "evil.pt"},
+}
+ABSURD = 10**12
+HUGE_BATCHES: dict[str, Changes] = {
+    **{stage: {f"{section}.batch_size": ABSURD} for stage, section in TRAINED.items()},
+    "learn-schedule": {"schedule.probe.batch_size": ABSURD},
+    "sample": {"sample.batch_size": ABSURD, "sample.seed": 1},
+}
+# Where each stage writes, if it is told to write elsewhere; `metrics` hold what several stages add to.
+OUTPUTS = {
+    **TRAINED,
+    "prepare-data": "images",
+    "extract-features": "features",
+    "encode-latents": "latents",
+    "learn-schedule": "probe",
+    "sample": "samples",
+    "report": "reports",
+}
+
+
+# One each; tests/test_config.py tries all numbers.
+INFINITE: dict[str, Changes] = {
+    **{stage: {f"{section}.learning_rate": float("inf")} for stage, section in TRAINED.items()},
+    "encode-latents": {"latents.texture_gain": float("inf")},
+    "learn-schedule": {"schedule.probe.learning_rate": float("inf")},
+    "sample": {"sample.scale": float("inf")},
+}
+BEYOND_64_BITS: dict[str, Changes] = {
+    stage: {
+        f"{section}.{'grid_images' if stage == 'report' else 'size' if stage == 'prepare-data' else 'batch_size'}": 10
+        ** 30
+    }
+    for stage, section in SECTIONS.items()
+    if stage != "learn-schedule"
+}
+
+
+CASES = [
+    *(
+        (stage, changes)
+        for kind in (BAD_WEIGHTS, HUGE_BATCHES, INFINITE, BEYOND_64_BITS)
+        for stage, changes in kind.items()
+    ),
+    *((stage, {f"paths.{name}": "PHOTOS"}) for stage, name in OUTPUTS.items()),
+]
+
+
+@pytest.fixture(scope="module")
+def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All stages, run once; beside them somebody's photographs, and weights of something else."""
+    folder = create(tmp_path_factory.mktemp("refusals") / "project")
+    settings_file(folder.with_name("made.yaml"), {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for stage in SECTIONS:
+            done(stage, "--params", folder.with_name("made.yaml"), "--device", "cpu")
+    torch.save({"tensor": torch.ones(2)}, folder / "evil.pt")
+    (folder / "PHOTOS").mkdir()
+    (folder / "PHOTOS" / "holiday.jpg").write_bytes(b"precious")
+    return folder
+
+
+@pytest.fixture
+def project(finished_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "project"
+    shutil.copytree(finished_project, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def settings_file(path: Path, changes: Changes) -> Path:
+    values: dict[str, Any] = copy.deepcopy(dict(TINY))
+    for key, value in copy.deepcopy(LEARNING | changes).items():
+        *sections, last = key.split(".")
+        section = values
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[last] = value
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_every_stage_is_here() -> None:
+    assert set(SECTIONS) == set(STAGES) - {"show"}  # which writes nothing
+
+
+@pytest.mark.parametrize(("stage", "changes"), CASES, ids=str)
+def test_what_is_refused_touches_no_file(stage: str, changes: Changes, project: Path, tmp_path: Path) -> None:
+    before = files_below(project)
+    params = settings_file(tmp_path / "params.yaml", changes)
+    error = refusal_of(stage, "--params", params, "--device", "cpu")
+    assert error.remedy or "evil.pt" in str(error)
+    assert files_below(project) == before
+    key, value = next(iter(changes.items()))
+    assert error.subject == key or str(value) in str(error)
+
+
+def flip(path: Path) -> None:
+    """Sixty-four other bytes in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(byte ^ 255 for byte in content[middle : middle + 64])
+    path.write_bytes(content)
+
+
+# What each stage makes again by itself, exactly and alone.
+MENDED = {
+    "data/images/manifest.json": "prepare-data",
+    "data/features/shard-00001.h5": "extract-features",
+    "data/features/index.h5": "extract-features",
+    "data/latents/shard-00002.h5": "encode-latents",
+    "data/latents/index.h5": "encode-latents",
+    "models/schedule/law.json": "learn-schedule",
+    "models/dit/ema.safetensors": "train",  # from its checkpoint
+    "models/dit/config.json": "train",
+    "models/guide/model.safetensors": "train-guide",
+    "data/samples/000003.png": "sample",
+    "data/samples/samples.npz": "sample",
+    "data/samples/labels.json": "sample",
+}
+LEFT = {"models/semvae/model.safetensors": "train-semvae", "models/texture_vae/model.safetensors": "train-texture-vae"}
+READERS = {
+    "data/features/shard-00001.h5": "train-semvae",
+    "data/latents/shard-00002.h5": "train",
+    "models/semvae/model.safetensors": "encode-latents",
+    "models/texture_vae/model.safetensors": "encode-latents",
+    "models/dit/ema.safetensors": "sample",
+    "data/samples/000003.png": "fid",
+}
+# Settings by which a reader has work to do.
+OTHERS: dict[str, Changes] = {
+    "train-semvae": {"semvae.seed": 1},
+    "encode-latents": {"latents.seed": 1},
+    "train": {"dit.seed": 1},
+    "sample": {"sample.seed": 1},
+    "fid": {},
+}
+
+
+@pytest.mark.parametrize("name", MENDED)
+def test_a_damaged_part_is_made_again_to_the_same_bytes(name: str, project: Path, tmp_path: Path) -> None:
+    before = artifacts(project)
+    flip(project / name)
+    params = settings_file(tmp_path / "params.yaml", {})
+    ran = done(MENDED[name], "--params", params, "--device", "cpu")
+    assert name in ran.err
+    assert artifacts(project) == before
+    assert "up to date" in done(MENDED[name], "--params", params, "--device", "cpu").err
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_a_damaged_model_that_only_training_would_bring_back_is_reported_and_left(
+    name: str, project: Path, tmp_path: Path
+) -> None:
+    flip(project / name)
+    before = files_below(project)
+    error = refusal_of(LEFT[name], "--params", settings_file(tmp_path / "params.yaml", {}), "--device", "cpu")
+    assert name in error.problem
+    assert files_below(project) == before
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_damaged_input_is_an_error_that_names_the_file(name: str, project: Path, tmp_path: Path) -> None:
+    flip(project / name)
+    before = artifacts(project)
+    params = settings_file(tmp_path / "params.yaml", OTHERS[READERS[name]])
+    ran = sfd(READERS[name], "--params", params, "--device", "cpu")
+    assert ran.code == 2
+    assert name in ran.err
+    assert artifacts(project) == before
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_its_model_not_mended_from_it(project: Path, tmp_path: Path) -> None:
+    flip(project / "models/dit/checkpoints/step-0000012/model.safetensors")
+    flip(project / "models/dit/ema.safetensors")
+    before = artifacts(project)
+    params = settings_file(tmp_path / "params.yaml", {})
+    error = refusal_of("train", "--params", params, "--device", "cpu")
+    assert "models/dit/ema.safetensors" in error.problem
+    assert artifacts(project) == before
+    ran = sfd("verify", "models/dit")
+    assert ran.code == 1
+    assert "models/dit/ema.safetensors" in ran.out
+    assert "step-0000012/model.safetensors" in ran.out
+
+
+def test_verify_tells_of_every_artifact_in_a_line(project: Path, tmp_path: Path) -> None:
+    params = settings_file(tmp_path / "params.yaml", {})
+    whole = done("verify", "--params", params).out.splitlines()
+    assert len(whole) == 10
+    assert all(line.split()[1].startswith(("whole", "unfinished")) for line in whole)
+    flip(project / "data/latents/shard-00000.h5")
+    ran = sfd("verify", "--params", params)
+    assert ran.code == 1
+    assert [line.split()[0] for line in ran.out.splitlines() if "damaged" in line] == ["data/latents"]
+    assert sfd("verify", "PHOTOS").code == 2
