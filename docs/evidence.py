@@ -60,7 +60,8 @@ def of_order(world: str) -> list[str]:
     for law, runs in found.items():
         mean, error = difference(found, law, "mistakes")
         cells = [f"`{law}`", str(len(runs)), f"{100 * _mean(runs, 'mistakes'):.1f} %"]
-        cells += ["", ""] if law == BASELINE else [f"{100 * mean:+.1f} %", f"{100 * error:.1f} %"]
+        shown = "" if math.isnan(error) else f"{100 * error:.1f} %"
+        cells += ["", ""] if law == BASELINE else [f"{100 * mean:+.1f} %", shown]
         cells.append(f"{_mean(runs, 'distance'):.2f}")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -89,23 +90,24 @@ def draw(path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(9.0, 2.6), sharey=True, layout="constrained")
-    for world, part in zip(("related", "unrelated"), axes, strict=True):
+    worlds = [world for world in ("related", "unrelated") if BASELINE in runs_of(world)]
+    size = (4.5 * len(worlds), 2.6)
+    figure, axes = plt.subplots(1, len(worlds), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for world, part in zip(worlds, axes[0], strict=True):
         found = runs_of(world)
-        laws = [law for law in found if law != BASELINE]
+        base, laws = found[BASELINE], [law for law in found if law != BASELINE]
         for place, law in enumerate(laws):
-            base = found[BASELINE]
             seeds = [
                 100 * (run["mistakes"] - base[seed]["mistakes"]) for seed, run in found[law].items() if seed in base
             ]
             mean, error = difference(found, law, "mistakes")
             part.plot(seeds, [place] * len(seeds), ".", color="0.6", zorder=3)
-            part.errorbar(100 * mean, place, xerr=200 * error, fmt="o", color="C0", capsize=4)
+            part.errorbar(100 * mean, place, xerr=0 if math.isnan(error) else 200 * error, fmt="o", capsize=4)
         part.axvline(0, color="0.4", lw=1)
         part.set_yticks(range(len(laws)), laws)
         part.set_ylim(len(laws) - 0.5, -0.5)
         part.set_title(f"semantics {world} to textures", fontsize="medium")
-        part.set_xlabel("mistakes less those of synchronous, per cent of images")
+        part.set_xlabel("mistakes less those of synchronous, % of images", fontsize="small")
         part.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=110)
     plt.close(figure)
