@@ -102,7 +102,9 @@ def draw(path: Path) -> None:
             ]
             mean, error = difference(found, law, "mistakes")
             part.plot(seeds, [place] * len(seeds), ".", color="0.6", zorder=3)
-            part.errorbar(100 * mean, place, xerr=0 if math.isnan(error) else 200 * error, fmt="o", capsize=4)
+            part.errorbar(
+                100 * mean, place, xerr=0 if math.isnan(error) else 200 * error, fmt="o", color="C0", capsize=4
+            )
         part.axvline(0, color="0.4", lw=1)
         part.set_yticks(range(len(laws)), laws)
         part.set_ylim(len(laws) - 0.5, -0.5)
