@@ -89,8 +89,9 @@ def row(preset: str) -> Row:
 
 
 def rows() -> list[Row]:
-    """Every preset but the demo, whose classes and grid are not ImageNet's."""
-    return [row(path.stem) for path in sorted(PRESETS.glob("*.yaml")) if path.stem != "demo"]
+    """Every preset of ImageNet: of the user's own folder, which the others do without."""
+    names = [path.stem for path in sorted(PRESETS.glob("*.yaml"))]
+    return [row(name) for name in names if load_settings(PRESETS / f"{name}.yaml").images.source == "folder"]
 
 
 if __name__ == "__main__":
