@@ -2,10 +2,10 @@
 
 import sys
 
-from sfd_cli.cli import init, presets, schedule, study, verify, weights
+from sfd_cli.cli import init, play, presets, schedule, study, verify, weights
 from sfd_cli.cli.app import app
 
-__all__ = ["app", "init", "main", "presets", "schedule", "study", "verify", "weights"]
+__all__ = ["app", "init", "main", "play", "presets", "schedule", "study", "verify", "weights"]
 
 
 def main() -> None:

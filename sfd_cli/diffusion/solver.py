@@ -25,6 +25,8 @@ Slope = Callable[[float, Tensor], Tensor]
 """(T, x) -> dx/dT."""
 OnPoint = Callable[[float, Tensor], None]
 """Called with every point of the solution, (T, x): the start, and the end of every step."""
+Amend = Callable[[Slope, Phase], Slope]
+"""(slope, phase) -> the slope that is integrated in its place inside the phase."""
 
 
 class Tolerance(NamedTuple):
@@ -84,6 +86,7 @@ def integrate(
     rtol: float = 1e-3,
     atol: float = 1e-6,
     on_point: OnPoint | None = None,
+    amend: Amend | None = None,
 ) -> Tensor:
     """Integrate from noise to data. By phases, a stream that is frozen keeps its values bit for bit.
 
@@ -103,6 +106,7 @@ def integrate(
         rtol: relative tolerance of an adaptive solver.
         atol: absolute tolerance of an adaptive solver.
         on_point: called with the points of the solution; of an adaptive solver only where phases end.
+        amend: puts another right-hand side in the place of each phase's; None leaves them.
 
     Returns:
         The latent (B, C, h, w) at the schedule's end.
@@ -114,8 +118,10 @@ def integrate(
     x = noise
     tell(0.0, x)
     for phase, points in _stretches(schedule, steps, grid, shift):
-        before = x
-        for progress, after in solve(_slope(velocity, rows, space, phase), x, points, Tolerance(rtol, atol)):
+        before, slope = x, _slope(velocity, rows, space, phase)
+        if amend is not None:
+            slope = amend(slope, phase)
+        for progress, after in solve(slope, x, points, Tolerance(rtol, atol)):
             x = _keep_frozen(before, after, phase, space)
             tell(progress, x)
     return x

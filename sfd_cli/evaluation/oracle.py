@@ -28,6 +28,7 @@ from sfd_cli.evaluation.features import FeatureSet, extract
 from sfd_cli.evaluation.frechet import frechet_distance
 from sfd_cli.evaluation.gaussian import Gaussian
 from sfd_cli.evaluation.reference import open_references
+from sfd_cli.pipeline.held import Held, part_of
 from sfd_cli.pipeline.inputs import initial_noise
 from sfd_cli.pipeline.models import SamplingModels
 from sfd_cli.pipeline.sampler import Sampler
@@ -65,10 +66,11 @@ class PairedImages:
         sampler, space = self.sampler, self.sampler.space
         noise = initial_noise(sampler.sample.seed, indices.tolist(), space.shape).to(sampler.device)
         labels = torch.from_numpy(self.store.labels[rows]).to(sampler.device)
-        semantics = None
+        held = None
         if self.real_semantics:
-            semantics = space.views(read_latents(self.store, rows, space).to(sampler.device)).semantic
-        return sampler.decode(sampler.solve(noise, labels, semantics=semantics))
+            latents = read_latents(self.store, rows, space).to(sampler.device)
+            held = Held(part_of(space, "semantics", device=sampler.device), noise, latents)
+        return sampler.decode(sampler.solve(noise, labels, held=held))
 
 
 @dataclass(frozen=True)

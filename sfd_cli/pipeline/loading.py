@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from sfd_cli.config import Encoder, Section, SemVAE, Settings, validate_settings
+from sfd_cli.config import Encoder, Sample, Section, SemVAE, Settings, validate_settings
 from sfd_cli.errors import UserError
 from sfd_cli.formats.model_folder import compressors, texture_compressors
 from sfd_cli.networks.lightning_dit import LightningDiT
@@ -99,21 +100,49 @@ def from_checkpoints(
     return parts
 
 
-def from_folder(source: str | Path, class_name: str, device: torch.device, revision: str | None) -> Parts:
-    """The components that `saving.save` wrote to a local folder or a repository of the Hugging Face hub.
+@dataclass(frozen=True)
+class Saved:
+    """A pipeline that `saving.save` wrote; its weights are not read yet.
+
+    Attributes:
+        folder: where it is.
+        index: what its `model_index.json` says.
+        models: those that sampling needs.
+        sample: the defaults of its calls.
+    """
+
+    folder: Path
+    index: dict[str, Any]
+    models: SamplingModels
+    sample: Sample
+
+
+def open_saved(source: str | Path, class_name: str, revision: str | None = None) -> Saved:
+    """The pipeline in a local folder or in a repository of the Hugging Face hub.
 
     Raises:
         UserError: it is neither, cannot be fetched, or is damaged or incomplete.
     """
     folder = _local(source, revision)
     index = read_index(folder, class_name)
-    parts, sample = index["components"], as_sample({}, index.get("sample", {}))
+    parts = index["components"]
     models = SamplingModels(
         open_model(folder / "dit", LightningDiT),
         open_model(folder / "guide", LightningDiT) if "guide" in parts else None,
         open_model(folder / "texture_vae", tuple(texture_compressors())) if "texture_vae" in parts else None,
     )
-    sampler, semantic, encoder = models.load(sample, device), None, None
+    return Saved(folder, index, models, as_sample({}, index.get("sample", {})))
+
+
+def from_folder(source: str | Path, class_name: str, device: torch.device, revision: str | None) -> Parts:
+    """The components that `saving.save` wrote to a local folder or a repository of the Hugging Face hub.
+
+    Raises:
+        UserError: it is neither, cannot be fetched, or is damaged or incomplete.
+    """
+    saved = open_saved(source, class_name, revision)
+    folder, index, parts = saved.folder, saved.index, saved.index["components"]
+    sampler, semantic, encoder = saved.models.load(saved.sample, device), None, None
     if "semantic" in parts:
         opened: Model[SemanticCompressor] = open_model(folder / "semantic", tuple(compressors()))
         semantic = opened.load().to(device)

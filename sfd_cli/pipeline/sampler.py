@@ -17,12 +17,13 @@ from sfd_cli.diffusion.conditions import Conditions
 from sfd_cli.diffusion.guidance import AutoGuidance, ClassifierFreeGuidance, GuidanceScale, VelocityField
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.diffusion.schedule import schedule_of
-from sfd_cli.diffusion.solver import OnPoint, integrate
+from sfd_cli.diffusion.solver import Amend, OnPoint, integrate
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.laws import DEFAULT_LAW, is_synchronous
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.precision import Precision, autocast
 from sfd_cli.networks.texture_vae import to_pixels
+from sfd_cli.pipeline.held import Held, Recorder, Recording, way_of
 from sfd_cli.pipeline.inputs import SampleInputs
 from sfd_cli.processes import Processes
 from sfd_cli.tables import SOLVERS
@@ -135,20 +136,41 @@ class Sampler:
         return latents
 
     @torch.inference_mode()
-    def solve(
-        self, noise: Tensor, labels: Tensor, on_point: OnPoint | None = None, semantics: Tensor | None = None
-    ) -> Tensor:
+    def solve(self, noise: Tensor, labels: Tensor, on_point: OnPoint | None = None, held: Held | None = None) -> Tensor:
         """Integrate the guided flow from `noise` (B, C, h, w) for `labels` (B,) to normalised composite latents.
 
-        Where `semantics` (B, C_s, h, w), normalised, are given, the semantic channels go to them on the straight line
-        from their noise, by the same law of times, and textures alone are the network's own.
+        What is `held` goes its own way and ends as it says, exactly; the network sees it and draws the rest.
         """
-        sample, velocity = self.sample, self._velocity
-        if semantics is not None:
-            velocity = with_semantics(velocity, semantics - self.space.views(noise).semantic, self.space)
+        if held is None:
+            return self._integrate(noise, labels, on_point)
+        return held.latents_in(self._integrate(held.noise_in(noise), labels, on_point, held.amend(self.space)))
+
+    @torch.inference_mode()
+    def record(
+        self, noise: Tensor, labels: Tensor, on_point: OnPoint | None = None, held: Held | None = None
+    ) -> Recording:
+        """As `solve`, but with all that came before the latents."""
+        recorder = Recorder(None if held is None else held.amend(self.space))
+        start = noise if held is None else held.noise_in(noise)
+
+        def keep(progress: float, x: Tensor) -> None:
+            recorder.points.append((progress, x))
+            if on_point is not None:
+                on_point(progress, x)
+
+        latents = self._integrate(start, labels, keep, recorder.amend)
+        if held is not None:
+            latents = held.latents_in(latents)
+            recorder.points[-1] = recorder.points[-1][0], latents
+        return recorder.recording(way_of(self.sample))
+
+    def _integrate(
+        self, noise: Tensor, labels: Tensor, on_point: OnPoint | None = None, amend: Amend | None = None
+    ) -> Tensor:
+        sample = self.sample
         with tf32(self.device):
             return integrate(
-                velocity,
+                self._velocity,
                 noise,
                 labels,
                 schedule_of(sample),
@@ -160,6 +182,7 @@ class Sampler:
                 rtol=sample.rtol,
                 atol=sample.atol,
                 on_point=on_point,
+                amend=amend,
             )
 
     @torch.inference_mode()
@@ -236,16 +259,6 @@ class Sampler:
                 f"has no latent statistics for {self.space.channels} channels, without which samples cannot be decoded",
                 STATISTICS_REMEDY,
             )
-
-
-def with_semantics(velocity: VelocityField, semantic: Tensor, space: LatentSpace) -> VelocityField:
-    """The field with this velocity (B, C_s, h, w) of the semantic channels in place of its own."""
-
-    def field(x: Tensor, t_texture: Tensor, t_semantic: Tensor, rows: Tensor) -> Tensor:
-        own = space.views(velocity(x, t_texture, t_semantic, rows))
-        return torch.cat((own.texture, semantic), dim=1)
-
-    return field
 
 
 def guidance_scale(sample: Sample) -> GuidanceScale:

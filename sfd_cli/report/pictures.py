@@ -11,6 +11,7 @@ import torch
 from sfd_cli.diffusion.schedule import Schedule
 from sfd_cli.files import atomic_path
 from sfd_cli.messages import printable
+from sfd_cli.report.palette import Palette
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,21 +35,7 @@ def principal_colours(latents: np.ndarray) -> np.ndarray:
     Returns:
         float32 (points, samples, h, w, 3) in [0, 1]; with fewer than three channels the rest stays 0.5.
     """
-    channels = latents.shape[2]
-    tokens = np.moveaxis(latents, 2, -1).astype(np.float64)
-    final = tokens[-1].reshape(-1, channels)
-    mean = final.mean(axis=0)
-    _, vectors = np.linalg.eigh(np.cov(final, rowvar=False).reshape(channels, channels))
-    directions = vectors[:, ::-1][:, :3]
-    # An eigenvector's sign is arbitrary and differs between libraries; a fixed one makes equal runs look equal.
-    strongest = directions[np.abs(directions).argmax(axis=0), np.arange(directions.shape[1])]
-    directions = directions * np.where(strongest < 0, -1.0, 1.0)
-    projected = (tokens - mean) @ directions
-    low, high = np.percentile(projected[-1].reshape(-1, projected.shape[-1]), [2, 98], axis=0)
-    scaled = ((projected - low) / np.maximum(high - low, 1e-12)).clip(0, 1)
-    colours = np.full((*scaled.shape[:-1], 3), 0.5, dtype=np.float32)
-    colours[..., : scaled.shape[-1]] = scaled
-    return colours
+    return Palette.of(latents[-1]).paint(latents)
 
 
 def draw_samples(path: Path, images: list[np.ndarray], captions: list[str]) -> None:

@@ -18,6 +18,7 @@ from sfd_cli.evaluation.extractors import EXTRACTORS, Extractor
 from sfd_cli.evaluation.frechet import frechet_distance
 from sfd_cli.evaluation.gaussian import Gaussian
 from sfd_cli.evaluation.oracle import PARTS, Oracle, PairedImages
+from sfd_cli.pipeline.held import Held, part_of
 from sfd_cli.pipeline.inputs import initial_noise
 
 COUNT = 24
@@ -43,8 +44,9 @@ def test_given_semantics_arrive_and_textures_see_them_on_their_way(settings: Set
     latents = read_latents(opened.store, np.arange(5), space)
     noise, labels = initial_noise(0, range(5), space.shape), torch.zeros(5, dtype=torch.long)
     semantics = space.views(latents).semantic
-    found = sampler.solve(noise, labels, lambda progress, x: seen.append((progress, x)), semantics)
-    torch.testing.assert_close(space.views(found).semantic, semantics)
+    held = Held(part_of(space, "semantics"), noise, latents)
+    found = sampler.solve(noise, labels, lambda progress, x: seen.append((progress, x)), held)
+    assert torch.equal(space.views(found).semantic, semantics)
     for progress, x in seen:  # delta_t 0.3: t_s = min(T, 1)
         time = min(float(progress), 1.0)
         expected = time * semantics + (1 - time) * space.views(noise).semantic
@@ -58,11 +60,11 @@ def test_images_are_of_the_noise_of_sample_and_the_classes_of_the_store(settings
     sampler, space = opened.sampler, opened.sampler.space
     rows = np.linspace(0, COUNT - 1, 10).round().astype(int)
     noise, labels = initial_noise(0, range(10), space.shape), torch.from_numpy(opened.store.labels[rows])
-    semantics = space.views(read_latents(opened.store, rows, space)).semantic
-    for real, given in ((True, semantics), (False, None)):
+    held = Held(part_of(space, "semantics"), noise, read_latents(opened.store, rows, space))
+    for real, given in ((True, held), (False, None)):
         batches = list(PairedImages(sampler, opened.store, 10, real).batches(4))
         assert [len(batch) for batch in batches] == [4, 4, 2]
-        expected = sampler.decode(sampler.solve(noise, labels, semantics=given))
+        expected = sampler.decode(sampler.solve(noise, labels, held=given))
         assert (torch.cat(batches).int() - expected.int()).abs().max() <= 1
     assert sampler.sample.guidance == "none"
 
