@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test check format deviations mutation clean
+.PHONY: demo test check format deviations mutation site clean
 
 demo: .venv/installed
 	dvc repro
@@ -30,6 +30,10 @@ deviations: .venv/installed
 mutation: .venv/installed
 	python -m pip install --quiet --editable ".[mutation]"
 	python tests/mutation.py
+
+# The pages of docs/ with a reference of commands and settings, in site/; `mkdocs serve` shows them while they are written.
+site: .venv/installed
+	mkdocs build --strict
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

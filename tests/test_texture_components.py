@@ -128,7 +128,7 @@ def test_images_come_back_from_their_latents(project: Settings, pipeline: Semant
 
 def test_a_saved_pipeline_makes_the_same_images(pipeline: SemanticFirstPipeline, tmp_path: Path) -> None:
     pipeline.save_pretrained(tmp_path / "saved")
-    assert load_config(tmp_path / "saved" / "texture_vae")["type"] == "TexturePCA"
+    assert load_config(tmp_path / "saved" / "vae")["type"] == "TexturePCA"
     again = SemanticFirstPipeline.from_pretrained(tmp_path / "saved", device="cpu")
     assert torch.equal(again([0, 1, 1], output="uint8").images, pipeline([0, 1, 1], output="uint8").images)
 

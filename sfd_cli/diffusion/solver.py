@@ -23,8 +23,11 @@ from sfd_cli.tables import SOLVERS
 
 Slope = Callable[[float, Tensor], Tensor]
 """(T, x) -> dx/dT."""
-OnPoint = Callable[[float, Tensor], None]
-"""Called with every point of the solution, (T, x): the start, and the end of every step."""
+OnPoint = Callable[[float, Tensor], Tensor | None]
+"""Called with every point of the solution, (T, x): the start, and the end of every step.
+
+Another tensor that it gives back takes the solution's place, and solving begins anew from there.
+"""
 Amend = Callable[[Slope, Phase], Slope]
 """(slope, phase) -> the slope that is integrated in its place inside the phase."""
 
@@ -105,7 +108,8 @@ def integrate(
             adaptive solver.
         rtol: relative tolerance of an adaptive solver.
         atol: absolute tolerance of an adaptive solver.
-        on_point: called with the points of the solution; of an adaptive solver only where phases end.
+        on_point: called with the points of the solution, `count_steps` times after the start; of an adaptive solver
+            only where phases end. A solution that it changes costs a multistep solver its history.
         amend: puts another right-hand side in the place of each phase's; None leaves them.
 
     Returns:
@@ -115,16 +119,32 @@ def integrate(
         raise ValueError(f"steps ({steps}) must be at least 1 and shift ({shift}) positive")
     solve = SOLVERS[solver].solve
     tell = on_point or (lambda progress, x: None)
-    x = noise
-    tell(0.0, x)
+    x = _or(tell(0.0, noise), noise)
     for phase, points in _stretches(schedule, steps, grid, shift):
-        before, slope = x, _slope(velocity, rows, space, phase)
+        slope = _slope(velocity, rows, space, phase)
         if amend is not None:
             slope = amend(slope, phase)
-        for progress, after in solve(slope, x, points, Tolerance(rtol, atol)):
-            x = _keep_frozen(before, after, phase, space)
-            tell(progress, x)
+        while len(points) > 1:
+            before = x
+            for progress, after in solve(slope, x, points, Tolerance(rtol, atol)):
+                solution = _keep_frozen(before, after, phase, space)
+                x = _or(tell(progress, solution), solution)
+                if x is not solution:
+                    break
+            points = [point for point in points if point >= progress]
     return x
+
+
+def count_steps(
+    schedule: Schedule, *, solver: str = "ab3", steps: int = 24, grid: str = "phases", shift: float = 1.0
+) -> int:
+    """How often `integrate` calls `on_point` after the start, by the same arguments."""
+    stretches = _stretches(schedule, steps, grid, shift)
+    return len(stretches) if SOLVERS[solver].is_adaptive else sum(len(points) - 1 for _, points in stretches)
+
+
+def _or(changed: Tensor | None, solution: Tensor) -> Tensor:
+    return solution if changed is None else changed
 
 
 def phase_points(schedule: Schedule, steps: int, shift: float = 1.0) -> list[list[float]]:

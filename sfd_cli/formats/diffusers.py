@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sfd_cli.files import read_json
+from sfd_cli.files import read_json, write_json
 from sfd_cli.formats.format import Content, Format, FormatError, Hints, ModelParts
-from sfd_cli.formats.model_folder import CONFIG
+from sfd_cli.formats.model_folder import CONFIG, ONLY_WEIGHTS, save_weights
 from sfd_cli.formats.state_dicts import renamed, require_fit
 from sfd_cli.formats.torch_files import read_safetensors
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+WEIGHTS = f"{ONLY_WEIGHTS}.safetensors"
+PREFIX = "autoencoder."
+"""Of the autoencoder's tensors in our texture VAE."""
+# What diffusers notes of itself that its readers want to know.
+KEPT = ("_class_name", "_diffusers_version")
 # Attention modules before diffusers 0.14, and today.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -33,13 +39,25 @@ def texture_vae_from_diffusers(
     Raises:
         FormatError: it is another kind of autoencoder, or keys do not fit.
     """
+    config = _config_of(description)
+    is_old = any(re.search(r"\.attentions\.\d+\.(query|proj_attn)\.", key) for key in weights)
+    attention = OLD_ATTENTION if is_old else {}
+    return config, fitted_weights(
+        config,
+        weights,
+        lambda key: f"{PREFIX}{rename_attention(key, attention)}",
+        lambda key: rename_attention(key.removeprefix(PREFIX), inverse(attention)),
+    )
+
+
+def _config_of(description: Mapping[str, Any]) -> TextureVAEConfig:
     if description.get("_class_name") != "AutoencoderKL":
         raise FormatError(f"is a {description.get('_class_name')}", "only diffusers' AutoencoderKL can be read")
     if description.get("act_fn", "silu") != "silu":
         raise FormatError(f"has act_fn {description['act_fn']}", "only silu can be read")
     try:
         kinds = description["down_block_types"]
-        config = autoencoder_config(
+        return autoencoder_config(
             channels=description["latent_channels"],
             block_channels=tuple(description["block_out_channels"]),
             layers_per_block=description.get("layers_per_block", 1),
@@ -51,14 +69,38 @@ def texture_vae_from_diffusers(
         raise FormatError(f"has no {error} in {CONFIG}", "copy the folder again") from None
     except (TypeError, AttributeError) as error:
         raise FormatError(f"has a damaged {CONFIG} ({error})", "copy it again") from None
-    is_old = any(re.search(r"\.attentions\.\d+\.(query|proj_attn)\.", key) for key in weights)
-    attention = OLD_ATTENTION if is_old else {}
-    return config, fitted_weights(
-        config,
-        weights,
-        lambda key: f"autoencoder.{rename_attention(key, attention)}",
-        lambda key: rename_attention(key.removeprefix("autoencoder."), inverse(attention)),
-    )
+
+
+def write_autoencoder(vae: TextureVAE, folder: Path) -> None:
+    """Write the autoencoder inside a texture VAE as diffusers does, for `AutoencoderKL.from_pretrained`.
+
+    Its latents are as they come, neither folded nor scaled: the scaling factor is 1.
+    """
+    autoencoder = vae.autoencoder
+    weights = {key.removeprefix(PREFIX): tensor for key, tensor in vae.state_dict().items()}
+    save_weights(folder / WEIGHTS, weights)
+    said = json.loads(autoencoder.to_json_string())  # also where it was loaded from, which is nobody's business
+    kept = {key: value for key, value in said.items() if not key.startswith("_") or key in KEPT}
+    write_json(folder / CONFIG, kept | {"scaling_factor": 1.0})
+
+
+def held_autoencoder(autoencoder: Any, texture_channels: int) -> TextureVAE:
+    """The texture VAE around an AutoencoderKL that diffusers has loaded, which is not copied.
+
+    Args:
+        autoencoder: diffusers' AutoencoderKL.
+        texture_channels: of the transformer that it is to decode for, which tell how its latent is folded.
+
+    Raises:
+        FormatError: it is another kind of autoencoder.
+    """
+    description = dict(autoencoder.config) | {"_class_name": type(autoencoder).__name__}
+    config = _config_of(description)
+    config = replace(config, space_to_depth=fold(config, Hints(texture_channels=texture_channels)))
+    with torch.device("meta"):
+        vae = TextureVAE(config)
+    vae.autoencoder = autoencoder
+    return vae.eval().requires_grad_(False)
 
 
 def autoencoder_config(**values: Any) -> TextureVAEConfig:

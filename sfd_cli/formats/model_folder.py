@@ -26,6 +26,9 @@ CONFIG = "config.json"
 TABLES = "_tables"
 """Ends the stem of a file with an imported transformer's own tables of positions: `ema_tables` belongs to `ema`."""
 
+ONLY_WEIGHTS = "diffusion_pytorch_model"
+"""Stem of the weights of a saved pipeline's component, which has one set; the name is diffusers'."""
+
 POSITIONS = ("position", "rotary_cos", "rotary_sin")
 
 C = TypeVar("C")
@@ -40,7 +43,7 @@ def type_of(path: Path) -> str | None:
     if path.is_file():
         return None
     description = _read_config(path)
-    if isinstance(description, dict) and "_class_name" in description:
+    if isinstance(description, dict) and "_class_name" in description and "type" not in description:
         return None
     return str(_require_model(path, description).get("type"))
 
@@ -174,7 +177,10 @@ def read_parts(folder: Path, config_type: type) -> ModelParts:
         config: Any = configured(config_type, description.pop("config"))
         with torch.device("meta"):
             network = None if _architecture(kind) is None else _built(kind, config)
-    weights = {path.stem: read_safetensors(path) for path in sorted(folder.glob("*.safetensors"))}
+    # A component of a saved pipeline has one set of weights, under a name of its own.
+    usual = "ema" if kind == "LightningDiT" else "model"
+    files = sorted(folder.glob("*.safetensors"))
+    weights = {path.stem.replace(ONLY_WEIGHTS, usual): read_safetensors(path) for path in files}
     for stem, tensors in weights.items():
         if network is not None and not stem.endswith(TABLES):
             with about(folder / f"{stem}.safetensors"):
@@ -234,9 +240,14 @@ def save_model(
     for tables in folder.glob(f"*{TABLES}.safetensors"):
         tables.unlink()
     for stem, state_dict in weights.items():
-        with atomic_path(folder / f"{stem}.safetensors") as temporary:
-            save_file(_separate(state_dict), temporary, metadata={"format": "pt"})
+        save_weights(folder / f"{stem}.safetensors", state_dict)
     write_json(folder / CONFIG, {"type": module_type, "config": described(config), **extra})
+
+
+def save_weights(path: Path, state_dict: Mapping[str, Tensor]) -> None:
+    """Write a state dict as a file of safetensors, atomically."""
+    with atomic_path(path) as temporary:
+        save_file(_separate(state_dict), temporary, metadata={"format": "pt"})
 
 
 def described(config: Any) -> dict[str, Any]:

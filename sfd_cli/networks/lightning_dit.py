@@ -184,7 +184,9 @@ class LightningDiT(nn.Module):
         """
         condition = F.silu(self._time_condition(t_texture, t_semantic) + self.class_embedding(rows))
         rotary = (self.rotary_cos, self.rotary_sin) if self.config.rope else None
-        tokens = self.patch_embedding(self._patchify(x)) + self.position
+        # Weights may be held in another dtype than the latent; the embedding of patches is where the two meet.
+        held = self.patch_embedding.weight.dtype
+        tokens = self.patch_embedding(self._patchify(x).to(held)) + self.position.to(held)
         projection = hidden = None
         for number, block in enumerate(self.blocks, start=1):
             if self.checkpoint_activations and torch.is_grad_enabled():
@@ -223,7 +225,9 @@ class LightningDiT(nn.Module):
             return self.final_linear(tokens)
         # Near the data a clean latent's error counts twentyfold in the velocity, and bfloat16's rounding would show.
         with autocast("fp32", tokens.device):
-            return self.final_linear(tokens.to(self.final_linear.weight.dtype))
+            weight, bias = self.final_linear.weight, self.final_linear.bias
+            exact = torch.promote_types(weight.dtype, torch.float32)
+            return F.linear(tokens.to(exact), weight.to(exact), bias.to(exact))
 
     def _patchify(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, tokens, C * patch * patch), values ordered as a convolution kernel's."""

@@ -72,6 +72,11 @@ class TextureVAE(nn.Module):
         """Image pixels per latent pixel along one side, space-to-depth included."""
         return 2 ** (len(self.config.block_channels) - 1) * self.config.space_to_depth
 
+    @property
+    def _held(self) -> torch.dtype:
+        """The dtype of the weights, which whoever loads an autoencoder with diffusers may choose."""
+        return self.autoencoder.post_quant_conv.weight.dtype
+
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What training needs of images (B, 3, H, W) in [-1, 1] and posterior noise (B, C_z, h, w).
 
@@ -83,14 +88,14 @@ class TextureVAE(nn.Module):
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) in [-1, 1] -> mean and logvar, each (B, C_z, h, w), logvar clamped to [-30, 20]."""
-        moments = self.autoencoder.quant_conv(self.autoencoder.encoder(images))
+        moments = self.autoencoder.quant_conv(self.autoencoder.encoder(images.to(self._held)))
         mean, logvar = moments.chunk(2, dim=1)
         fold = self.config.space_to_depth
         return F.pixel_unshuffle(mean, fold), F.pixel_unshuffle(logvar.clamp(*LOGVAR_RANGE), fold)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Texture latents (B, C_z, h, w) -> images (B, 3, H, W) around [-1, 1], not clamped."""
-        unfolded = F.pixel_shuffle(latents, self.config.space_to_depth)
+        unfolded = F.pixel_shuffle(latents.to(self._held), self.config.space_to_depth)
         return self.autoencoder.decoder(self.autoencoder.post_quant_conv(unfolded))
 
 

@@ -25,7 +25,10 @@ NOT_OF_A_CALL = {
     "compile": "it is done when models are loaded from settings or checkpoints",
 }
 
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 Images = Image.Image | Sequence[Image.Image] | Tensor
+Generators = torch.Generator | Sequence[torch.Generator]
 Labels = int | str | Sequence[int | str] | np.ndarray | Tensor
 S = TypeVar("S", bound=Section)
 
@@ -81,6 +84,34 @@ def as_noise(noise: Tensor | np.ndarray) -> np.ndarray:
         found = f"{noise.dtype} of shape {noise.shape}" if isinstance(noise, np.ndarray) else type(noise).__name__
         raise UserError("noise", f"is {found}", "give floats of shape (n, C, h, w)")
     return noise
+
+
+def drawn_noise(generator: Generators, count: int, shape: Sequence[int]) -> Tensor:
+    """Standard normal noise (count, *shape) float32 on the CPU: all from one generator, or each image from its own.
+
+    Raises:
+        UserError: it is something else, or there are not as many generators as images.
+    """
+    if isinstance(generator, torch.Generator):
+        return torch.randn((count, *shape), generator=generator, device=generator.device).cpu()
+    generators = _listed(generator)
+    if not all(isinstance(one, torch.Generator) for one in generators):
+        kinds = ", ".join(sorted({type(one).__name__ for one in generators}))
+        raise UserError("generator", f"found {kinds}", "give a torch.Generator, or a list with one for each label")
+    if len(generators) != count:
+        raise UserError("generator", f"{len(generators)} generators for {count} labels", "give one, or as many")
+    return torch.cat([drawn_noise(one, 1, shape) for one in generators])
+
+
+def as_dtype(dtype: Any) -> torch.dtype:
+    """The dtype that weights are held in.
+
+    Raises:
+        UserError: it is none that a network can compute in.
+    """
+    if dtype not in WEIGHT_DTYPES:
+        raise UserError("torch_dtype", f"found {dtype!r}", f"use one of {', '.join(map(str, WEIGHT_DTYPES))}")
+    return dtype
 
 
 def as_pixels(images: Images, side: int) -> Tensor:

@@ -97,11 +97,13 @@ class SampleInputs:
 def initial_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Standard normal noise (n, *shape) float32 on the CPU; each image's depends on `seed` and its index alone."""
 
-    def one(index: int) -> Tensor:
-        state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)
-        return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(int(state[0])))
+    return torch.stack([torch.randn(tuple(shape), generator=image_generator(seed, index)) for index in indices])
 
-    return torch.stack([one(index) for index in indices])
+
+def image_generator(seed: int, index: int) -> torch.Generator:
+    """The generator, on the CPU, of image `index` of every run with this seed."""
+    state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
 
 
 def balanced_labels(indices: Sequence[int], classes: Sequence[int]) -> Tensor:

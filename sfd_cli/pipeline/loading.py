@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +11,31 @@ import torch
 
 from sfd_cli.config import Encoder, Sample, Section, SemVAE, Settings, validate_settings
 from sfd_cli.errors import UserError
-from sfd_cli.formats.model_folder import compressors, texture_compressors
+from sfd_cli.formats.files import read_file
+from sfd_cli.formats.format import Hints
+from sfd_cli.formats.model_folder import ONLY_WEIGHTS, compressors, texture_compressors, type_of
 from sfd_cli.networks.lightning_dit import LightningDiT
+from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.networks.visual_encoder import VisualEncoder
-from sfd_cli.pipeline.arguments import as_sample, as_section
+from sfd_cli.pipeline.arguments import as_dtype, as_sample, as_section
+from sfd_cli.pipeline.hub import REPOSITORY_NAME
 from sfd_cli.pipeline.image_encoder import require_encoders
+from sfd_cli.pipeline.layout import INDEX, SavedPipeline, read_saved
 from sfd_cli.pipeline.models import SamplingModels
 from sfd_cli.pipeline.sampler import Sampler
-from sfd_cli.pipeline.saving import INDEX, read_index
-from sfd_cli.weights.models import Model, SemanticCompressor, open_model, open_semantic
+from sfd_cli.weights.models import (
+    LoadedModel,
+    Model,
+    SemanticCompressor,
+    TextureCompressor,
+    open_model,
+    open_semantic,
+    space_of,
+)
 from sfd_cli.weights.visual_encoders import load_visual_encoder
 
 SECTIONS: dict[str, type[Section] | None] = {"foreign": None, "semvae": SemVAE, "encoder": Encoder}
 """What files do not tell; None: validated with all settings."""
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class Parts(NamedTuple):
@@ -105,14 +115,12 @@ class Saved:
     """A pipeline that `saving.save` wrote; its weights are not read yet.
 
     Attributes:
-        folder: where it is.
-        index: what its `model_index.json` says.
+        contents: what its folder has.
         models: those that sampling needs.
         sample: the defaults of its calls.
     """
 
-    folder: Path
-    index: dict[str, Any]
+    contents: SavedPipeline
     models: SamplingModels
     sample: Sample
 
@@ -123,15 +131,15 @@ def open_saved(source: str | Path, class_name: str, revision: str | None = None)
     Raises:
         UserError: it is neither, cannot be fetched, or is damaged or incomplete.
     """
-    folder = _local(source, revision)
-    index = read_index(folder, class_name)
-    parts = index["components"]
+    contents = read_saved(_local(source, revision), class_name)
+    parts, sample = contents.parts, as_sample({}, contents.sample)
+    dit = open_model(parts["dit"], LightningDiT)
     models = SamplingModels(
-        open_model(folder / "dit", LightningDiT),
-        open_model(folder / "guide", LightningDiT) if "guide" in parts else None,
-        open_model(folder / "texture_vae", tuple(texture_compressors())) if "texture_vae" in parts else None,
+        dit,
+        open_model(parts["guide"], LightningDiT) if "guide" in parts else None,
+        _texture_vae(parts["texture_vae"], space_of(dit).texture) if "texture_vae" in parts else None,
     )
-    return Saved(folder, index, models, as_sample({}, index.get("sample", {})))
+    return Saved(contents, models, sample)
 
 
 def from_folder(source: str | Path, class_name: str, device: torch.device, revision: str | None) -> Parts:
@@ -141,22 +149,46 @@ def from_folder(source: str | Path, class_name: str, device: torch.device, revis
         UserError: it is neither, cannot be fetched, or is damaged or incomplete.
     """
     saved = open_saved(source, class_name, revision)
-    folder, index, parts = saved.folder, saved.index, saved.index["components"]
-    sampler, semantic, encoder = saved.models.load(saved.sample, device), None, None
+    contents, semantic, encoder = saved.contents, None, None
+    sampler, parts = saved.models.load(saved.sample, device), contents.parts
     if "semantic" in parts:
-        opened: Model[SemanticCompressor] = open_model(folder / "semantic", tuple(compressors()))
+        opened: Model[SemanticCompressor] = open_model(parts["semantic"], tuple(compressors()))
         semantic = opened.load().to(device)
     if "encoder" in parts:
-        entry = index["encoder"] | {"weights": str(folder / "encoder")}
-        encoder = load_visual_encoder(as_section(Encoder, entry, f"{folder / INDEX}: encoder")).to(device)
+        entry = dict(contents.encoder) | {"weights": str(parts["encoder"])}
+        encoder = load_visual_encoder(as_section(Encoder, entry, f"{contents.folder / INDEX}: encoder")).to(device)
     return Parts(sampler, semantic, encoder)
+
+
+def held_in(parts: Parts, dtype: torch.dtype | None) -> Parts:
+    """The same parts with the transformers' weights in `dtype`, in place; None leaves them in float32.
+
+    Raises:
+        UserError: a dtype that they cannot compute in.
+    """
+    if dtype is not None:
+        as_dtype(dtype)
+        for network in (parts.sampler.dit, parts.sampler.guide):
+            if network is not None:
+                network.to(dtype)
+    return parts
+
+
+def _texture_vae(folder: Path, channels: int) -> Model[TextureCompressor]:
+    """A saved texture compressor: a model folder, or an AutoencoderKL of diffusers, read where it lies."""
+    if type_of(folder) is not None:
+        return open_model(folder, tuple(texture_compressors()))
+    parts = read_file(folder, Hints(texture_channels=channels), TextureVAE.__name__)
+    network = TextureVAE(parts.config)
+    network.load_state_dict(parts.tensors)
+    return LoadedModel(str(folder), folder, ONLY_WEIGHTS, network.eval().requires_grad_(False))
 
 
 def _local(source: str | Path, revision: str | None) -> Path:
     """The folder itself, or the hub's repository of that name in the hub's own cache."""
     if Path(source).is_dir():
         return Path(source)
-    if not _HUB_ID.fullmatch(str(source)):
+    if not REPOSITORY_NAME.fullmatch(str(source)):
         raise UserError(source, "is no folder, and no name of a hub repository", "give one, or owner/name")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

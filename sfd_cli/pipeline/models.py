@@ -119,6 +119,6 @@ class SamplingModels:
             problem = f"has latent statistics for {len(known)} channels, but makes {channels} channels"
             raise UserError(dit.source, problem, STATISTICS_REMEDY)
         trained_on = dit.facts.get("texture_vae")
-        if texture_vae is not None and trained_on not in (None, texture_vae.fingerprint):
+        if texture_vae is not None and trained_on is not None and trained_on != texture_vae.fingerprint:
             problem = f"was trained on latents of another texture VAE than {texture_vae.source}"
             raise UserError(dit.source, problem, "run `sfd encode-latents` and `sfd train` again")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +17,7 @@ from sfd_cli.diffusion.conditions import Conditions
 from sfd_cli.diffusion.guidance import AutoGuidance, ClassifierFreeGuidance, GuidanceScale, VelocityField
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.diffusion.schedule import schedule_of
-from sfd_cli.diffusion.solver import Amend, OnPoint, integrate
+from sfd_cli.diffusion.solver import Amend, OnPoint, count_steps, integrate
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.laws import DEFAULT_LAW, is_synchronous
 from sfd_cli.networks.lightning_dit import LightningDiT
@@ -31,6 +31,9 @@ from sfd_cli.weights.models import TextureCompressor
 
 # Images per call of the VAE decoder, whose activations are far larger than the transformer's.
 DECODED_AT_ONCE = 16
+
+Watch = Callable[[list[int]], OnPoint]
+"""Rows of a batch that are wanted -> what is called with the points of the whole batch's solution."""
 
 STATISTICS_REMEDY = (
     "give those of its training set (--foreign-texture-statistics and --foreign-semantic-statistics,"
@@ -93,16 +96,28 @@ class Sampler:
         group: int | None = SOLVERS[self.sample.solver].images_at_once
         return group or self.sample.batch_size
 
+    @property
+    def steps(self) -> int:
+        """Points of a solution after its start, of which callers are told."""
+        sample = self.sample
+        schedule = schedule_of(sample)
+        return count_steps(
+            schedule, solver=sample.solver, steps=sample.steps, grid=sample.time_grid, shift=sample.shift
+        )
+
     def share(self, count: int, processes: Processes) -> list[int]:
         """Indices of this process's images of `count`: the processes take batches in turn."""
         return [index for index in range(count) if index // self.batch_size % processes.count == processes.rank]
 
-    def batches(self, inputs: SampleInputs, indices: Iterable[int]) -> Iterator[tuple[list[int], Tensor]]:
+    def batches(
+        self, inputs: SampleInputs, indices: Iterable[int], watch: Watch | None = None
+    ) -> Iterator[tuple[list[int], Tensor]]:
         """The images `indices` of a run, in its batches.
 
         Args:
             inputs: noise and labels of the run.
             indices: ascending; a batch of the run of which some images are wanted is sampled as a whole.
+            watch: is told how each batch goes on, and may change its latents on the way.
 
         Yields:
             Indices, and their images, uint8 (n, 3, H, W) on the models' device.
@@ -110,12 +125,14 @@ class Sampler:
         Raises:
             StageFailure: a latent is not finite.
         """
-        for wanted, rows, latents in self._whole_batches(inputs, indices):
+        for wanted, rows, latents in self._whole_batches(inputs, indices, watch):
             yield wanted, self.decode(latents)[rows]
 
-    def latent_batches(self, inputs: SampleInputs, indices: Iterable[int]) -> Iterator[tuple[list[int], Tensor]]:
+    def latent_batches(
+        self, inputs: SampleInputs, indices: Iterable[int], watch: Watch | None = None
+    ) -> Iterator[tuple[list[int], Tensor]]:
         """As `batches`, but normalised composite latents (n, C, h, w)."""
-        for wanted, rows, latents in self._whole_batches(inputs, indices):
+        for wanted, rows, latents in self._whole_batches(inputs, indices, watch):
             yield wanted, latents[rows]
 
     def latents(self, inputs: SampleInputs, indices: Iterable[int], on_point: OnPoint | None = None) -> Tensor:
@@ -215,7 +232,7 @@ class Sampler:
         return self.texture_vae
 
     def _whole_batches(
-        self, inputs: SampleInputs, indices: Iterable[int]
+        self, inputs: SampleInputs, indices: Iterable[int], watch: Watch | None
     ) -> Iterator[tuple[list[int], list[int], Tensor]]:
         """Wanted indices of each batch, their rows in it, and its latents.
 
@@ -224,8 +241,9 @@ class Sampler:
         size = self.batch_size
         for number, members in groupby(indices, key=lambda index: index // size):
             wanted, first = list(members), number * size
-            latents = self.latents(inputs, range(first, first + size))
-            yield wanted, [index - first for index in wanted], latents
+            rows = [index - first for index in wanted]
+            latents = self.latents(inputs, range(first, first + size), watch and watch(rows))
+            yield wanted, rows, latents
 
     @cached_property
     def _velocity(self) -> VelocityField:

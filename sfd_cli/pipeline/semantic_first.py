@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -12,15 +11,25 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sfd_cli.config import Settings, load_settings
 from sfd_cli.errors import UserError
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.visual_encoder import VisualEncoder
-from sfd_cli.pipeline import loading, saving
-from sfd_cli.pipeline.arguments import NOT_OF_A_CALL, Images, Labels, as_noise, as_pixels, as_rows, as_sample
+from sfd_cli.pipeline.arguments import (
+    NOT_OF_A_CALL,
+    Generators,
+    Images,
+    Labels,
+    as_noise,
+    as_pixels,
+    as_rows,
+    as_sample,
+    drawn_noise,
+)
 from sfd_cli.pipeline.image_encoder import encode_images
-from sfd_cli.pipeline.inputs import SampleInputs
+from sfd_cli.pipeline.inputs import SampleInputs, image_generator
 from sfd_cli.pipeline.sampler import Sampler
+from sfd_cli.pipeline.steps import LATENTS, OnStepEnd, ProgressBar, StepWatch, require_tensors
+from sfd_cli.pipeline.storing import StoredPipeline
 from sfd_cli.processes import choose_device
 from sfd_cli.weights.models import SemanticCompressor, TextureCompressor
 
@@ -34,7 +43,7 @@ class PipelineOutput:
     images: list[Image.Image] | Tensor
 
 
-class SemanticFirstPipeline:
+class SemanticFirstPipeline(StoredPipeline, ProgressBar):
     """A trained transformer with all it needs to make images, and, if wanted, to encode them.
 
     Args:
@@ -49,78 +58,8 @@ class SemanticFirstPipeline:
     def __init__(
         self, sampler: Sampler, semantic: SemanticCompressor | None = None, encoder: VisualEncoder | None = None
     ) -> None:
-        self._sampler = sampler
-        self.semantic = semantic
-        self.encoder = encoder
+        super().__init__(sampler, semantic, encoder)
         self.class_names = list(sampler.conditions.names)
-
-    @classmethod
-    def from_settings(
-        cls, settings: Settings | str | Path = "params.yaml", device: str = "auto", encoder: bool = False
-    ) -> Self:
-        """The models that settings name: folders made here, checkpoints of the reference code, registered weights.
-
-        Args:
-            settings: or the params.yaml that holds them; its section `sample` gives the defaults of calls.
-            device: auto, cpu, cuda or cuda:N.
-            encoder: also load what `encode` needs.
-
-        Raises:
-            UserError: a model is missing, or models and settings do not fit together.
-        """
-        if not isinstance(settings, Settings):
-            settings = load_settings(Path(settings))
-        return cls(*loading.from_settings(settings, choose_device(device), True, encoder))
-
-    @classmethod
-    def from_checkpoints(
-        cls,
-        dit: str | Path,
-        texture_vae: str | Path | None = None,
-        guide: str | Path | None = None,
-        semvae: str | Path | None = None,
-        *,
-        sections: Mapping[str, Any] | None = None,
-        device: str = "auto",
-        **sampling: Any,
-    ) -> Self:
-        """Models by themselves, each a folder made here, a checkpoint of the reference code, or a registered name.
-
-        Args:
-            dit: the transformer.
-            texture_vae: of the latents it was trained on; without it there are latents only, and no statistics of
-                them are needed.
-            guide: the weaker model; AutoGuidance is the default of calls then.
-            semvae: the semantic compressor, for `encode`; the section `encoder` tells of its visual encoder.
-            sections: what the files do not tell, as in `params.yaml`: `foreign` (statistics, heads, semantic_channels,
-                delta_t), `semvae` (channels, width, depth, heads) and `encoder`.
-            device: auto, cpu, cuda or cuda:N.
-            **sampling: defaults of calls, settings of the section `sample`; `weights` and `compile` too.
-
-        Raises:
-            UserError: a model is missing or damaged, or they do not fit together.
-        """
-        sources = {"dit": dit, "texture_vae": texture_vae, "guide": guide, "semvae": semvae}
-        return cls(*loading.from_checkpoints(sources, sections or {}, sampling, choose_device(device)))
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path, device: str = "auto", revision: str | None = None) -> Self:
-        """A pipeline that `save_pretrained` wrote: a local folder, or a repository of the Hugging Face hub.
-
-        Reads safetensors and JSON only.
-
-        Raises:
-            UserError: it is neither, cannot be fetched, or is damaged or incomplete.
-        """
-        return cls(*loading.from_folder(source, cls.__name__, choose_device(device), revision))
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the pipeline as safetensors and JSON, one folder a model; `model_index.json` comes last.
-
-        Raises:
-            UserError: the folder holds something already.
-        """
-        saving.save(Path(folder), type(self).__name__, self._sampler, self.semantic, self.encoder)
 
     @property
     def dit(self) -> LightningDiT:
@@ -161,7 +100,10 @@ class SemanticFirstPipeline:
         labels: Labels,
         *,
         noise: Tensor | np.ndarray | None = None,
+        generator: Generators | None = None,
         output: Literal["pil", "uint8", "latent"] = "pil",
+        callback_on_step_end: OnStepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = (LATENTS,),
         **sampling: Any,
     ) -> PipelineOutput:
         """Sample an image for every label; the images are those of `sfd sample --labels`.
@@ -169,30 +111,46 @@ class SemanticFirstPipeline:
         Args:
             labels: class indices or names; one, or one for each image.
             noise: floats (n, C, h, w) to start from; without it image i's follows from `seed` and i.
+            generator: draws the noise instead of `seed`: one for all images, which goes on where it is, or one for
+                each; those that `generators` gives draw what `seed` does.
             output: what comes back.
+            callback_on_step_end: called as (pipeline, step, T, {"latents": ...}) after every solver step of every
+                batch, T being the schedule's progress there and latents (n, C, h, w) those of the batch, normalised,
+                not to be changed in place. Others that it gives back under that name are gone on with.
+            callback_on_step_end_tensor_inputs: as in diffusers; there are latents, and nothing else.
             **sampling: settings of the section `sample` over the pipeline's own: seed, steps, solver, delta_t,
                 guidance, scale, ...
 
         Raises:
-            UserError: an unknown class, setting or output, noise of the wrong shape, guidance without a guide, or
-                images without a texture VAE.
+            UserError: an unknown class, setting or output, noise of the wrong shape, more than one source of noise,
+                guidance without a guide, or images without a texture VAE.
             StageFailure: a latent is not finite.
         """
         if output not in OUTPUTS:
             raise UserError("output", f"{output!r} is not known", f"use one of {', '.join(OUTPUTS)}")
-        if output == "latent":
-            return PipelineOutput(self.sample_latents(labels, noise=noise, **sampling))
-        self._sampler.require_texture_vae()
-        sampler, inputs = _prepared(self._sampler, labels, noise, sampling)
-        images = _joined(sampler.batches(inputs, range(inputs.count)))
-        if output == "uint8":
-            return PipelineOutput(images)
-        return PipelineOutput([Image.fromarray(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()])
+        if output != "latent":
+            self._sampler.require_texture_vae()
+        require_tensors(callback_on_step_end_tensor_inputs)
+        sampler, inputs = _prepared(self._sampler, labels, noise, generator, sampling)
+        batches = sampler.latent_batches if output == "latent" else sampler.batches
+        count = -(-inputs.count // sampler.batch_size)
+        with self.progress_bar(total=count * sampler.steps) as bar:
+            watch = StepWatch(bar, callback_on_step_end, self)
+            made = torch.cat([part for _, part in batches(inputs, range(inputs.count), watch)])
+        if output != "pil":
+            return PipelineOutput(made)
+        return PipelineOutput([Image.fromarray(image) for image in made.permute(0, 2, 3, 1).cpu().numpy()])
 
-    def sample_latents(self, labels: Labels, *, noise: Tensor | np.ndarray | None = None, **sampling: Any) -> Tensor:
+    def sample_latents(self, labels: Labels, **arguments: Any) -> Tensor:
         """Normalised composite latents (n, C, h, w), textures first; the arguments are those of a call."""
-        sampler, inputs = _prepared(self._sampler, labels, noise, sampling)
-        return _joined(sampler.latent_batches(inputs, range(inputs.count)))
+        made = self(labels, output="latent", **arguments).images
+        assert isinstance(made, Tensor)
+        return made
+
+    @staticmethod
+    def generators(seed: int, count: int) -> list[torch.Generator]:
+        """The generators by which `seed` draws the noise of the first `count` images, here and in `sfd sample`."""
+        return [image_generator(seed, index) for index in range(count)]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (n, 3, H, W) uint8 of normalised composite latents (n, C, h, w).
@@ -233,11 +191,21 @@ class SemanticFirstPipeline:
 
 
 def _prepared(
-    own: Sampler, labels: Labels, noise: Tensor | np.ndarray | None, sampling: dict[str, Any]
+    own: Sampler,
+    labels: Labels,
+    noise: Tensor | np.ndarray | None,
+    generator: Generators | None,
+    sampling: dict[str, Any],
 ) -> tuple[Sampler, SampleInputs]:
     """The pipeline's own sampler with the settings of a call, and what its images start from."""
     sample = as_sample(own.sample.model_dump(exclude=set(NOT_OF_A_CALL)), sampling)
-    rows, start = as_rows(labels, own.conditions), None if noise is None else as_noise(noise)
+    rows = as_rows(labels, own.conditions)
+    if generator is not None:
+        if noise is not None or "seed" in sampling:
+            other = "noise" if noise is not None else "seed"
+            raise UserError("generator", f"noise comes from it or from {other}, not both", "give one of them")
+        noise = drawn_noise(generator, len(rows), own.space.shape)
+    start = None if noise is None else as_noise(noise)
     if start is not None and len(start) != len(rows):
         raise UserError("noise", f"{len(start)} images of noise for {len(rows)} labels", "give as many")
     inputs = SampleInputs(sample.seed, None, len(rows), start, rows)
@@ -245,7 +213,3 @@ def _prepared(
     # Batches of equal size: the last one of a run is filled up, which a call for a few images must not pay for.
     batches = -(-len(rows) // sample.batch_size)
     return replace(own, sample=sample.model_copy(update={"batch_size": -(-len(rows) // batches)})), inputs
-
-
-def _joined(batches: Iterator[tuple[list[int], Tensor]]) -> Tensor:
-    return torch.cat([part for _, part in batches])

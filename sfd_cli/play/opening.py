@@ -15,9 +15,9 @@ from sfd_cli.data.store import Store
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.errors import UserError
 from sfd_cli.messages import say
+from sfd_cli.pipeline.layout import INDEX
 from sfd_cli.pipeline.loading import open_saved
 from sfd_cli.pipeline.models import SamplingModels
-from sfd_cli.pipeline.saving import INDEX
 from sfd_cli.pipeline.semantic_first import SemanticFirstPipeline
 from sfd_cli.play.studio import Studio
 from sfd_cli.processes import choose_device

@@ -23,6 +23,7 @@ from sfd_cli.formats.files import hints_of, read_file
 from sfd_cli.formats.format import Hints, about
 from sfd_cli.formats.model_folder import (
     CONFIG,
+    ONLY_WEIGHTS,
     TABLES,
     compressors,
     configured,
@@ -112,6 +113,17 @@ class Model(Generic[M]):
         return path
 
 
+@dataclass(frozen=True)
+class LoadedModel(Model[M]):
+    """A model whose network is in memory."""
+
+    network: nn.Module
+
+    def load(self) -> M:
+        """The network itself."""
+        return cast(M, self.network)
+
+
 def open_dit(settings: Settings, which: Literal["dit", "guide"] = "dit") -> Model[LightningDiT]:
     """The transformer at `paths.<which>`; the section `foreign` holds the hints for a checkpoint of the reference.
 
@@ -186,7 +198,8 @@ def open_model(
         source: a model folder, a file or folder of other code, or registered weights.
         kind: class of the network, or the accepted classes, the one that has other formats first.
         hints: what a file of other code does not tell. Our own folders tell it all.
-        weights: which set of weights, "ema" or "model"; None: the averaged ones where there are any.
+        weights: which set of weights, "ema" or "model"; None: the averaged ones where there are any. A component of a
+            saved pipeline has one set only, which it is then.
         statistics: where the latent statistics of a transformer of other code are, texture and semantic.
 
     Raises:
@@ -194,7 +207,9 @@ def open_model(
     """
     kinds = [one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,))]
     folder = _model_folder(source, kinds, hints or Hints(), statistics)
-    if weights is None:
+    if (folder / f"{ONLY_WEIGHTS}.safetensors").exists():
+        weights = ONLY_WEIGHTS
+    elif weights is None:
         weights = "ema" if (folder / "ema.safetensors").exists() else "model"
     return Model(str(source), folder, weights)
 

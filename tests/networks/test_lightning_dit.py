@@ -9,10 +9,12 @@ from reference_files import part
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from sfd_cli.diffusion import objective
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.errors import SettingError
 from sfd_cli.formats.format import FormatError
 from sfd_cli.formats.reference_dit import dit_from_reference, dit_to_reference
+from sfd_cli.networks import lightning_dit
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig, attend
 from sfd_cli.training.transformer import flops_per_image
 
@@ -356,14 +358,30 @@ def test_a_frozen_stream_of_a_network_that_predicts_data_is_finite_and_so_is_its
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters() if parameter.grad is not None)
 
 
-def test_a_network_that_predicts_data_ends_in_float32_under_autocast() -> None:
+def test_a_network_that_predicts_data_ends_in_float32_whatever_its_blocks_compute_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A bfloat16 rounds to 2^-9, which near the data would be a twenty-fifth of a standard deviation of velocity."""
     network, dtypes = random_network(DATA), []
-    network.final_linear.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+
+    def velocity_of_data(data: Tensor, *others: Any) -> Tensor:
+        dtypes.append(data.dtype)
+        return objective.velocity_of_data(data, *others)
+
+    monkeypatch.setattr(lightning_dit, "velocity_of_data", velocity_of_data)
     with torch.autocast("cpu", torch.bfloat16):
         assert network(*random_input()).dtype == torch.float32
-    assert dtypes == [torch.float32]
+    assert network.to(torch.bfloat16)(*random_input()).dtype == torch.float32
+    assert dtypes == [torch.float32] * 2
     assert relative_error(torch.device("cpu"), torch.bfloat16, DATA) < 2e-2
+
+
+@pytest.mark.parametrize("config", [SMALL, DATA, replace(SMALL, rope=False, rms_norm=False, swiglu=False)])
+def test_weights_in_half_precision_take_a_float32_latent(config: LightningDiTConfig) -> None:
+    network, inputs = random_network(config), random_input()
+    with torch.no_grad():
+        exact, rounded = network(*inputs), network.to(torch.bfloat16)(*inputs).float()
+    assert 0 < (rounded - exact).norm() / exact.norm() < 2e-2
 
 
 def test_data_and_velocity_cost_the_same() -> None:

@@ -1,60 +1,29 @@
-"""`SemanticFirstPipeline`: the same numbers as the stages, saved and loaded without loss, errors in one sentence."""
+"""`SemanticFirstPipeline`: the same numbers as the stages, errors in one sentence."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from model_loading import load_dit
 from PIL import Image
 from reference_files import part
 from refusals import refusal, require_refusal
-from tiny_project import CLASSES, SEMANTIC, SIDE, TEXTURE, tiny_settings, write_models
+from tiny_project import SEMANTIC, SIDE
+from trained_pipeline import CHANNELS, WIDTH, project
 
 from sfd_cli.config import Settings
 from sfd_cli.errors import UserError
 from sfd_cli.formats.ldm import texture_vae_to_ldm
-from sfd_cli.formats.model_folder import save_model
 from sfd_cli.formats.reference_semantic_vae import semantic_vae_to_reference
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
 from sfd_cli.pipeline.sampler import tf32
-from sfd_cli.pipeline.saving import INDEX
 from sfd_cli.pipeline.semantic_first import SemanticFirstPipeline
 from sfd_cli.stages import sample as stage
-
-CHANNELS = TEXTURE + SEMANTIC
-WIDTH = 192  # of the tokens of vit_tiny
-
-
-def project(root: Path, **sample: Any) -> Settings:
-    encoder = {"name": "vit_tiny_patch16_224", "weights": "random", "image_size": 32}
-    settings = tiny_settings(root, sample=sample, encoder=encoder, semvae={"channels": SEMANTIC})
-    write_models(settings)
-    torch.manual_seed(3)
-    config = SemanticVAEConfig(WIDTH, SEMANTIC, width=16, depth=1, heads=2)
-    save_model(settings.paths.semvae, "SemanticVAE", config, {"model": SemanticVAE(config).state_dict()}, {})
-    network, extra = load_dit(settings.paths.dit)
-    halves = {name: tensor / 2 for name, tensor in network.state_dict().items()}
-    save_model(settings.paths.guide, "LightningDiT", network.config, {"ema": halves}, extra)
-    return settings
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return project(tmp_path, guidance="autoguidance")
-
-
-@pytest.fixture
-def pipeline(settings: Settings) -> SemanticFirstPipeline:
-    return SemanticFirstPipeline.from_settings(settings, encoder=True)
 
 
 @pytest.mark.parametrize("sample", [{}, {"batch_size": 5}, {"solver": "dopri5"}, {"solver": "dopri5", "batch_size": 5}])
@@ -184,31 +153,6 @@ def test_checkpoints_of_the_reference_encode_too(tmp_path: Path) -> None:
         load(weights="model", sections={"foreign": hints})
 
 
-def test_a_saved_pipeline_is_the_same_pipeline(pipeline: SemanticFirstPipeline, tmp_path: Path) -> None:
-    folder = tmp_path / "saved"
-    pipeline.save_pretrained(folder)
-    assert {path.suffix for path in folder.rglob("*") if path.is_file()} == {".json", ".safetensors"}
-    loaded = SemanticFirstPipeline.from_pretrained(folder, device="cpu")
-    assert loaded.class_names == CLASSES
-    images = [pipe(["squares", 0], seed=5, output="uint8").images for pipe in (pipeline, loaded)]
-    assert torch.equal(*images)
-    pixels = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
-    torch.testing.assert_close(loaded.encode(pixels), pipeline.encode(pixels), atol=1e-6, rtol=0)
-    again = tmp_path / "again"
-    loaded.save_pretrained(again)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            assert path.read_bytes() == (again / path.relative_to(folder)).read_bytes()
-
-
-def test_positions_of_an_imported_transformer_are_saved_too(tmp_path: Path, settings: Settings) -> None:
-    pipeline = SemanticFirstPipeline.from_settings(settings)
-    pipeline.dit.position += 1e-3
-    pipeline.save_pretrained(tmp_path / "saved")
-    loaded = SemanticFirstPipeline.from_pretrained(tmp_path / "saved", device="cpu")
-    assert torch.equal(loaded.dit.position, pipeline.dit.position)
-
-
 def test_images_come_in_the_form_asked_for(pipeline: SemanticFirstPipeline) -> None:
     picture = pipeline("circles").images[0]
     assert isinstance(picture, Image.Image)
@@ -269,6 +213,12 @@ def test_pictures_of_any_size_and_mode_are_cropped_to_the_pipelines(pipeline: Se
         (lambda pipe: pipe(0, noise=[0.0]), "noise", ("list",)),
         (lambda pipe: pipe([0, 1], noise=torch.zeros(1, CHANNELS, 2, 2)), "noise", ("1 images", "2 labels")),
         (lambda pipe: pipe(0, noise=torch.full((1, CHANNELS, 2, 2), torch.nan)), "noise", ("image 0", "not finite")),
+        (lambda pipe: pipe(0, generator=3), "generator", ("int", "torch.Generator")),
+        (lambda pipe: pipe([0, 1], generator=pipe.generators(0, 3)), "generator", ("3 generators", "2 labels")),
+        (lambda pipe: pipe(0, generator=torch.Generator(), seed=3), "generator", ("seed",)),
+        (lambda pipe: pipe(0, generator=torch.Generator(), noise=np.zeros((1, 7, 2, 2))), "generator", ("noise",)),
+        (lambda pipe: pipe(0, num_inference_steps=3), "sample.num_inference_steps", ("sample.steps",)),
+        (lambda pipe: pipe(0, guidance_scale=3), "sample.guidance_scale", ("sample.scale",)),
         (lambda pipe: pipe(0, stepz=3), "sample.stepz", ("'steps'",)),
         (lambda pipe: pipe(0, steps=-3), "sample.steps", ("-3",)),
         (lambda pipe: pipe(0, weights="model"), "sample.weights", ()),
@@ -321,6 +271,19 @@ def test_labels_and_noise_may_be_arrays_of_numpy_and_torch(pipeline: SemanticFir
     assert torch.equal(pipeline.sample_latents([2, 0], noise=half), pipeline.sample_latents([2, 0], noise=half.float()))
 
 
+def test_generators_draw_the_noise_in_the_place_of_the_seed(pipeline: SemanticFirstPipeline) -> None:
+    """Those of the seed give its images; one by itself goes on where it is; with one each, images are independent."""
+    by_seed = pipeline.sample_latents([0, 1, 2], seed=5)
+    assert torch.equal(pipeline.sample_latents([0, 1, 2], generator=pipeline.generators(5, 3)), by_seed)
+    one = torch.Generator().manual_seed(9)
+    first, second = (pipeline.sample_latents([0, 1], generator=one) for _ in range(2))
+    again = torch.Generator().manual_seed(9)
+    for made in (first, second):
+        assert torch.equal(made, pipeline.sample_latents([0, 1], noise=torch.randn(2, CHANNELS, 2, 2, generator=again)))
+    alone = pipeline.sample_latents(2, generator=pipeline.generators(5, 3)[2:])
+    torch.testing.assert_close(alone[0], by_seed[2], atol=1e-5, rtol=1e-5)
+
+
 def test_a_compressor_or_encoder_of_other_latents_is_refused(pipeline: SemanticFirstPipeline) -> None:
     picture, fitting = Image.new("RGB", (SIDE, SIDE)), pipeline.semantic
     for config, named in (
@@ -340,110 +303,6 @@ def test_what_was_not_loaded_is_said(tmp_path: Path) -> None:
         pipeline(0, guidance="autoguidance")
     with refusal("encoder", "encoder=True"):
         pipeline.encode(Image.new("RGB", (SIDE, SIDE)))
-
-
-def test_saving_never_writes_over_anything(pipeline: SemanticFirstPipeline, tmp_path: Path) -> None:
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.txt").write_text("mine")
-    with refusal(tmp_path / "full"):
-        pipeline.save_pretrained(tmp_path / "full")
-    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]
-
-
-@pytest.mark.parametrize("damage", ["no index", "another class", "a model is missing", "a file is cut"])
-def test_a_damaged_pipeline_is_refused(pipeline: SemanticFirstPipeline, tmp_path: Path, damage: str) -> None:
-    folder = tmp_path / "saved"
-    pipeline.save_pretrained(folder)
-    index, weights = folder / "model_index.json", folder / "guide" / "ema.safetensors"
-    if damage == "no index":
-        index.unlink()
-    elif damage == "another class":
-        index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": "StableDiffusionPipeline"}))
-    elif damage == "a model is missing":
-        weights.unlink()
-    else:
-        weights.write_bytes(weights.read_bytes()[:-40])
-    with pytest.raises(UserError):
-        SemanticFirstPipeline.from_pretrained(folder)
-
-
-NAME = "vit_tiny_patch16_224"
-
-
-@pytest.mark.parametrize(
-    ("changes", "subject", "named"),
-    [
-        ({"components": None}, INDEX, ("None", "dit")),
-        ({"components": "dit"}, INDEX, ("'dit'", "texture_vae")),
-        ({"components": ["guide"]}, INDEX, ("['guide']", "dit")),
-        ({"components": ["dit", "unet"]}, INDEX, ("unet",)),
-        ({"components": ["dit", ["guide"]]}, INDEX, ("['guide']",)),
-        ({"components": ["dit", "texture_vae", "guide"]}, "", ("guide",)),
-        ({"sample": [1]}, "sample", ("[1]",)),
-        ({"sample": None}, "sample", ("None",)),
-        ({"sample": {"stepz": 3}}, "sample.stepz", ("'steps'",)),
-        ({"sample": {"steps": "many"}}, "sample.steps", ("'many'",)),
-        ({"sample": {"num_images": 3}}, "sample.num_images", ()),
-        ({"encoder": None}, INDEX, ("encoder", "name, image_size, tiles")),
-        ({"encoder": {}}, INDEX, ("encoder", "name, image_size, tiles")),
-        ({"encoder": {"name": NAME, "image_size": 32, "tiles": 1, "weights": "random"}}, INDEX, ("encoder", "random")),
-        ({"encoder": {"name": NAME, "image_size": "big", "tiles": 1}}, f"{INDEX}: encoder.image_size", ("'big'",)),
-    ],
-)
-def test_a_damaged_index_is_one_sentence(
-    pipeline: SemanticFirstPipeline, tmp_path: Path, changes: dict[str, Any], subject: str, named: tuple[str, ...]
-) -> None:
-    """A subject that is no setting is a path in the folder."""
-    error = refused_index(pipeline, tmp_path / "saved", changes)
-    place = subject if subject.startswith("sample") else tmp_path / "saved" / subject
-    require_refusal(error, place, *named)
-    assert "\n" not in str(error)
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"encoder": {"name": NAME, "image_size": 33, "tiles": 1}}, "encoder.image_size"),
-        ({"encoder": {"name": "dinov2_vits14", "image_size": 28, "tiles": 1}}, "vit_tiny"),
-    ],
-)
-def test_an_index_of_another_encoder_is_refused(
-    pipeline: SemanticFirstPipeline, tmp_path: Path, changes: dict[str, Any], named: str
-) -> None:
-    assert named in str(refused_index(pipeline, tmp_path / "saved", changes))
-
-
-def refused_index(pipeline: SemanticFirstPipeline, folder: Path, changes: dict[str, Any]) -> UserError:
-    """Save the pipeline, change its index, and load it, which must be refused."""
-    pipeline.save_pretrained(folder)
-    if changes.get("components") == ["dit", "texture_vae", "guide"]:
-        shutil.rmtree(folder / "guide")
-    index = folder / INDEX
-    index.write_text(json.dumps(json.loads(index.read_text()) | changes))
-    with pytest.raises(UserError) as caught:
-        SemanticFirstPipeline.from_pretrained(folder)
-    return caught.value
-
-
-def test_a_hub_repository_is_fetched_by_its_name(
-    pipeline: SemanticFirstPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pipeline.save_pretrained(tmp_path / "cached")
-    requests: list[Any] = []
-
-    def snapshot_download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
-        requests.append((name, revision, allow_patterns))
-        return str(tmp_path / "cached")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    loaded = SemanticFirstPipeline.from_pretrained("somebody/sfd-emoji", revision="v1")
-    assert loaded.class_names == CLASSES
-    assert requests == [("somebody/sfd-emoji", "v1", ["*.json", "*.safetensors"])]
-
-
-def test_a_repository_that_cannot_be_had_is_one_sentence() -> None:
-    with refusal("somebody/nothing"):
-        SemanticFirstPipeline.from_pretrained("somebody/nothing")
 
 
 def test_moving_the_pipeline_moves_all_of_it(pipeline: SemanticFirstPipeline) -> None:

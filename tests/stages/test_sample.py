@@ -489,9 +489,9 @@ def test_batches_are_the_runs_own_whatever_is_wanted_of_them(tmp_path: Path, mon
     calls: list[list[int]] = []
     latents = Sampler.latents
 
-    def noted(sampler: Sampler, inputs: SampleInputs, indices: Iterable[int]) -> torch.Tensor:
+    def noted(sampler: Sampler, inputs: SampleInputs, indices: Iterable[int], *watch: Any) -> torch.Tensor:
         calls.append(list(indices))
-        return latents(sampler, inputs, indices)
+        return latents(sampler, inputs, indices, *watch)
 
     monkeypatch.setattr(Sampler, "latents", noted)
     some = list(sampler.batches(inputs, [1, 2, 9]))
