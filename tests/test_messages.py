@@ -66,9 +66,8 @@ def test_the_page_escapes_text_for_browsers_and_control_characters_for_all() -> 
         phases=nothing,
         scores={"rows": [], "reason": ""},
         schedule=None,
+        learned=None,
         losses=[],
-        timings=[],
-        total_seconds="",
         settings=[],
     )
     assert "<script>" not in page

@@ -14,7 +14,7 @@ from sfd_cli.tables import ARCHIVES
 
 FOLDER = Path(__file__).parent
 _FOLDER_LINE = re.compile(r"^  folder:.*$", re.MULTILINE)
-_DEMO_LINE = re.compile(r"^  source: openmoji$", re.MULTILINE)
+_OWN_SOURCE = re.compile(r"^  source: (?!folder$).*$", re.MULTILINE)
 
 
 def list_presets() -> dict[str, str]:
@@ -38,7 +38,7 @@ def preset_text(name: str) -> str:
 
 
 def fill_in(name: str, images: Path | None = None) -> str:
-    """A preset's text, with `images` as its ImageFolder where that is given, even for the demo, which has none.
+    """A preset's text, with `images` as its ImageFolder where that is given, even where it brings its own.
 
     Raises:
         UserError: there is no such preset, or there is no such folder.
@@ -51,7 +51,7 @@ def fill_in(name: str, images: Path | None = None) -> str:
         remedy = f"give a folder of images, or a file of them ({', '.join(ARCHIVES)})"
         raise UserError("--images", f"{images} is no folder and no archive of images that is there", remedy)
     quoted = yaml.safe_dump(str(images.resolve()), width=10_000, allow_unicode=True).splitlines()[0]
-    text = _DEMO_LINE.sub("  source: folder\n  folder:", text)
+    text = _OWN_SOURCE.sub("  source: folder\n  folder:", text)
     return _FOLDER_LINE.sub(lambda _: f"  folder: {quoted}", text)
 
 

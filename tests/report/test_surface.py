@@ -40,7 +40,7 @@ def learn(settings: Settings, law: dict[str, Any] = CURVE) -> Path:
     folder.mkdir(parents=True)
     save_surface(folder, errors(), Streams(torch.ones(5, 5), torch.ones(5, 5)))
     save_law(folder, law)
-    Record(complete=True, facts=law | FOUND._asdict() | {"images": 6}).write(folder)
+    Record(fingerprint="learned", complete=True, facts=law | FOUND._asdict() | {"images": 6}).write(folder)
     return folder
 
 
