@@ -34,7 +34,7 @@ if stage == "learn-schedule":
     lead = values.get("schedule", {}).get("probe", {}).get("lead", 0)
     law = {"schedule": "curve", "lead": lead, "lead_slope": -1.5} if lead else {"schedule": "offset", "delta_t": 0.0}
     (folder / "law.json").write_text(json.dumps(law))
-    (folder / "settings.json").write_text(json.dumps({"complete": True}))
+    (folder / "settings.json").write_text(json.dumps({"fingerprint": "learned", "complete": True}))
 if stage == "train" and dit.get("steps") == 13:
     print("sfd: error: dit.steps: cannot count to 13; take another number")
     sys.exit(1)
