@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -82,11 +82,10 @@ class _Description(BaseModel):
 
     type: str
     config: dict[str, Any]
-    statistics: _Statistics | None = None
+    statistics: Annotated[_Statistics | None, BeforeValidator(lambda found: found or None)] = None
     classes: list[str | int] | None = None
     image_size: Annotated[int, Field(gt=0)] | None = None
     delta_t: Annotated[float, Field(ge=0, le=1)] | None = None
-    schedule: dict[str, Any] | None = None
     texture_vae: str | None = None
 
 

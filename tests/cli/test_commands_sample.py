@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from artifact_records import RECORDS
 from command_line import (
     done,
     ema_checkpoint,
@@ -136,7 +137,7 @@ def test_reference_files_give_the_very_images_of_the_models_imported_from_them()
     done("sample", *imported, *guided, *FEW, "--samples", "imported")
     names = {f"{index:06d}.png" for index in range(6)} | {"samples.npz", "labels.json"}
     first, second = (files_below(Path(folder)) for folder in ("as_they_are", "imported"))
-    assert first.keys() == second.keys() == names | {"settings.json"}
+    assert first.keys() == second.keys() == names | set(RECORDS)
     assert {name: first[name] for name in names} == {name: second[name] for name in names}
     with Image.open("imported/000000.png") as image:
         assert image.size == (8, 8)
@@ -251,8 +252,8 @@ def test_what_the_seed_would_give_gives_the_same_images_from_files(flags: tuple[
     done("sample", "--samples", "seed")
     done("sample", *flags, "--samples", "given", "--num-images", 999)
     seed, given = files_below(Path("seed")), files_below(Path("given"))
-    assert {name: digest for name, digest in seed.items() if name != "settings.json"} == {
-        name: digest for name, digest in given.items() if name != "settings.json"
+    assert {name: digest for name, digest in seed.items() if name not in RECORDS} == {
+        name: digest for name, digest in given.items() if name not in RECORDS
     }
     record = read_json(Path("given/settings.json"))
     assert record["settings"]["num_images"] == 12

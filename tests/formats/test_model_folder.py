@@ -220,7 +220,6 @@ def test_an_architecture_of_other_weights_is_refused_before_memory_is_taken(
         ({"statistics": {"mean": [0.0], "std": [0.0]}}, "statistics.std.0"),
         ({"image_size": "64"}, "image_size"),
         ({"delta_t": 2.0}, "delta_t"),
-        ({"schedule": [1]}, "schedule"),
         ({"texture_vae": 5}, "texture_vae"),
         ({"type": [1]}, "type"),
     ],

@@ -273,7 +273,10 @@ def test_without_semantics_a_trajectory_shows_textures_alone(tmp_path: Path) -> 
 def test_a_system_without_guide_and_semantics_is_described_without_them(tmp_path: Path) -> None:
     transformer = {"semantics": False, "time_embedding": "single", "delta_t": 0.0, "repa": "none"}
     settings = tiny_settings(tmp_path, dit=transformer).model_copy(update={"guide": None})
-    write_json(settings.paths.samples / "settings.json", {"settings": {"solver": "dopri5", "guidance": "cfg"}})
+    write_json(
+        settings.paths.samples / "settings.json",
+        {"fingerprint": "made", "settings": {"solver": "dopri5", "guidance": "cfg"}},
+    )
     notes = {fact["name"]: fact["note"] for fact in facts(settings)}
     assert notes == {"Samples": "dopri5, guidance cfg"}
     (guide,) = [table for table in setting_tables(settings) if table["name"] == "guide"]
@@ -297,7 +300,10 @@ def test_the_page_says_what_puts_semantics_ahead(
 ) -> None:
     latents = {"texture_scale": "stream", "texture_gain": gain}
     settings = tiny_settings(tmp_path, dit={"delta_t": offset}, latents=latents)
-    write_json(settings.paths.samples / "settings.json", {"settings": {"solver": "ab3", "delta_t": offset}})
+    write_json(
+        settings.paths.samples / "settings.json",
+        {"fingerprint": "made", "settings": {"solver": "ab3", "delta_t": offset}},
+    )
     found = next(fact for fact in facts(settings) if fact["name"] == "Offset delta_t")
     assert (found["value"], found["note"].startswith(note)) == (str(offset), True)
     assert ("logit" in found["note"]) == (gain != 1)
@@ -324,7 +330,7 @@ def test_a_record_that_does_not_name_a_later_setting_means_its_first_value(
 ) -> None:
     settings = tiny_settings(tmp_path, texture_vae={"compressor": "pca", "patch_size": 8})
     if recorded is not None:
-        write_json(settings.paths.texture_vae / "settings.json", {"settings": recorded})
+        write_json(settings.paths.texture_vae / "settings.json", {"fingerprint": "made", "settings": recorded})
     (table,) = [table for table in setting_tables(settings) if table["name"] == "texture_vae"]
     assert dict(table["rows"])["compressor"] == shown
 

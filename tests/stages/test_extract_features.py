@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from artifact_records import RECORDS
 from PIL import Image
 from refusals import refusal
 
@@ -188,7 +189,7 @@ def test_two_processes_write_the_same_bytes_as_one(workplace: Path) -> None:
         made.append(contents(Path("data/features")))
         Path("data/features").rename(f"features-{processes}")
     assert made[0] == made[1]
-    assert set(made[0]) == {"index.h5", "settings.json", *(f"shard-0000{shard}.h5" for shard in range(3))}
+    assert set(made[0]) == {"index.h5", *RECORDS, *(f"shard-0000{shard}.h5" for shard in range(3))}
 
 
 def test_images_must_be_prepared_first(workplace: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from artifact_records import RECORDS, accept
 from model_loading import load_dit
 from refusals import refusal
 from torch import Tensor, nn
@@ -111,6 +112,7 @@ def test_the_schedule_is_learned_once_and_the_transformer_and_its_samples_follow
 
     law = {"schedule": "curve", "lead": 0.75, "lead_slope": -0.5}
     write_json(Path("models/schedule") / LAW, law)  # as if the criterion had found one
+    accept(Path("models/schedule"))
     train.run(settings)
     assert load_dit(Path("models/dit"))[1]["schedule"] == law
     record = read_json(Path("models/dit/settings.json"))["settings"]
@@ -137,7 +139,7 @@ def test_without_a_learned_schedule_there_is_only_the_record_of_that(settings: S
     plain = settings.model_copy(update={"schedule": LearnSchedule()})
     assert "not learned" in learn_schedule.run(plain)["schedule"]
     for folder in (Path("models/probe"), Path("models/schedule")):
-        assert [path.name for path in folder.iterdir()] == ["settings.json"]
+        assert sorted(path.name for path in folder.iterdir()) == RECORDS
     for folder in (Path("metrics/probe"), Path("metrics/learn_schedule")):
         assert read_json(folder / "metrics.json") == {}
     with refusal(Path("models/schedule"), "sfd learn-schedule"):
@@ -156,6 +158,7 @@ def test_training_before_learning_is_refused_with_the_command(settings: Settings
 def test_a_file_that_tells_of_no_law_is_refused(settings: Settings, law: Any) -> None:
     learn_schedule.run(settings)
     write_json(Path("models/schedule") / LAW, law)
+    accept(Path("models/schedule"))
     with refusal(Path("models/schedule") / LAW):
         train.run(settings)
 

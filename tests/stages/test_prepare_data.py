@@ -70,7 +70,7 @@ def test_the_demo_set_is_the_same_bytes_each_time(tmp_path):
     Path("data/images").rename(tmp_path / "first")
     prepare_data.run(settings_for(limit=20))
     files = sorted(path for path in (tmp_path / "first").rglob("*") if path.is_file())
-    assert len(files) == 22
+    assert len(files) == 23
     for path in files:
         assert path.read_bytes() == (Path("data/images") / path.relative_to(tmp_path / "first")).read_bytes()
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from artifact_records import RECORDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_loading import load_dit, load_texture_vae
@@ -97,7 +98,7 @@ def test_images_labels_and_npz_say_the_same(tmp_path: Path) -> None:
     folder = settings.paths.samples
     labels = [index % 3 for index in range(10)]
     assert {path.name for path in folder.iterdir()} == {
-        "settings.json",
+        *RECORDS,
         "labels.json",
         "samples.npz",
         *(f"{index:06d}.png" for index in range(10)),

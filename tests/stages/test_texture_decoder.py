@@ -78,6 +78,7 @@ def test_it_leaves_what_a_vae_leaves(tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     scores = train_texture_vae.run(settings)
     assert sorted(path.name for path in settings.paths.texture_vae.iterdir()) == [
+        ".settings.json",
         "config.json",
         "model.safetensors",
         "settings.json",

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from artifact_records import RECORDS
 from model_loading import load_dit
 from refusals import refusal
 from torch import Tensor, nn
@@ -600,7 +601,7 @@ def test_no_step_between_two_readings_waits_for_the_gpu(root: Path, monkeypatch:
 def test_without_a_guide_only_the_record_is_written(root: Path) -> None:
     (root / "params.yaml").write_text(yaml.safe_dump(PARAMS | {"guide": None}))
     train_guide.run(settings_with())
-    assert [path.name for path in Path("models/guide").iterdir()] == ["settings.json"]
+    assert sorted(path.name for path in Path("models/guide").iterdir()) == RECORDS
     assert Path("metrics/guide").is_dir()
 
 
@@ -644,7 +645,7 @@ def test_without_a_guide_there_is_its_record_alone_and_no_curves_of_one_before(r
     without = settings.model_copy(update={"guide": None})
     for _ in range(2):
         assert "none" in train_guide.run(without)["guide"]
-        assert [path.name for path in (root / "models" / "guide").iterdir()] == ["settings.json"]
+        assert sorted(path.name for path in (root / "models" / "guide").iterdir()) == RECORDS
         assert [path.name for path in (root / "metrics" / "guide").iterdir()] == ["metrics.json"]
 
 

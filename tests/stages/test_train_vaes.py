@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from artifact_records import RECORDS
 from model_loading import load_semantic, load_semantic_vae, load_texture_vae
 from PIL import Image
 from pydantic import ValidationError
@@ -70,6 +71,7 @@ def test_the_semantic_vae_folder_is_self_contained(tmp_path: Path) -> None:
     model, _ = load_semantic_vae(settings.paths.semvae)
     assert model.encode(torch.zeros(2, 4, 12))[0].shape == (2, 4, 3)
     assert sorted(path.name for path in settings.paths.semvae.iterdir()) == [
+        ".settings.json",
         "config.json",
         "model.safetensors",
         "settings.json",
@@ -252,7 +254,7 @@ def test_principal_components_of_patches_leave_what_a_vae_leaves_but_no_curves(t
     written = json.loads((settings.paths.metrics / "texture_vae.json").read_text())
     assert written == {key: scores[key] for key in ("images", "psnr")}
     before = {path.name: path.read_bytes() for path in settings.paths.texture_vae.iterdir()}
-    assert sorted(before) == ["config.json", "model.safetensors", "settings.json"]
+    assert sorted(before) == [".settings.json", "config.json", "model.safetensors", "settings.json"]
     assert train_texture_vae.run(components) == scores
     assert {path.name: path.read_bytes() for path in settings.paths.texture_vae.iterdir()} == before
     again = components.model_copy(
@@ -313,7 +315,7 @@ def test_without_semantics_only_the_record_is_written(tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     settings = settings.model_copy(update={"semvae": settings.semvae.model_copy(update={"compressor": "none"})})
     assert train_semvae.run(settings)["compressor"] == "none"
-    assert [path.name for path in settings.paths.semvae.iterdir()] == ["settings.json"]
+    assert sorted(path.name for path in settings.paths.semvae.iterdir()) == RECORDS
     assert json.loads((settings.paths.metrics / "semvae.json").read_text()) == {"compressor": "none"}
 
 
