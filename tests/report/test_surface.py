@@ -91,9 +91,7 @@ def test_without_a_learned_schedule_there_is_nothing_of_it(tmp_path: Path) -> No
     settings = tiny_settings(tmp_path)
     assert "schedule that was learned" not in page(settings)
     settings.paths.schedule.mkdir(parents=True)
-    Record(fingerprint="none", complete=True).write(
-        settings.paths.schedule
-    )  # what is left where schedule.learn is false
+    Record(fingerprint="none", complete=True).write(settings.paths.schedule)  # where schedule.learn is false
     assert "schedule that was learned" not in page(settings)
 
 

@@ -154,7 +154,7 @@ def test_a_setting_that_does_not_hold_is_named_with_its_row() -> None:
 def test_the_studies_of_this_repository_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     studies = list_studies()
-    assert "offset" in studies
+    assert "leads" in studies
     for path in studies.values():
         one = read_study(path)
         base = read_base(one, None)
