@@ -536,3 +536,21 @@ def test_an_unfinished_input_is_refused_with_the_command_to_run(tmp_path: Path) 
         finished(folder, "sfd demo-stage")
     run(tmp_path, writing("file"), seed=0)
     assert finished(folder, "sfd demo-stage").fingerprint == recipe(tmp_path, seed=0).fingerprint
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_loading_refuses_before_anything_of_the_same_recipe_changes(tmp_path: Path, is_finished: bool) -> None:
+    if is_finished:
+        run(tmp_path, two_files, seed=0)
+        flip(tmp_path / "artifact" / "first")
+    else:
+        interrupted(tmp_path, "half", seed=0)
+        (tmp_path / "artifact" / ".half.1.tmp").write_text("half")
+    before = files_below(tmp_path / "artifact")
+
+    def refuse() -> None:
+        raise UserError("models/vae", "does not fit", "make another")
+
+    with refusal("models/vae"):
+        run(tmp_path, must_not_be_called, load=refuse, can_mend=lambda: True, free={"batch_size": 3}, seed=0)
+    assert files_below(tmp_path / "artifact") == before

@@ -17,7 +17,9 @@ from PIL import Image
 from refusals import refusal
 
 from sfd_cli.config import Settings
+from sfd_cli.data.images import ImageManifest
 from sfd_cli.data.store import Store
+from sfd_cli.errors import StageFailure
 from sfd_cli.files import read_json
 from sfd_cli.networks.visual_encoder import VisualEncoder
 from sfd_cli.stages import extract_features, prepare_data
@@ -226,3 +228,14 @@ def test_without_mirror_images_only_the_images_as_they_are_are_encoded_and_store
     assert read_json(Path("data/features/settings.json"))["settings"]["mirror"] is False
     (aside,) = (path for path in Path("data").glob("features.*") if path.is_dir())
     assert Store(aside).flips == 2
+
+
+def test_tokens_that_are_not_finite_are_a_failure_that_names_the_image(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare_data.run(settings())
+    real = extract_features.encode_flips
+    monkeypatch.setattr(extract_features, "encode_flips", lambda *arguments: real(*arguments) * np.float16(np.inf))
+    with refusal(ImageManifest.load(Path("data/images")).path(0), "tokens", kind=StageFailure):
+        extract_features.run(settings())
+    assert list(Path("data/features").glob("*.h5")) == []

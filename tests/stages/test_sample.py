@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from model_loading import load_dit, load_texture_vae
 from PIL import Image
 from refusals import refusal
+from safetensors.torch import load_file, save_file
 from tiny_project import CLASSES, SIDE, tiny_settings, write_models
 
 from sfd_cli.artifacts.sample_folder import SampleFolder
@@ -582,3 +583,22 @@ def test_a_folder_that_tells_of_no_law_is_refused(tmp_path: Path, law: Any) -> N
     _save_dit_again(settings, {"schedule": law})
     with refusal(settings.paths.dit, "schedule"):
         stage.run(settings)
+
+
+@pytest.mark.parametrize("broken", ["weights", "overflow"])
+def test_what_is_not_finite_on_the_way_to_a_png_is_a_failure_that_names_the_model(tmp_path: Path, broken: str) -> None:
+    settings = _project(tmp_path)
+    dit, vae = settings.paths.dit, settings.paths.texture_vae
+    if broken == "weights":
+        tensors = load_file(vae / "model.safetensors")
+        tensors["autoencoder.decoder.conv_out.bias"] = torch.full_like(
+            tensors["autoencoder.decoder.conv_out.bias"], torch.nan
+        )
+        save_file(tensors, vae / "model.safetensors", {"format": "pt"})
+    else:
+        description = read_json(dit / "config.json")
+        description["statistics"]["std"][0] = 1e39  # a number in JSON, infinite in float32
+        write_json(dit / "config.json", description)
+    with refusal(vae if broken == "weights" else dit, "finite", kind=StageFailure):
+        stage.run(settings)
+    assert list(settings.paths.samples.glob("*.png")) == []

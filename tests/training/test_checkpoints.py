@@ -69,8 +69,17 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
 
 
+def flip(path: Path) -> None:
+    """One wrong bit in a tensor, which safetensors reads without a word."""
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 64
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "optimizer.safetensors"])
-@pytest.mark.parametrize("damage", [cut, Path.unlink, lambda path: path.write_bytes(b"")], ids=["cut", "gone", "empty"])
+@pytest.mark.parametrize(
+    "damage", [cut, flip, Path.unlink, lambda path: path.write_bytes(b"")], ids=["cut", "flip", "gone", "empty"]
+)
 def test_a_damaged_checkpoint_is_named_and_the_previous_one_taken(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, damage: Any
 ) -> None:
@@ -102,3 +111,12 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
     with refusal(store.path(20), 20, kind=StageFailure):
         store.save(broken)
     assert store.steps() == [10]
+
+
+def test_a_checkpoint_from_before_there_were_checksums_is_read(tmp_path: Path) -> None:
+    store = Checkpoints(tmp_path)
+    store.save(state(10))
+    (store.path(10) / "checksums.json").unlink()
+    assert store.load(10).step == 10
+    assert store.is_whole(10)
+    assert not store.is_whole(20)
