@@ -17,7 +17,7 @@ from torch import Tensor
 from sfd_cli.config import Sample
 from sfd_cli.diffusion.latents import LatentSpace, Streams
 from sfd_cli.diffusion.schedule import Phase
-from sfd_cli.diffusion.solver import Amend, Slope
+from sfd_cli.diffusion.solver import Amend, OnPoint, Slope
 from sfd_cli.laws import law_of
 from sfd_cli.tables import SOLVERS
 
@@ -111,11 +111,18 @@ class Recording:
 
 @dataclass
 class Recorder:
-    """Keeps the points and slopes of one integration, amended by `before` if that is given."""
+    """Keeps the points and slopes of one integration, amended by `before` and told to `tell` where these are given."""
 
     before: Amend | None = None
+    tell: OnPoint | None = None
     points: list[tuple[float, Tensor]] = field(default_factory=list)
     slopes: list[Tensor] = field(default_factory=list)
+
+    def on_point(self, progress: float, x: Tensor) -> None:
+        """See `solver.OnPoint`."""
+        self.points.append((progress, x))
+        if self.tell is not None:
+            self.tell(progress, x)
 
     def amend(self, slope: Slope, phase: Phase) -> Slope:
         """See `solver.Amend`: the same slope, kept at every call."""
@@ -127,9 +134,10 @@ class Recorder:
 
         return kept
 
-    def recording(self, way: dict[str, Any]) -> Recording:
-        """What was kept."""
-        return Recording(tuple(self.points), tuple(self.slopes), way)
+    def recording(self, latents: Tensor, way: dict[str, Any]) -> Recording:
+        """What was kept, which ends with `latents`."""
+        *before, (end, _) = self.points
+        return Recording((*before, (end, latents)), tuple(self.slopes), way)
 
 
 def way_of(sample: Sample) -> dict[str, Any]:

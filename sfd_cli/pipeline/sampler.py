@@ -167,19 +167,10 @@ class Sampler:
         self, noise: Tensor, labels: Tensor, on_point: OnPoint | None = None, held: Held | None = None
     ) -> Recording:
         """As `solve`, but with all that came before the latents."""
-        recorder = Recorder(None if held is None else held.amend(self.space))
+        recorder = Recorder(None if held is None else held.amend(self.space), on_point)
         start = noise if held is None else held.noise_in(noise)
-
-        def keep(progress: float, x: Tensor) -> None:
-            recorder.points.append((progress, x))
-            if on_point is not None:
-                on_point(progress, x)
-
-        latents = self._integrate(start, labels, keep, recorder.amend)
-        if held is not None:
-            latents = held.latents_in(latents)
-            recorder.points[-1] = recorder.points[-1][0], latents
-        return recorder.recording(way_of(self.sample))
+        latents = self._integrate(start, labels, recorder.on_point, recorder.amend)
+        return recorder.recording(latents if held is None else held.latents_in(latents), way_of(self.sample))
 
     def _integrate(
         self, noise: Tensor, labels: Tensor, on_point: OnPoint | None = None, amend: Amend | None = None
