@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -45,11 +46,6 @@ class Picture(Section):
     label: int = Field(ge=0, description="class")
     sample: Sample = Field(description="the settings of sampling, the seed among them")
     kept: Kept | None = Field(None, description="what it keeps of another picture")
-
-    @property
-    def depth(self) -> int:
-        """How many pictures it goes back to, itself included."""
-        return 1 + (self.kept.of.depth if self.kept else 0)
 
     def as_plain(self) -> dict[str, Any]:
         """Its settings for JSON, without those that decide nothing."""
@@ -108,10 +104,15 @@ def as_picture(plain: Any, name: str) -> Picture:
     Raises:
         UserError: they are not those of a picture.
     """
-    try:
-        picture = as_section(Picture, plain, name)
-    except RecursionError:
-        picture = None
-    if picture is None or picture.depth > DEEPEST:
+    if _depth(plain) > DEEPEST:
         raise UserError(name, f"goes back to more than {DEEPEST} pictures", "begin with one that keeps less")
-    return picture
+    return as_section(Picture, plain, name)
+
+
+def _depth(plain: Any) -> int:
+    """How many pictures plain values go back to, the first included."""
+    depth = 0
+    while isinstance(plain, Mapping):
+        kept = plain.get("kept")
+        plain, depth = kept.get("of") if isinstance(kept, Mapping) else None, depth + 1
+    return depth

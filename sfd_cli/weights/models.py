@@ -6,12 +6,14 @@ once, into the cache, under a key of their digest and of the hints that their fo
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, cast
 
+import torch
 from torch import nn
 
 from sfd_cli.config import Settings
@@ -118,6 +120,15 @@ class LoadedModel(Model[M]):
     """A model whose network is in memory."""
 
     network: nn.Module
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the network's weights, whatever the file was that they came from."""
+        found = hashlib.sha256()
+        for name, tensor in sorted(self.network.state_dict().items()):
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return found.hexdigest()
 
     def load(self) -> M:
         """The network itself."""

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from command_line import empty_folder, refusal_of
 from latent_stores import normal, store_of
 from refusals import refusal, require_refusal
 from tiny_project import SEMANTIC, TEXTURE
 
 from sfd_cli.config import Settings
+from sfd_cli.files import write_json
 from sfd_cli.pipeline.semantic_first import SemanticFirstPipeline
 from sfd_cli.play import serve
 from sfd_cli.play.opening import Sources, open_studio, training_palette
@@ -141,8 +141,8 @@ def test_an_adaptive_solver_gives_way_to_one_with_steps(settings: Settings, caps
 
 
 def test_what_training_was_like_is_read_from_the_models_record(settings: Settings) -> None:
-    path = settings.paths.dit / "settings.json"
-    path.write_text(yaml.safe_dump({}) and '{"settings": {"lead_jitter": 0.5, "label_dropout": 0.0}}')
+    said = {"lead_jitter": 0.5, "label_dropout": 0.0}
+    write_json(settings.paths.dit / "settings.json", {"fingerprint": "dit", "settings": said})
     opened = open_studio(settings, Sources())
     assert opened.guidances == ["none"]
     assert opened.ahead is not None
