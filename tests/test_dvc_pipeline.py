@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 import pytest
 import yaml
+from notebooks import FIRST_HOUR, executed, require_first_hour, said
 from PIL import Image
 from pipeline_project import PLAIN, REPOSITORY, artifacts, create, environment, run
 
@@ -260,6 +261,14 @@ def test_the_readmes_python_example_runs(project: Path, tmp_path: Path) -> None:
     said = run(copy, "python", "example.py")
     assert said.endswith("(2, 8, 4, 4)\n")
     assert len(list((copy / "data" / "eight").glob("*.png"))) == 8
+
+
+def test_the_notebook_of_the_first_hour_runs(project: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "project"
+    shutil.copytree(project, copy, symlinks=True)
+    cells = executed(FIRST_HOUR, tmp_path, parameters='folder = "project"', project="os.chdir(folder)")
+    assert "up to date" in said(cells["pipeline"])
+    require_first_hour(cells, copy)
 
 
 def test_the_readmes_sampling_command_works(project: Path, tmp_path: Path) -> None:
