@@ -119,7 +119,7 @@ def store(folder: Path, latents: Tensor) -> None:
     """Latents as `sfd encode-latents` leaves them, of mean 0 and standard deviation 1."""
     fields = {"texture": Field((1, TEXTURE, SIDE, SIDE)), "semantic": Field((1, CODE + SIGNS, SIDE, SIDE))}
     values = latents[:, None].half().numpy()
-    writer = StoreWriter(folder, fields, len(values), 4096, "made up", {"image_size": SIDE})
+    writer = StoreWriter(folder, fields, len(values), 4096, "made-up", {"image_size": SIDE})
     for shard in range(writer.shard_count):
         rows = writer.rows(shard)
         part = values[rows.start : rows.stop]
@@ -127,7 +127,7 @@ def store(folder: Path, latents: Tensor) -> None:
     channels, files = latents.shape[1], [f"{index}.png" for index in range(len(values))]
     statistics = {"mean": np.zeros(channels), "std": np.ones(channels)}
     writer.finish([0] * len(values), files, range(len(values)), ["all"], statistics)
-    write_json(folder / "settings.json", {"fingerprint": "made up", "complete": True, "settings": {}, "inputs": {}})
+    write_json(folder / "settings.json", {"fingerprint": "made-up", "complete": True, "settings": {}, "inputs": {}})
 
 
 def settings_of(folder: Path, law: dict[str, Any], seed: int, steps: int, device: str) -> Settings:
