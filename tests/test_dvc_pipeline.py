@@ -20,12 +20,15 @@ import h5py
 import numpy as np
 import pytest
 import yaml
+from command_line import done
 from notebooks import FIRST_HOUR, executed, require_first_hour, said
 from PIL import Image
 from pipeline_project import PLAIN, REPOSITORY, artifacts, create, environment, run
 
+from sfd_cli.files import read_json
 from sfd_cli.machine import machine
 
+README = (REPOSITORY / "README.md").read_text()
 STAGES = re.compile(r"Running stage '([\w-]+)'")
 
 
@@ -136,8 +139,8 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_artifacts(project: Path, tm
     (copy / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
     # DVC's memory of earlier runs would bring them back without running anything.
     shutil.rmtree(copy / ".dvc" / "cache" / "runs", ignore_errors=True)
-    for moment in ("data/latents/shard-00001.h5", "models/dit/checkpoints/step-0000004", "data/samples/000005.png"):
-        _kill_repro_when(copy, copy / moment)
+    for moment in ("data/latents/shard-00001.h5", "models/.checkpoints/dit/*/step-0000004", "data/samples/000005.png"):
+        _kill_repro_when(copy, moment)
     run(copy, "dvc", "repro")
     assert artifacts(copy) == artifacts(project)
 
@@ -225,13 +228,13 @@ def changed_stages(folder: Path) -> set[str]:
     return set(json.loads(run(folder, "dvc", "status", "--json")))
 
 
-def _kill_repro_when(folder: Path, path: Path) -> None:
-    """SIGKILL `dvc repro` and what it started at the moment `path` is there."""
+def _kill_repro_when(folder: Path, moment: str) -> None:
+    """SIGKILL `dvc repro` and what it started at the moment a file of this name is there."""
     process = _start_repro(folder)
     deadline = time.monotonic() + 240
-    while not path.exists():
-        assert process.poll() is None, f"dvc repro ended before {path} was there"
-        assert time.monotonic() < deadline, f"{path} did not come"
+    while not list(folder.glob(moment)):
+        assert process.poll() is None, f"dvc repro ended before {moment} was there"
+        assert time.monotonic() < deadline, f"{moment} did not come"
         time.sleep(0.01)
     _kill(process)
 
@@ -253,14 +256,16 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def test_the_readmes_python_example_runs(project: Path, tmp_path: Path) -> None:
+def test_the_readmes_python_runs(project: Path, tmp_path: Path) -> None:
     copy = tmp_path / "project"
     shutil.copytree(project, copy, symlinks=True)
-    (example,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
-    (copy / "example.py").write_text(example + "print(tuple(composite.shape))\n")
+    short, long = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (copy / "example.py").write_text(short + long + "print(tuple(composite.shape))\n")
     said = run(copy, "python", "example.py")
     assert said.endswith("(2, 8, 4, 4)\n")
     assert len(list((copy / "data" / "eight").glob("*.png"))) == 8
+    with Image.open(copy / "first.png") as image:
+        assert image.size == (32, 32)
 
 
 def test_the_notebook_of_the_first_hour_runs(project: Path, tmp_path: Path) -> None:
@@ -271,10 +276,71 @@ def test_the_notebook_of_the_first_hour_runs(project: Path, tmp_path: Path) -> N
     require_first_hour(cells, copy)
 
 
-def test_the_readmes_sampling_command_works(project: Path, tmp_path: Path) -> None:
+IN_THE_PROJECT = (
+    "dvc metrics show",
+    "dvc plots show",
+    "sfd sample --delta-t 0.1 --num-images 64 --grid out.png --samples data/try",
+    "sfd sample --solver dopri5 --guidance cfg --scale 2 --classes 0,6 --num-images 64 --samples data/two-classes",
+    "sfd train --learning-rate 1e-3 --dit models/slower",
+    "sfd weights list",
+    "sfd preset list",
+    "sfd preset use fashion-mnist",
+    "sfd preset use imagenet256-xl --images /data/imagenet/train",
+)
+ELSEWHERE = {
+    "sfd init demo && cd demo": (
+        "project/test_init.py::test_what_it_tells_to_type_next_works_from_a_folder_with_a_space"
+    ),
+    "dvc repro": "test_dvc_pipeline.py::test_it_makes_every_artifact_for_real",
+    "make demo": "test_dvc_pipeline.py::test_the_demo_run_again_leaves_its_checkout_as_committed",
+    "dvc exp run -S sample.delta_t=0.2": (
+        "test_dvc_pipeline.py::test_a_new_offset_reruns_sampling_and_scoring_and_nothing_else"
+    ),
+    "torchrun --nproc-per-node 8 -m sfd_cli train": (
+        "stages/test_train.py::test_two_processes_and_their_micro_batches_give_the_model_and_the_curves_of_one"
+    ),
+    "sfd play": "play/test_serve.py::test_a_project_a_saved_pipeline_and_a_transformer_by_itself_draw_the_same",
+    "sfd play models/pipeline": (
+        "play/test_serve.py::test_a_project_a_saved_pipeline_and_a_transformer_by_itself_draw_the_same"
+    ),
+    "sfd play sfd_xl --texture-vae sdvae_f16d32 --guide sfd_autoguidance_b": (
+        "play/test_serve.py::test_a_project_a_saved_pipeline_and_a_transformer_by_itself_draw_the_same"
+    ),
+    "sfd sample --checkpoint sfd_xl --guide sfd_autoguidance_b --texture-vae sdvae_f16d32 --guidance autoguidance"
+    " --num-images 64": (
+        "cli/test_commands_sample.py::test_names_are_enough_for_registered_models_and_their_statistics"
+    ),
+    "sfd weights import 4000000.pt models/sfd_xl --texture-statistics latents_stats.pt --semantic-statistics"
+    " latents_sv_stats.pt": "cli/test_commands_weights.py::test_hints_and_statistics_are_kept_with_a_transformer",
+}
+"""Commands with the test that runs them, on other files than the README's."""
+INSTALLED = ("pip install", "apt install", "make test")
+"""What makes the tests' own environment, or is this."""
+
+
+def test_every_command_of_the_readme_is_run_by_a_test() -> None:
+    lines = [
+        line.split("#")[0].strip()
+        for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+        for line in block.splitlines()
+    ]
+    typed = {line for line in lines if line and not line.startswith(INSTALLED)}
+    assert typed == {*IN_THE_PROJECT, *ELSEWHERE}
+    for place in ELSEWHERE.values():
+        file, name = place.split("::")
+        assert f"def {name}(" in (REPOSITORY / "tests" / file).read_text(), place
+
+
+def test_the_readmes_commands_work_in_a_project(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "project"
     shutil.copytree(project, copy, symlinks=True)
-    run(copy, *shlex.split("sfd sample --delta-t 0.3 --num-images 64 --grid out.png --samples data/try"))
-    assert len(list((copy / "data" / "try").glob("*.png"))) == 64
-    with Image.open(copy / "out.png") as grid:
+    monkeypatch.chdir(copy)
+    for command in IN_THE_PROJECT:
+        program, *words = shlex.split(command)
+        said = done(*words).out if program == "sfd" else run(copy, program, *words)
+        assert said, command
+    assert [len(list(Path("data", name).glob("*.png"))) for name in ("try", "two-classes")] == [64, 64]
+    assert set(np.load("data/two-classes/labels.npy")) == {0, 6}
+    assert read_json(Path("models/slower/settings.json"))["complete"]
+    with Image.open("out.png") as grid:
         assert min(grid.size) > 100

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sfd_cli.artifacts.damage import damage, told
-from sfd_cli.artifacts.recipe import COPY, SETTINGS, UNDER_DVC, Facts, Recipe, Record, is_record
+from sfd_cli.artifacts.recipe import COPY, SETTINGS, UNDER_DVC, Facts, Recipe, Record, checkpoints_of, is_record
 from sfd_cli.checksums import checksums_of, damaged, remember
 from sfd_cli.errors import UserError
 from sfd_cli.files import read_as, write_json
 from sfd_cli.messages import say
 from sfd_cli.processes import Processes
 
-CHECKPOINTS = "checkpoints"
 LEFTOVER = ".*.tmp"
 """What a killed run leaves half written."""
 
@@ -171,8 +170,11 @@ class _Folder:
             assert self._record is not None
             self._put_aside(self._record, self.why_aside)
             self.facts, self.resumed = None, False
-        if not self.resumed and self._timings is not None:
-            self._timings.unlink(missing_ok=True)
+        if not self.resumed:
+            # Of a run whose artifact is gone.
+            shutil.rmtree(self.recipe.checkpoints, ignore_errors=True)
+            if self._timings is not None:
+                self._timings.unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
         for leftover in list(self.path.rglob(LEFTOVER)):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
@@ -208,11 +210,9 @@ class _Folder:
         write_json(path, segments)
 
     def _names(self) -> list[str]:
-        """The files of the artifact, without its record and what resuming needs."""
+        """The files of the artifact, without its record."""
         found = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
-        return [
-            path.as_posix() for path in found if path.name not in (SETTINGS, COPY) and CHECKPOINTS not in path.parts
-        ]
+        return [path.as_posix() for path in found if path.name not in (SETTINGS, COPY)]
 
     def _contents(self) -> dict[str, int]:
         """How many files it has and their bytes."""
@@ -221,8 +221,10 @@ class _Folder:
 
     def _put_aside(self, record: Record, why: str) -> None:
         """Make room without losing what was there: what a DVC run finished is in DVC's cache, all else is renamed."""
+        checkpoints = checkpoints_of(self.path, record.fingerprint)
         if record.complete and record.under_dvc and UNDER_DVC in os.environ:
             shutil.rmtree(self.path)
+            shutil.rmtree(checkpoints, ignore_errors=True)
             say(f"{self.path} {why}; starting afresh (DVC's cache has the old one)")
             return
         aside = self.path.with_name(f"{self.path.name}.{record.fingerprint[:8]}")
@@ -231,4 +233,8 @@ class _Folder:
             number += 1
             aside = self.path.with_name(f"{self.path.name}.{record.fingerprint[:8]}-{number}")
         self.path.rename(aside)
+        if checkpoints.exists():  # so that it can be gone on with there
+            kept = checkpoints_of(aside, record.fingerprint)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            checkpoints.rename(kept)
         say(f"{self.path} {why}; it is now {aside}, starting afresh")

@@ -19,6 +19,7 @@ from sfd_cli.files import fingerprint, parsed, read_json, write_json
 SETTINGS = "settings.json"
 COPY = ".settings.json"
 """The same record once more: what tells which run an artifact belongs to must not hang on one file."""
+CHECKPOINTS = ".checkpoints"
 # DVC sets this for the commands it runs.
 UNDER_DVC = "DVC_STAGE"
 
@@ -47,6 +48,14 @@ class Recipe:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of command, settings and inputs."""
         return fingerprint({"stage": self.command, "settings": self.settings, "inputs": self.inputs})
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where a training keeps what it resumes from, beside the artifact: DVC's cache shall not hold that too.
+
+        The name tells the run, for DVC may put the artifact of another one into the folder.
+        """
+        return checkpoints_of(self.folder, self.fingerprint)
 
     def matches_disk(self) -> bool:
         """Whether an artifact of this very recipe, finished or not, lies in the folder; touches nothing."""
@@ -128,6 +137,11 @@ class Record:
         content = asdict(replace(self, seal=_seal(self)))
         for name in (COPY, SETTINGS):
             write_json(folder / name, content)
+
+
+def checkpoints_of(folder: Path, fingerprint: str) -> Path:
+    """Folder of the checkpoints of the run that an artifact in `folder` comes from: one of their own for each run."""
+    return Path(folder).parent / CHECKPOINTS / Path(folder).name / fingerprint[:16]
 
 
 def is_record(path: Path) -> bool:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sfd_cli.artifacts.damage import told
-from sfd_cli.artifacts.produce import CHECKPOINTS
-from sfd_cli.artifacts.recipe import Record
+from sfd_cli.artifacts.recipe import Record, checkpoints_of
 from sfd_cli.checksums import SUMS, Checksums, differing, forget, remember
 from sfd_cli.errors import UserError
 from sfd_cli.files import read_as
@@ -31,9 +30,10 @@ def verify(folder: Path) -> tuple[str, bool]:
         forget(folder)
     elif record.files:
         remember(folder, record.files)
-    wrong |= _damaged_checkpoints(folder)
-    if wrong:
-        return f"damaged: {told(folder, wrong)}", True
+    checkpoints = checkpoints_of(folder, record.fingerprint)
+    places = {folder: wrong, checkpoints: _damaged_checkpoints(checkpoints)}
+    if hurt := [told(place, files) for place, files in places.items() if files]:
+        return f"damaged: {'; '.join(hurt)}", True
     if not record.complete:
         return "unfinished", False
     if record.contents != {"files": 0, "bytes": 0} and not record.files:
@@ -44,7 +44,7 @@ def verify(folder: Path) -> tuple[str, bool]:
 
 def _damaged_checkpoints(folder: Path) -> dict[str, str]:
     wrong: dict[str, str] = {}
-    for sums in sorted((folder / CHECKPOINTS).glob(f"*/{SUMS}")):
+    for sums in sorted(folder.glob(f"*/{SUMS}")):
         name = sums.parent.relative_to(folder)
         try:
             found = differing(sums.parent, read_as(Checksums, sums))

@@ -57,6 +57,8 @@ def run(settings: Settings) -> dict[str, Any]:
         "all": f"{_size(total)}, {_time(sum(taken.values()))}",
         "assumed": f"{SHARE:.0%} of the speed of matrix products on this {device.type}, as measured now",
         "memory of a training step, a whole batch on one device": memory,
+        "checkpoints, beside what DVC keeps": f"{_size(sum(cost.checkpoint for cost in stages.values()))},"
+        " and as much again while a stage trains",
         "kept by DVC": f"once: files and cache share their bytes ({link})"
         if link
         else f"twice, {_size(2 * total)} in all: this file system has no links that DVC is told to use",

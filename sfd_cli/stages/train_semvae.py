@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sfd_cli.artifacts.fingerprints import finished
-from sfd_cli.artifacts.produce import CHECKPOINTS, produce
+from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Facts, Recipe
 from sfd_cli.config import Settings, identity
 from sfd_cli.data.store import Store
@@ -49,9 +50,12 @@ def run(settings: Settings) -> dict[str, Any]:
     if section.weights is not None:
         inputs["weights"] = open_semantic(settings, section.weights).fingerprint
     chosen, free = identity(section, exclude=FREE), identity(section, include=FREE)
+    recipe = Recipe("train-semvae", paths.semvae, chosen, inputs, free)
     facts = produce(
-        Recipe("train-semvae", paths.semvae, chosen, inputs, free),
-        load=lambda processes: None if compressor is None else _load(settings, compressor, processes),
+        recipe,
+        load=lambda processes: (
+            None if compressor is None else _load(settings, compressor, processes, recipe.checkpoints)
+        ),
         make=lambda processes, job: {"compressor": "none"} if job is None else _make(settings, processes, *job),
         metrics=paths.metrics,
     )
@@ -60,18 +64,18 @@ def run(settings: Settings) -> dict[str, Any]:
         log.mkdir(parents=True, exist_ok=True)
         if compressor is None or not compressor.is_trained(settings) or section.weights is not None:
             clear_log(log)
-        shutil.rmtree(paths.semvae / CHECKPOINTS, ignore_errors=True)
+        shutil.rmtree(recipe.checkpoints, ignore_errors=True)
         write_json(paths.metrics / "semvae.json", facts)
     return facts | {"folder": str(paths.semvae)}
 
 
 def _load(
-    settings: Settings, compressor: Compressor, processes: Processes
+    settings: Settings, compressor: Compressor, processes: Processes, checkpoints: Path
 ) -> tuple[Compressor, Fitting, np.ndarray, SemanticCompressor | None]:
     """The compressor, what it is fitted to, the held-out rows, and the network to import instead of fitting one."""
     section, store = settings.semvae, Store(settings.paths.features)
     training, held_out = validation_split(len(store), section.holdout)
-    fitting = Fitting(settings, store, training, processes.device(settings.runtime.device))
+    fitting = Fitting(settings, store, training, processes.device(settings.runtime.device), checkpoints)
     if section.weights is not None:
         return compressor, fitting, held_out, _imported(settings, fitting.width)
     try:

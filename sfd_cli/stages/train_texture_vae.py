@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sfd_cli.artifacts.fingerprints import finished
-from sfd_cli.artifacts.produce import CHECKPOINTS, produce
+from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Facts, Recipe
 from sfd_cli.config import Settings, identity
 from sfd_cli.data.images import ImageManifest, ImageReader
@@ -48,29 +49,31 @@ def run(settings: Settings) -> dict[str, Any]:
         inputs["weights"] = open_texture_vae(settings, source=section.weights).fingerprint
     chosen = identity(section, exclude=FREE, mode="json") | {"image_size": settings.images.size}
     chosen |= identity(settings.images, include={"mirror"})
+    free = identity(section, include=FREE, mode="json")
+    recipe = Recipe("train-texture-vae", paths.texture_vae, chosen, inputs, free)
     facts = produce(
-        Recipe("train-texture-vae", paths.texture_vae, chosen, inputs, identity(section, include=FREE, mode="json")),
-        load=lambda processes: _load(settings, manifest, processes),
+        recipe,
+        load=lambda processes: _load(settings, manifest, processes, recipe.checkpoints),
         make=lambda processes, loaded: _make(settings, processes, *loaded),
         metrics=paths.metrics,
     )
     pictures = paths.metrics / "texture_vae"
     if Processes.join().is_main:
         pictures.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(paths.texture_vae / CHECKPOINTS, ignore_errors=True)
+        shutil.rmtree(recipe.checkpoints, ignore_errors=True)
         write_json(paths.metrics / "texture_vae.json", facts)
     return facts | {"folder": str(paths.texture_vae), "picture": str(pictures / "reconstructions.png")}
 
 
 def _load(
-    settings: Settings, manifest: ImageManifest, processes: Processes
+    settings: Settings, manifest: ImageManifest, processes: Processes, checkpoints: Path
 ) -> tuple[TextureFitting, np.ndarray, TextureVAE | None]:
     """What the compressor is fitted to, the held-out images, and the network to import instead of fitting one."""
     section = settings.texture_vae
     compressor: Compressor[TextureFitting] = TEXTURE_COMPRESSORS[section.compressor]
     reader = ImageReader(manifest, settings.images.size, settings.runtime.workers)
     training, held_out = validation_split(len(manifest), section.holdout)
-    fitting = TextureFitting(settings, reader, training, processes.device(settings.runtime.device))
+    fitting = TextureFitting(settings, reader, training, processes.device(settings.runtime.device), checkpoints)
     if section.weights is not None:
         return fitting, held_out, _imported(settings)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -12,7 +13,6 @@ from torch import nn
 from tqdm import tqdm
 
 from sfd_cli.architecture import require_components
-from sfd_cli.artifacts.produce import CHECKPOINTS
 from sfd_cli.config import SemVAE, Settings
 from sfd_cli.data.moments import Moments
 from sfd_cli.data.order import EpochSampler
@@ -34,12 +34,14 @@ class Fitting:
         store: the feature store; its field `tokens` is (flips, N, D) float16, axis 0 being (as is, flipped) or (as is).
         rows: of the training images.
         device: this process's own.
+        checkpoints: folder for what a training resumes from.
     """
 
     settings: Settings
     store: Store
     rows: np.ndarray
     device: torch.device
+    checkpoints: Path
 
     @property
     def section(self) -> SemVAE:
@@ -93,7 +95,7 @@ def train_vae(fitting: Fitting) -> SemanticVAE:
         SemanticVAE(config),
         EpochSampler(len(fitting.store), section.batch_size, section.seed, fitting.rows, fitting.store.flips),
         vae_loop(section, fitting.device),
-        paths.semvae / CHECKPOINTS,
+        fitting.checkpoints,
         paths.metrics / "semvae",
         fitting.device,
         "Semantic VAE",

@@ -36,12 +36,21 @@ PNG_SHARE, ADAPTIVE_CALLS = 0.56, 60
 
 @dataclass(frozen=True)
 class Cost:
-    """What one stage takes: images that go through it, bytes that it leaves, operations, and whether it trains."""
+    """What one stage takes.
+
+    Attributes:
+        images: that go through it.
+        bytes: of the artifact that it leaves.
+        operations: additions and multiplications.
+        section: how it trains a transformer; None where it does not.
+        checkpoint: bytes of what training resumes from, beside the artifact; while it trains there are two of them.
+    """
 
     images: int
     bytes: float
     operations: float
     section: DiT | None = None
+    checkpoint: float = 0.0
 
 
 class Costs:
@@ -183,7 +192,7 @@ class Costs:
         return Cost(images, FLOAT * _numbers(network), images * per_image if trains else 0)
 
     def _training(self, section: DiT) -> Cost:
-        """Weights and their average, and the last checkpoint: both again, and the optimiser's moments."""
+        """Weights and their average, which a checkpoint has beside the optimiser's moments."""
         config, images = self.transformer(section), section.steps * section.batch_size
         with torch.device("meta"):
             numbers = _numbers(LightningDiT(config))
@@ -191,7 +200,7 @@ class Costs:
         moments = 2 if section.optimizer == "adamw" else 1
         project = bool(config.repa_depth)
         work = images * (3 * _velocity(config, project) + decoded)
-        return Cost(images, FLOAT * numbers * (4 + moments), work, section)
+        return Cost(images, FLOAT * numbers * 2, work, section, FLOAT * numbers * (2 + moments))
 
     def _sampling(self) -> Cost:
         settings, sample = self.settings, self.settings.sample

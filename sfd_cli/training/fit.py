@@ -114,7 +114,7 @@ def _resume(step: TrainingStep, checkpoints: Checkpoints) -> None:
         raise UserError(
             checkpoints.folder,
             f"is at step {done} already, past {step.settings.steps}",
-            f"use {done} steps or more, or move {checkpoints.folder.parent} away to start over",
+            f"use {done} steps or more, or move {checkpoints.folder} away to start over",
         )
     if done:
         state = state or checkpoints.load(done)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -11,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from sfd_cli.artifacts.produce import CHECKPOINTS
 from sfd_cli.config import Settings
 from sfd_cli.config import TextureVAE as Section
 from sfd_cli.data.images import ImageReader
@@ -39,12 +39,14 @@ class TextureFitting:
         reader: of the images, uint8 (n, 3, S, S).
         rows: of the training images.
         device: this process's own.
+        checkpoints: folder for what a training resumes from.
     """
 
     settings: Settings
     reader: ImageReader
     rows: np.ndarray
     device: torch.device
+    checkpoints: Path
 
     @property
     def section(self) -> Section:
@@ -83,7 +85,7 @@ def _trained(
         model,
         EpochSampler(len(fitting.reader.manifest), section.batch_size, section.seed, fitting.rows, fitting.flips),
         vae_loop(section, fitting.device),
-        paths.texture_vae / CHECKPOINTS,
+        fitting.checkpoints,
         paths.metrics / "texture_vae",
         fitting.device,
         description,

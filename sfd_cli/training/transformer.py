@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from sfd_cli.artifacts.fingerprints import finished, finished_model
 from sfd_cli.artifacts.learned_law import with_learned_law
-from sfd_cli.artifacts.produce import CHECKPOINTS, produce
+from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Facts, Recipe, Record
 from sfd_cli.config import DiT, Settings, identity
 from sfd_cli.data.near_duplicates import Split, holdout_split
@@ -60,6 +61,7 @@ class Training:
     key: Key
     section: DiT
     latents: Record
+    command: str
 
     @property
     def section_name(self) -> str:
@@ -76,10 +78,15 @@ class Training:
         """Curves and sample grids."""
         return self.settings.paths.metrics / self.key
 
+    @cached_property
+    def recipe(self) -> Recipe:
+        """What makes the model."""
+        return _recipe(self)
+
     @property
     def checkpoints(self) -> Checkpoints:
         """Of the run."""
-        return Checkpoints(self.folder / CHECKPOINTS)
+        return Checkpoints(self.recipe.checkpoints)
 
 
 def train_transformer(settings: Settings, key: Key, section: DiT, command: str) -> dict[str, Any]:
@@ -100,14 +107,14 @@ def train_transformer(settings: Settings, key: Key, section: DiT, command: str) 
         StageFailure: the loss was not finite for several steps in a row.
     """
     section = with_learned_law(section, settings.paths.schedule)
-    training = Training(settings, key, section, finished(settings.paths.latents, "sfd encode-latents"))
+    training = Training(settings, key, section, finished(settings.paths.latents, "sfd encode-latents"), command)
     facts = produce(
-        _recipe(training, command),
+        training.recipe,
         load=lambda processes: _load(training, processes),
         make=lambda processes, loaded: _make(training, *loaded, processes),
         metrics=settings.paths.metrics,
         is_done=lambda facts: facts.get("steps") == section.steps,
-        start_over=lambda: _too_far(training),
+        start_over=lambda: _why_not_on(training),
         can_mend=lambda: training.checkpoints.is_whole(section.steps),  # which the weights are written from
     )
     training.log.mkdir(parents=True, exist_ok=True)
@@ -116,7 +123,7 @@ def train_transformer(settings: Settings, key: Key, section: DiT, command: str) 
     return facts | terms | {"folder": str(training.folder), "log": str(training.log)}
 
 
-def _recipe(training: Training, command: str) -> Recipe:
+def _recipe(training: Training) -> Recipe:
     settings, section = training.settings, training.section
     paths, inputs = settings.paths, {"latents": training.latents.fingerprint}
     if section.repa == "decoded":
@@ -129,13 +136,20 @@ def _recipe(training: Training, command: str) -> Recipe:
         inputs["init"] = _initial(training).fingerprint
     free = FREE if section.decay else FREE | {"steps"}
     chosen, recorded = identity(section, exclude=free), identity(section, include=free)
-    return Recipe(command, training.folder, chosen, inputs, recorded)
+    return Recipe(training.command, training.folder, chosen, inputs, recorded)
 
 
-def _too_far(training: Training) -> str | None:
-    """Why the run cannot go back to the number of steps in the settings."""
+def _why_not_on(training: Training) -> str | None:
+    """Why an earlier run cannot come to the number of steps in the settings."""
     done, steps = max(training.checkpoints.steps(), default=0), training.section.steps
-    return f"is at step {done} already, past {steps}" if done > steps else None
+    if done > steps:
+        return f"is at step {done} already, past {steps}"
+    record = Record.read(training.folder)
+    if not done and record is not None and record.complete and record.facts.get("steps") != steps:
+        return (
+            f"is finished, and without its checkpoints ({training.checkpoints.folder}) it cannot go on to {steps} steps"
+        )
+    return None
 
 
 def _load(training: Training, processes: Processes) -> tuple[VelocityTask, LightningDiT, Split | None]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from artifact_records import RECORDS
 from command_line import files_below
 from refusals import refusal
 
@@ -304,10 +305,17 @@ def test_an_artifact_of_an_older_version_that_lost_a_file_is_made_again(
 
 
 def test_what_resuming_needs_does_not_belong_to_the_contents(tmp_path: Path) -> None:
-    run(tmp_path, writing("file"), seed=0)
-    (tmp_path / "artifact" / "checkpoints").mkdir()
-    (tmp_path / "artifact" / "checkpoints" / "last").write_text("state")
+    def make(folder: Path) -> Facts:
+        checkpoints = recipe(tmp_path, seed=0).checkpoints
+        checkpoints.mkdir(parents=True)
+        (checkpoints / "last").write_text("state")
+        return writing("file")(folder)
+
+    run(tmp_path, make, seed=0)
+    assert [path.name for path in (tmp_path / "artifact").iterdir() if path.name not in RECORDS] == ["file"]
     run(tmp_path, must_not_be_called, seed=0)
+    run(tmp_path, writing("file"), seed=1)
+    assert [path.parts[-3] for path in tmp_path.rglob("last")] == [folder.name for folder in aside(tmp_path)]
 
 
 def test_what_a_killed_writer_left_under_a_temporary_name_is_removed(tmp_path: Path) -> None:

@@ -222,7 +222,8 @@ def test_a_damaged_input_is_an_error_that_names_the_file(name: str, project: Pat
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_its_model_not_mended_from_it(project: Path, tmp_path: Path) -> None:
-    flip(project / "models/dit/checkpoints/step-0000012/model.safetensors")
+    (checkpoint,) = project.glob("models/.checkpoints/dit/*/step-0000012/model.safetensors")
+    flip(checkpoint)
     flip(project / "models/dit/ema.safetensors")
     before = artifacts(project)
     params = settings_file(tmp_path / "params.yaml", {})

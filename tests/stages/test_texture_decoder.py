@@ -147,7 +147,7 @@ def test_a_batch_that_processes_cannot_share_is_refused_where_there_is_a_decoder
     for decoder in ([8, 16], []):
         settings = settings_for(tmp_path, decoder_channels=decoder)
         reader = ImageReader(ImageManifest.load(settings.paths.images), settings.images.size)
-        fitting = TextureFitting(settings, reader, np.arange(4), torch.device("cpu"))
+        fitting = TextureFitting(settings, reader, np.arange(4), torch.device("cpu"), tmp_path / "checkpoints")
         if decoder:
             with pytest.raises(SettingError) as refused:
                 PCA.check(fitting, Processes(0, 3, 0))

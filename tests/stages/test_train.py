@@ -39,6 +39,7 @@ from sfd_cli.training.velocity_task import VelocityTask
 
 COUNT, GRID, TEXTURE, SEMANTIC, WIDTH = 20, 2, 3, 2, 6
 CLASSES = ["circles", "squares", "triangles"]
+CHECKPOINTS = Path("models/.checkpoints/dit")
 NETWORK: dict[str, Any] = {
     "width": 16,
     "depth": 2,
@@ -136,17 +137,16 @@ def test_a_trained_model_says_all_that_sampling_needs(root: Path) -> None:
 
 def test_equal_settings_give_equal_bytes_however_the_run_was_cut(root: Path) -> None:
     train.run(settings_with())
-    whole = contents(Path("models/dit"))
+    whole, state = contents(Path("models/dit")), contents(CHECKPOINTS)
     Path("models/dit").rename("whole")
     for steps in (1, 5, 6):
         train.run(settings_with(steps=steps))
     assert contents(Path("models/dit")) == whole
-    assert set(whole) >= {
-        "config.json",
-        "model.safetensors",
-        "ema.safetensors",
-        "checkpoints/step-0000006/optimizer.safetensors",
-    }
+    assert set(whole) == {*RECORDS, "config.json", "model.safetensors", "ema.safetensors"}
+    assert contents(CHECKPOINTS) == state
+    assert [Path(name).parts[1:] for name in state if "optimizer" in name] == [
+        ("step-0000006", "optimizer.safetensors")
+    ]
 
 
 def test_latents_without_mirror_images_are_trained_on_as_they_are_and_resume_to_the_same_bytes(
@@ -357,7 +357,48 @@ def test_other_settings_start_afresh(root: Path, capsys: pytest.CaptureFixture[s
     train.run(settings_with())
     train.run(settings_with(learning_rate=1e-2, steps=2))
     assert "learning_rate 0.001 -> 0.01" in capsys.readouterr().err
-    assert [path.name for path in Path("models/dit/checkpoints").iterdir()] == ["step-0000002"]
+    assert [path.name for path in CHECKPOINTS.glob("*/*")] == ["step-0000002"]
+
+
+def test_a_model_that_is_put_aside_has_its_checkpoints_with_it(root: Path) -> None:
+    train.run(settings_with(steps=8))
+    eight = contents(Path("models/dit"))
+    shutil.rmtree("models/dit")
+    train.run(settings_with())
+    train.run(settings_with(learning_rate=1e-2, steps=2))
+    (aside,) = Path("models").glob("dit.*")
+    shutil.rmtree("models/dit")
+    shutil.rmtree(CHECKPOINTS)
+    aside.rename("models/dit")
+    CHECKPOINTS.with_name(aside.name).rename(CHECKPOINTS)
+    train.run(settings_with(steps=8))
+    assert contents(Path("models/dit")) == eight
+    assert not list(Path("models").glob("dit.*"))
+
+
+def test_a_run_whose_model_was_deleted_starts_over(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train.run(settings_with())
+    shutil.rmtree("models/dit")
+    capsys.readouterr()
+    train.run(settings_with())
+    assert "steps 1 to 6" in capsys.readouterr().err
+
+
+def test_a_finished_model_without_its_checkpoints_is_kept_when_more_steps_are_asked_for(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one that `dvc pull` brought."""
+    train.run(settings_with())
+    six = contents(Path("models/dit"))
+    shutil.rmtree(CHECKPOINTS)
+    capsys.readouterr()
+    train.run(settings_with())
+    assert "is up to date" in capsys.readouterr().err
+    train.run(settings_with(steps=8))
+    assert "without its checkpoints" in capsys.readouterr().err
+    (aside,) = Path("models").glob("dit.*")
+    assert contents(aside) == six
+    assert read_json(Path("models/dit/settings.json"))["facts"]["steps"] == 8
 
 
 def test_the_guide_has_its_own_section_and_folders(root: Path) -> None:

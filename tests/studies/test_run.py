@@ -301,12 +301,12 @@ def test_a_study_killed_while_it_trains_goes_on_to_the_same_bytes(
     process = subprocess.Popen(
         [sys.executable, "-m", "sfd_cli", "study", "run", "offset"], start_new_session=True, stderr=subprocess.PIPE
     )
-    while not (found := list(RUNS.glob("train-*/models/dit/checkpoints/step-0000010"))):
+    while not (found := list(RUNS.glob("train-*/models/.checkpoints/dit/*/step-0000010"))):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    folder = found[0].parents[3]
+    folder = found[0].parents[4]
     assert not json.loads((folder / "models/dit/settings.json").read_text())["complete"]
 
     run_study("offset")
