@@ -285,7 +285,6 @@ IN_THE_PROJECT = (
     "sfd weights list",
     "sfd preset list",
     "sfd preset use fashion-mnist",
-    "sfd preset use imagenet256-xl --images /data/imagenet/train",
 )
 ELSEWHERE = {
     "sfd init demo && cd demo": (
@@ -298,6 +297,9 @@ ELSEWHERE = {
     ),
     "torchrun --nproc-per-node 8 -m sfd_cli train": (
         "stages/test_train.py::test_two_processes_and_their_micro_batches_give_the_model_and_the_curves_of_one"
+    ),
+    "sfd preset use imagenet256-xl --images /data/imagenet/train": (
+        "cli/test_commands_preset.py::test_every_preset_takes_images_the_demo_too"
     ),
     "sfd play": "play/test_serve.py::test_a_project_a_saved_pipeline_and_a_transformer_by_itself_draw_the_same",
     "sfd play models/pipeline": (
