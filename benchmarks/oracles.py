@@ -15,7 +15,7 @@ from torch import Tensor
 from sfd_cli.config import Settings
 from sfd_cli.data.images import ImageManifest, ImageReader
 from sfd_cli.data.moments import Moments
-from sfd_cli.evaluation.extractors import class_token_extractor
+from sfd_cli.evaluation.extractors import POOLED, class_token_extractor
 from sfd_cli.evaluation.frechet import frechet_distance
 from sfd_cli.evaluation.gaussian import Gaussian
 from sfd_cli.evaluation.oracle import Oracle
@@ -38,8 +38,8 @@ def reconstructions(settings: Settings) -> float:
     features, real = [], []
     for images in training_images(settings):
         mean, _ = codec.encode(to_signed(images))
-        features.append(extract(to_pixels(codec.decode(mean))))
-        real.append(extract(images))
+        features.append(extract(to_pixels(codec.decode(mean)))[POOLED])
+        real.append(extract(images)[POOLED])
     return distance(features, real)
 
 

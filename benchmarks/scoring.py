@@ -29,7 +29,7 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, c
 
 from sfd_cli.data.images import image_files
 from sfd_cli.evaluation import kid, precision_recall
-from sfd_cli.evaluation.extractors import Extractor
+from sfd_cli.evaluation.extractors import POOLED, Extractor
 from sfd_cli.evaluation.features import FeatureSet, extract
 from sfd_cli.evaluation.frechet import frechet_distance
 from sfd_cli.evaluation.gaussian import FeatureMoments, Gaussian, gaussian_of_subset
@@ -106,7 +106,7 @@ def cheap_extractor(width: int, device: torch.device) -> Extractor:
     def compute(images: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(images.float() / 255, 8).flatten(1) @ weights
 
-    return Extractor("cheap", width, device, compute)
+    return Extractor.of("cheap", width, device, compute)
 
 
 def streamed(path: Path, width: int, device: str, compare: bool) -> tuple[float, ...]:
@@ -114,7 +114,7 @@ def streamed(path: Path, width: int, device: str, compare: bool) -> tuple[float,
     source: ImageSource | None = ImageFiles(image_files(path)) if path.is_dir() else open_npz(path)[0]
     assert source is not None
     extractor = cheap_extractor(width, torch.device(device))
-    found = extract(source, path.name, [extractor], BATCH, seed=0)["cheap"]
+    found = extract(source, path.name, [extractor], BATCH, seed=0)["cheap"][POOLED]
     summary = _summary(found.gaussian(), found.rows.numpy())
     if not compare:
         return summary

@@ -149,6 +149,8 @@ METRICS = Table(
     "metrics",
     {
         "fd": "sfd_cli.evaluation.frechet:FRECHET",
+        "sfid": "sfd_cli.evaluation.frechet:SPATIAL_FRECHET",
+        "inception_score": "sfd_cli.evaluation.inception_score:INCEPTION_SCORE",
         "kid": "sfd_cli.evaluation.kid:KID",
         "precision_recall": "sfd_cli.evaluation.precision_recall:PRECISION_RECALL",
     },

@@ -137,7 +137,7 @@ def test_a_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def colour(images: torch.Tensor) -> torch.Tensor:
         return images.float().mean(dim=(2, 3))
 
-    extractor = Extractor("dinov2", 3, torch.device("cpu"), colour)
+    extractor = Extractor.of("dinov2", 3, torch.device("cpu"), colour)
     monkeypatch.setitem(EXTRACTORS, "dinov2", lambda settings, device: extractor)
     with (
         added(METRICS, "nearest", "of_another_package:NEAREST"),

@@ -151,19 +151,19 @@ class Samples:
         from_file = "noise" in record.inputs
         return cls(files, labels, _side(files[0]), description, record.settings, facts.class_names, from_file)
 
-    def choose(self, count: int | None, seed: int) -> list[int]:
-        """Indices of `count` random samples, ascending; of all where it is None.
 
-        Raises:
-            UserError: there are fewer.
-        """
-        available = len(self.files)
-        if count is None:
-            return list(range(available))
-        if count > available:
-            raise UserError("fid.num_images", f"{count} is more than {available} samples", "run `sfd sample` for more")
-        order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))
-        return sorted(order[:count].tolist())
+def choose(available: int, count: int | None, seed: int) -> list[int]:
+    """Indices of `count` random samples of those `available`, ascending; of all where it is None.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if count is None:
+        return list(range(available))
+    if count > available:
+        raise UserError("fid.num_images", f"{count} is more than {available} samples", "run `sfd sample` for more")
+    order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))
+    return sorted(order[:count].tolist())
 
 
 def is_whole_png(path: Path) -> bool:

@@ -98,16 +98,22 @@ class Sample(Section):
 
 
 class Fid(Section):
-    """`fid`: Fréchet distance, KID, precision and recall of the samples."""
+    """`fid`: Fréchet distances, Inception score, KID, precision and recall of the samples."""
 
     reference: Path | None = Field(
         None,
         description="npz of images or of mu/sigma, an image folder, or adm_imagenet256; unset: the training images",
     )
     scores: list[Annotated[str, AfterValidator(METRICS.require)]] = Field(
-        ["fd", "kid", "precision_recall"], min_length=1, description="what to compute: fd, kid, precision_recall"
+        ["fd", "sfid", "inception_score", "kid", "precision_recall"],
+        min_length=1,
+        description="what to compute: fd, sfid, inception_score, kid, precision_recall",
     )
     num_images: int | None = Field(None, gt=0, description="score exactly this many samples; unset: all there are")
+    beside: list[Path] = Field(
+        [],
+        description="other folders or npz of images, scored against the same reference and compared with samples",
+    )
     inception: Literal["auto", "none"] = Field("auto", description="auto: where its weights are present or fetchable")
     encoder: Encoder = Field(Encoder(weights="demo", image_size=112), description="encoder of fd_dinov2 (class token)")
     batch_size: int = Field(64, gt=0, description="images per forward pass")

@@ -11,22 +11,22 @@ from sfd_cli.evaluation.images import ImageSource
 from sfd_cli.evaluation.kept_statistics import keep, recall
 from sfd_cli.evaluation.metric import Compared
 from sfd_cli.evaluation.reference import Reference
-from sfd_cli.evaluation.scores import gaussians_suffice
+from sfd_cli.evaluation.scores import gaussians_suffice, kinds_compared, kinds_with_baselines
 from sfd_cli.evaluation.untrained import UntrainedImages
 from sfd_cli.processes import choose_device
 
 
 def compare(
     settings: Settings, samples: ImageSource, references: dict[str, Reference], extractors: list[Extractor]
-) -> dict[str, Compared]:
-    """The features of everything that is compared, by extractor.
+) -> dict[str, dict[str, Compared]]:
+    """The features of everything that is compared, by extractor and kind.
 
     Raises:
         UserError: an image is damaged, or there are fewer than two of a kind.
         StageFailure: a feature is not finite.
     """
 
-    def features(images: ImageSource, what: str, wanted: list[Extractor]) -> dict[str, FeatureSet]:
+    def features(images: ImageSource, what: str, wanted: list[Extractor]) -> dict[str, dict[str, FeatureSet]]:
         return extract(images, what, wanted, settings.fid.batch_size, settings.fid.seed)
 
     distinct = {id(reference): reference for reference in references.values()}.values()
@@ -35,14 +35,17 @@ def compare(
         _require_two("fid.reference", reference.images)
     scored = features(samples, "samples", extractors)
     known = _known_gaussians(settings.fid, references, extractors)
-    real: dict[str, FeatureSet] = {}
+    needed = kinds_compared(settings.fid)
+    real: dict[str, dict[str, FeatureSet]] = {}
     for reference in distinct:
-        wanted = [found for found in extractors if references[found.name] is reference and found.name not in known]
+        mine = [found for found in extractors if references[found.name] is reference]
+        wanted = [rest for found in mine if (rest := found.only(needed - known[found.name].keys())).widths]
         if reference.images is not None and wanted:
             real |= features(reference.images, "the reference", wanted)
             for extractor in wanted:
-                keep(reference, extractor, real[extractor.name].gaussian())
-    untrained: dict[str, FeatureSet] = {}
+                for kind, seen in real[extractor.name].items():
+                    keep(reference, extractor, kind, seen.gaussian())
+    untrained: dict[str, dict[str, FeatureSet]] = {}
     why = ""
     if settings.fid.baselines:
         try:
@@ -50,31 +53,36 @@ def compare(
         except UserError as error:
             why = str(error)
         else:
-            untrained = features(images, "an untrained model", extractors)
+            kinds = kinds_with_baselines(settings.fid)
+            untrained = features(images, "an untrained model", [found.only(kinds) for found in extractors])
     return {
-        name: Compared(
-            scored[name],
-            real.get(name),
-            known.get(name) or references[name].statistics_of_width(width),
-            untrained.get(name),
-            why,
-        )
-        for name, width in ((extractor.name, extractor.width) for extractor in extractors)
+        name: {
+            kind: Compared(
+                scored[name][kind],
+                real.get(name, {}).get(kind),
+                known[name].get(kind) or references[name].statistics_of_width(width),
+                untrained.get(name, {}).get(kind),
+                why,
+            )
+            for kind, width in extractor.widths.items()
+        }
+        for extractor in extractors
+        for name in [extractor.name]
     }
 
 
 def _known_gaussians(
     options: Fid, references: dict[str, Reference], extractors: list[Extractor]
-) -> dict[str, Gaussian]:
+) -> dict[str, dict[str, Gaussian]]:
     """Gaussians of the references that need no look at their images, where no chosen score needs one either."""
-    if not gaussians_suffice(options):
-        return {}
-    found = {
-        extractor.name: references[extractor.name].statistics_of_width(extractor.width)
-        or recall(references[extractor.name], extractor)
-        for extractor in extractors
-    }
-    return {name: gaussian for name, gaussian in found.items() if gaussian is not None}
+    found: dict[str, dict[str, Gaussian]] = {extractor.name: {} for extractor in extractors}
+    for extractor in extractors if gaussians_suffice(options) else []:
+        reference = references[extractor.name]
+        for kind, width in extractor.only(kinds_compared(options)).widths.items():
+            gaussian = reference.statistics_of_width(width) or recall(reference, extractor, kind)
+            if gaussian is not None:
+                found[extractor.name][kind] = gaussian
+    return found
 
 
 def _require_two(subject: str, images: ImageSource | None) -> None:

@@ -1,13 +1,13 @@
-"""Extractors: networks whose features of images are compared."""
+"""Extractors: networks whose features of images are compared; some give features of more than one kind at once."""
 
 from __future__ import annotations
 
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -21,37 +21,62 @@ from sfd_cli.weights.fetch import cache_folder, digest, fetch_weights
 from sfd_cli.weights.registry import Https, find_weights
 from sfd_cli.weights.visual_encoders import encoder_fingerprint, load_visual_encoder
 
+POOLED, SPATIAL, LOGITS = "pooled", "spatial", "logits"
+"""Kinds of features."""
+SPATIAL_CHANNELS = 7
+INCEPTION_WIDTHS = {POOLED: 2048, SPATIAL: SPATIAL_CHANNELS * 17 * 17, LOGITS: 1008}
+KINDS: dict[str, tuple[str, ...]] = {"dinov2": (POOLED,), "inception": tuple(INCEPTION_WIDTHS)}
+"""What each extractor gives, before it is opened."""
 INCEPTION_WEIGHTS = "inception_v3"
 PATIENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """Images to features: `compute` maps uint8 (n, 3, H, W) on `device` to float (n, width).
+    """Images to features of one or more kinds, in one pass of one network.
 
-    `identity` says in `fid.json` which weights were used.
+    Attributes:
+        name: of the network; it is in the names of scores.
+        widths: kind of features -> numbers per image, D.
+        device: where it computes.
+        compute: uint8 images (n, 3, H, W) on `device` to float features (n, D) of at least these kinds.
+        identity: says in `fid.json` which weights were used.
     """
 
     name: str
-    width: int
+    widths: dict[str, int]
     device: torch.device
-    compute: Callable[[Tensor], Tensor]
+    compute: Callable[[Tensor], dict[str, Tensor]]
     identity: dict[str, Any] = field(default_factory=dict)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Features (n, width), float32 on the CPU, of uint8 images (n, 3, H, W)."""
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Features (n, D) of each kind, float32 on the CPU, of uint8 images (n, 3, H, W)."""
         with torch.inference_mode():
-            return self.compute(images.to(self.device)).float().cpu()
+            found = self.compute(images.to(self.device))
+        return {kind: found[kind].float().cpu() for kind in self.widths}
+
+    @classmethod
+    def of(cls, name: str, width: int, device: torch.device, compute: Callable[[Tensor], Tensor]) -> Self:
+        """An extractor of one kind of features, `pooled`: `compute` maps images to (n, width)."""
+        return cls(name, {POOLED: width}, device, lambda images: {POOLED: compute(images)})
+
+    def only(self, kinds: Collection[str]) -> Self:
+        """The same network for some of its kinds of features."""
+        return replace(self, widths={kind: width for kind, width in self.widths.items() if kind in kinds})
 
 
 def class_token_extractor(config: Encoder, device: torch.device) -> Extractor:
     """The visual encoder's class token after the final norm."""
     encoder = load_visual_encoder(config).to(device)
-    return Extractor("dinov2", encoder.feature_width, device, lambda images: encoder(images.float() / 255)[1])
+    return Extractor.of("dinov2", encoder.feature_width, device, lambda images: encoder(images.float() / 255)[1])
 
 
 def inception_extractor(weights: Path, device: torch.device) -> Extractor:
-    """torch-fidelity's Inception-v3, 2048 pooled features, TensorFlow-compatible resizing.
+    """torch-fidelity's Inception-v3 with the outputs that ADM's evaluator takes, TensorFlow-compatible resizing.
+
+    These are `pooled` (2048); `spatial` (2023), which is the first 7 channels of what ADM calls `mixed_6/conv`, the 1x1
+    branch of the third 17x17 block after its ReLU, in ADM's order (row, column, channel); and `logits` (1008) without
+    their bias.
 
     Raises:
         UserError: `weights` is not a plain state dict.
@@ -60,9 +85,18 @@ def inception_extractor(weights: Path, device: torch.device) -> Extractor:
 
     # torch-fidelity unpickles the file, so refuse one that could execute code.
     read_weights_file(weights)
-    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights))
+    outputs = ["2048", "logits_unbiased"]
+    network = FeatureExtractorInceptionV3("inception-v3-compat", outputs, feature_extractor_weights_path=str(weights))
     network.to(device)
-    return Extractor("inception", 2048, device, lambda images: network(images)[0])
+    seen: list[Tensor] = []
+    network.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: seen.append(output))
+
+    def compute(images: Tensor) -> dict[str, Tensor]:
+        pooled, logits = network(images)
+        spatial = seen.pop()[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+        return {POOLED: pooled, SPATIAL: spatial, LOGITS: logits}
+
+    return Extractor("inception", INCEPTION_WIDTHS, device, compute)
 
 
 def inception_weights() -> Path:

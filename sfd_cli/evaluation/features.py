@@ -76,31 +76,36 @@ class FeatureSet:
         self._halves[1].update(features[~first])
 
 
-def extract(images: ImageSource, what: str, extractors: list[Extractor], size: int, seed: int) -> dict[str, FeatureSet]:
-    """Run every extractor over the same images, reading them once.
+def extract(
+    images: ImageSource, what: str, extractors: list[Extractor], size: int, seed: int
+) -> dict[str, dict[str, FeatureSet]]:
+    """Features by extractor and kind: every extractor sees the same images, which are read once.
 
     Args:
         images: where they come from.
         what: what they are, for the progress bar and for messages.
-        extractors: their names are the keys of the result.
+        extractors: their names and the kinds of their features are the keys of the result.
         size: images per forward pass.
         seed: see `FeatureSet`.
 
     Raises:
         StageFailure: the number of images is not `images.count`, or a feature is not finite.
     """
-    sets = {extractor.name: FeatureSet(extractor.width, images.count, seed) for extractor in extractors}
+    sets = {
+        extractor.name: {kind: FeatureSet(width, images.count, seed) for kind, width in extractor.widths.items()}
+        for extractor in extractors
+    }
     seen, steps = 0, -(-images.count // size)
     for batch in tqdm(images.batches(size), f"features of {what}", steps, unit="batch", disable=None):
         seen += len(batch)
         if seen > images.count:
             break
         for extractor in extractors:
-            features = extractor(batch)
-            if not torch.isfinite(features).all():
-                problem = f"the {extractor.name} features of images up to {seen} are not finite"
-                raise StageFailure(what, problem, "no score is computed")
-            sets[extractor.name].update(features)
+            for kind, features in extractor(batch).items():
+                if not torch.isfinite(features).all():
+                    problem = f"the {kind} {extractor.name} features of images up to {seen} are not finite"
+                    raise StageFailure(what, problem, "no score is computed")
+                sets[extractor.name][kind].update(features)
     if seen != images.count:
         raise StageFailure(what, f"expected {images.count} images but read {seen}", "no score is computed")
     return sets

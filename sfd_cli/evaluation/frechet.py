@@ -5,8 +5,13 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from sfd_cli.evaluation.gaussian import Gaussian
+from sfd_cli.evaluation.extractors import SPATIAL
+from sfd_cli.evaluation.gaussian import Gaussian, gaussian_of_subset
 from sfd_cli.evaluation.metric import GaussianDistance
+from sfd_cli.evaluation.reasons import TooFewImages
+
+PARTS = 6
+"""Parts of the samples that an extrapolation goes by."""
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
@@ -24,7 +29,11 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
         raise ValueError(f"features of width {a.width} cannot be compared with statistics of width {b.width}")
     if not (a.is_finite and b.is_finite):
         raise ValueError("means and covariances must be finite")
-    root = _root(a.covariance)
+    return _distance(a, _root(a.covariance), b)
+
+
+def _distance(a: Gaussian, root: np.ndarray, b: Gaussian) -> float:
+    """The distance, with the root of a's covariance."""
     middle = root @ b.covariance @ root
     eigenvalues = np.linalg.eigvalsh((middle + middle.T) / 2)
     trace_of_root = np.sqrt(eigenvalues.clip(min=0)).sum()
@@ -61,10 +70,38 @@ def standard_error(rows: Tensor, a: Gaussian, b: Gaussian) -> float | None:
     return float(moved.std(ddof=1) / np.sqrt(a.count))
 
 
+def extrapolated(rows: Tensor, reference: Gaussian, seed: int) -> float:
+    """The distance that infinitely many samples would have (Chong and Forsyth 2020, section 3.2).
+
+    From few samples the distance is too large, by nearly the inverse of their number: a line through the distances of
+    random parts of them, from a half to all, over one by their number, is followed to zero. The reference is taken as
+    it is; where its images are few, that is a bias which stays.
+
+    Args:
+        rows: features (n, D) of the samples.
+        reference: what they are compared with.
+        seed: draws the parts.
+
+    Raises:
+        TooFewImages: a half of the samples is not more than D; the distance is not so smooth then.
+    """
+    smallest = len(rows) // 2
+    if smallest <= reference.width:
+        raise TooFewImages(needed=2 * reference.width + 2, found=len(rows))
+    counts = np.linspace(smallest, len(rows), PARTS, dtype=int)
+    root = _root(reference.covariance)
+    parts = [gaussian_of_subset(rows, int(count), seed + number) for number, count in enumerate(counts)]
+    found = [_distance(reference, root, part) for part in parts]
+    return float(np.polynomial.Polynomial.fit(1 / counts, found, 1)(0.0))
+
+
 def _root(covariance: np.ndarray) -> np.ndarray:
     """The symmetric square root of a covariance."""
     values, vectors = np.linalg.eigh(covariance)
     return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
 
 
-FRECHET = GaussianDistance("fd", "Fréchet distance", frechet_distance, standard_error)
+FRECHET = GaussianDistance("fd", "Fréchet distance", frechet_distance, standard_error, extrapolated)
+SPATIAL_FRECHET = GaussianDistance(
+    "sfid", "Spatial Fréchet distance (sFID)", frechet_distance, standard_error, features=SPATIAL
+)

@@ -1,7 +1,8 @@
 """What a metric is: numbers from the features of samples and reference, and how the page shows them.
 
-A metric is one entry of `sfd_cli.tables.METRICS` that points to a `GaussianDistance` or a `RowMetric`. Keys, counts and
-baselines in `fid.json` and rows of the page follow from it.
+A metric is one entry of `sfd_cli.tables.METRICS` that points to a `GaussianDistance`, a `RowMetric` or a
+`SampleMetric`. Keys, counts and baselines in `fid.json` and rows of the page follow from it. Of extractors that do not
+give the kind of features it works on there is no such score.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from sfd_cli.config import Fid
+from sfd_cli.evaluation.extractors import LOGITS, POOLED
 from sfd_cli.evaluation.features import FeatureSet
 from sfd_cli.evaluation.gaussian import Gaussian, gaussian_of_subset
 from sfd_cli.evaluation.reasons import NotComputable, Scores, unavailable
@@ -25,7 +27,7 @@ NO_HALVES = "the reference has no images to halve"
 
 @dataclass(frozen=True)
 class Compared:
-    """The features of one extractor.
+    """The features of one kind of one extractor.
 
     Attributes:
         samples: of the samples.
@@ -75,10 +77,12 @@ class RowMetric:
         scores: the numbers it gives, in the order of the page.
         function: features of samples (n, D) and of the reference (m, D), float32, and the section `fid` to numbers by
             key. Raises NotComputable where they do not allow it.
+        features: the kind of features it works on.
     """
 
     scores: tuple[Score, ...]
     function: Callable[[Tensor, Tensor, Fid], Scores]
+    features: str = POOLED
 
     def compute(self, compared: Compared, options: Fid) -> tuple[Scores, dict[str, Any]]:
         """The numbers, or None and a reason; and how many images stand behind each."""
@@ -108,12 +112,17 @@ class GaussianDistance:
         function: the distance.
         standard_error: over draws of the samples, from their features (n, D), their Gaussian and the reference's; it
             stands under `<key>_se`. Gives None where it cannot tell.
+        extrapolate: what it would be from infinitely many samples, from their features, the reference's Gaussian and a
+            seed; it stands under `<key>_infinity`. Raises NotComputable where it cannot tell.
+        features: the kind of features it works on.
     """
 
     key: str
     label: str
     function: Callable[[Gaussian, Gaussian], float]
     standard_error: Callable[[Tensor, Gaussian, Gaussian], float | None] | None = None
+    extrapolate: Callable[[Tensor, Gaussian, int], float] | None = None
+    features: str = POOLED
 
     @property
     def scores(self) -> tuple[Score, ...]:
@@ -133,6 +142,11 @@ class GaussianDistance:
         scores = self._to_reference(key, compared.samples, against)
         if self.standard_error is not None and against is not None:
             scores[f"{key}_se"] = self.standard_error(compared.samples.rows, compared.samples.gaussian(), against)
+        if self.extrapolate is not None and against is not None:
+            try:
+                scores[f"{key}_infinity"] = self.extrapolate(compared.samples.rows, against, options.seed)
+            except NotComputable as error:
+                scores |= unavailable([f"{key}_infinity"], str(error))
         if not options.baselines:
             return scores, counts
         scores |= self._to_reference(f"{key}_untrained", compared.untrained, against, compared.why_untrained_is_missing)
@@ -172,4 +186,27 @@ class GaussianDistance:
         return {key: self.function(images.gaussian(), against)}
 
 
-Metric = RowMetric | GaussianDistance
+@dataclass(frozen=True)
+class SampleMetric:
+    """A metric on the features of the samples alone.
+
+    Attributes:
+        scores: the numbers it gives.
+        function: features of samples (n, D), float32, to numbers by key. Raises NotComputable where they do not
+            allow it.
+        features: the kind of features it works on.
+    """
+
+    scores: tuple[Score, ...]
+    function: Callable[[Tensor], Scores]
+    features: str = LOGITS
+
+    def compute(self, compared: Compared, options: Fid) -> tuple[Scores, dict[str, Any]]:
+        """The numbers, or None and a reason; there are no other images behind them than the samples."""
+        try:
+            return self.function(compared.samples.rows), {}
+        except NotComputable as error:
+            return unavailable([score.key for score in self.scores], str(error)), {}
+
+
+Metric = RowMetric | GaussianDistance | SampleMetric

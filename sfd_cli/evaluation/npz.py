@@ -1,4 +1,4 @@
-"""A reference in one npz: images, statistics of features (mu and sigma), or both, as ADM's batches have them."""
+"""A reference in one npz: images, statistics of features, or both, as ADM's batches have them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sfd_cli.errors import UserError
 from sfd_cli.evaluation.gaussian import Gaussian
 
 REPLACE = "download or make it again"
+STATISTICS = (("mu", "sigma"), ("mu_s", "sigma_s"))
 Header = tuple[tuple[int, ...], bool, np.dtype]  # shape, Fortran order, dtype
 
 
@@ -50,11 +51,11 @@ class NpzImages:
                 yield torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
 
-def open_npz(path: Path) -> tuple[NpzImages | None, Gaussian | None]:
+def open_npz(path: Path) -> tuple[NpzImages | None, tuple[Gaussian, ...]]:
     """The images and the statistics of a reference npz, without reading its images.
 
-    Statistics are the members `mu` (D,) and `sigma` (D, D), with an optional scalar `count`; images are the
-    first uint8 member of shape (N, H, W, 3), `arr_0` in ADM's format.
+    Statistics are the members `mu` (D,) and `sigma` (D, D), and `mu_s` and `sigma_s` of spatial features, with an
+    optional scalar `count`; images are the first uint8 member of shape (N, H, W, 3), `arr_0` in ADM's format.
 
     Raises:
         UserError: not an npz, or neither images nor statistics in it.
@@ -72,24 +73,25 @@ def open_npz(path: Path) -> tuple[NpzImages | None, Gaussian | None]:
         if dtype == np.uint8 and len(shape) == 4 and shape[3] == 3 and not fortran
     )
     images = next(stacks, None)
-    statistics = _read_statistics(path) if {"mu.npy", "sigma.npy"} <= set(headers) else None
-    if images is None and statistics is None:
+    pairs = [pair for pair in STATISTICS if {f"{member}.npy" for member in pair} <= set(headers)]
+    statistics = tuple(_read_statistics(path, *pair) for pair in pairs)
+    if images is None and not statistics:
         members = ", ".join(f"{member.removesuffix('.npy')} {shape}" for member, (shape, _, _) in headers.items())
         problem = f"holds neither images (uint8, N x H x W x 3) nor statistics (mu, sigma), but {members}"
         raise UserError(path, problem, "give an npz with one of them")
     return images, statistics
 
 
-def _read_statistics(path: Path) -> Gaussian:
+def _read_statistics(path: Path, mu: str, sigma: str) -> Gaussian:
     with np.load(path, allow_pickle=False) as archive:
-        mean = np.asarray(archive["mu"], dtype=np.float64)
-        covariance = np.asarray(archive["sigma"], dtype=np.float64)
+        mean = np.asarray(archive[mu], dtype=np.float64)
+        covariance = np.asarray(archive[sigma], dtype=np.float64)
         count = int(archive["count"]) if "count" in archive else None
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise UserError(path, f"mu {mean.shape} and sigma {covariance.shape} do not fit together", REPLACE)
+        raise UserError(path, f"{mu} {mean.shape} and {sigma} {covariance.shape} do not fit together", REPLACE)
     found = Gaussian(mean, covariance, count)
     if not found.is_finite:
-        raise UserError(path, "mu or sigma hold values that are not finite", REPLACE)
+        raise UserError(path, f"{mu} or {sigma} hold values that are not finite", REPLACE)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -21,21 +22,21 @@ class Reference:
     Attributes:
         description: for `fid.json`.
         images: its images, if there are any.
-        statistics: published statistics of their features, likewise.
+        statistics: published statistics of their features, of one kind or more.
         contents: fingerprint of the images as an extractor sees them; empty where nobody has hashed them.
     """
 
     description: str
     images: ImageSource | None
-    statistics: Gaussian | None = None
+    statistics: tuple[Gaussian, ...] = ()
     contents: str = ""
 
     def statistics_of_width(self, width: int) -> Gaussian | None:
-        """The statistics, if they are of features of this width: nothing else tells which extractor gave them."""
-        return self.statistics if self.statistics is not None and self.statistics.width == width else None
+        """The statistics of features of this width, if there are any: nothing else tells what gave them."""
+        return next((found for found in self.statistics if found.width == width), None)
 
 
-def open_references(settings: Settings, widths: dict[str, int], side: int) -> dict[str, Reference]:
+def open_references(settings: Settings, widths: Mapping[str, Collection[int]], side: int) -> dict[str, Reference]:
     """What each extractor's features of the samples are compared with.
 
     That is what `fid.reference` names; the training images where it is unset, and for an extractor of which it says
@@ -43,7 +44,7 @@ def open_references(settings: Settings, widths: dict[str, int], side: int) -> di
 
     Args:
         settings: the sections `fid`, `paths` and `runtime` are read.
-        widths: features per image, by extractor.
+        widths: numbers per image of each kind of features that are compared, by extractor.
         side: of the samples, to which images in a folder are centre-cropped.
 
     Raises:
@@ -52,7 +53,7 @@ def open_references(settings: Settings, widths: dict[str, int], side: int) -> di
     named = _open_named(settings, side)
     if named.images is not None:
         return dict.fromkeys(widths, named)
-    unscored = [name for name, width in widths.items() if named.statistics_of_width(width) is None]
+    unscored = [name for name, those in widths.items() if not any(map(named.statistics_of_width, those))]
     instead = Reference("none", None)
     if unscored:
         with suppress(UserError):  # without a reference scores are null and say so

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from sfd_cli.config import Fid
-from sfd_cli.evaluation.extractors import Extractor
-from sfd_cli.evaluation.metric import Compared, GaussianDistance, Metric
+from sfd_cli.evaluation.extractors import KINDS, POOLED, Extractor
+from sfd_cli.evaluation.metric import Compared, GaussianDistance, Metric, RowMetric, SampleMetric
 from sfd_cli.evaluation.reasons import Scores, unavailable
 from sfd_cli.tables import METRICS
 
@@ -21,41 +22,44 @@ def name_of(extractor: str, key: str) -> str:
     return f"{head}_{tail}" if tail else head
 
 
-def score(compared: Compared, options: Fid) -> tuple[Scores, dict[str, Any]]:
-    """Every chosen metric of one extractor's features, and the numbers of images, by the metrics' own keys."""
+def score(compared: dict[str, Compared], options: Fid) -> tuple[Scores, dict[str, Any]]:
+    """Every chosen metric of one extractor's features by kind, and the numbers of images, by the metrics' own keys."""
     scores: Scores = {}
     counts: dict[str, Any] = {}
-    for metric in _chosen(options):
-        numbers, images = metric.compute(compared, options)
+    for metric in chosen(options, compared):
+        numbers, images = metric.compute(compared[metric.features], options)
         scores |= numbers
         counts |= images
     return scores, counts
 
 
 def summarise(
-    compared: dict[str, Compared], extractors: list[Extractor], missing: dict[str, str], options: Fid
+    compared: dict[str, dict[str, Compared]], extractors: list[Extractor], missing: dict[str, str], options: Fid
 ) -> dict[str, Any]:
     """Scores and their reasons, `counts` and `notes` of all extractors, as `fid.json` has them.
 
-    `compared` holds the features of each of `extractors`; `missing` says why there are no others, by name.
+    `compared` holds the features of each of `extractors` by kind; `missing` says why there are no others, by name.
     """
     scores: Scores = {}
     counts: dict[str, Any] = {}
     for name, features in compared.items():
         found, images = score(features, options)
         scores |= _renamed(name, found)
-        counts |= {"samples": features.samples.count} | _renamed(name, images)
-        if features.untrained is not None:
-            counts["untrained"] = features.untrained.count
-    keys = [score.key for metric in _chosen(options) for score in metric.scores if not score.baseline]
+        sets = list(features.values())
+        counts |= {"samples": sets[0].samples.count} | _renamed(name, images)
+        if untrained := next((found.untrained for found in sets if found.untrained is not None), None):
+            counts["untrained"] = untrained.count
     for name, reason in missing.items():
+        metrics = chosen(options, KINDS.get(name, (POOLED,)))
+        keys = [score.key for metric in metrics for score in metric.scores if not score.baseline]
         scores |= _renamed(name, unavailable(keys[:1], reason))
         scores |= _renamed(name, unavailable(keys[1:], f"see {name_of(name, keys[0])}_reason"))
     notes = [
-        f"{counts['samples']} samples are few for {extractor.width} {extractor.name} features: their Fréchet distance"
+        f"{counts['samples']} samples are few for {width} {extractor.name} features: their Fréchet distance"
         " is far above that of a large sample, and compares only with others from as many images."
         for extractor in extractors
-        if counts["samples"] <= extractor.width
+        for width in [extractor.widths.get(POOLED, 0)]
+        if counts["samples"] <= width
     ]
     return scores | {"counts": counts, "notes": notes}
 
@@ -69,12 +73,23 @@ def headline_scores(found: dict[str, Any], extractors: list[str]) -> dict[str, f
 
 def gaussians_suffice(options: Fid) -> bool:
     """Whether no chosen score looks at single images of the reference, nor at halves of it."""
-    return not options.baselines and all(isinstance(metric, GaussianDistance) for metric in _chosen(options))
+    return not options.baselines and not any(isinstance(metric, RowMetric) for metric in chosen(options))
 
 
-def _chosen(options: Fid) -> list[Metric]:
-    """In the order of the table."""
-    return [METRICS[name] for name in METRICS if name in options.scores]
+def kinds_compared(options: Fid) -> set[str]:
+    """The kinds of features that chosen metrics need of the reference."""
+    return {metric.features for metric in chosen(options) if not isinstance(metric, SampleMetric)}
+
+
+def kinds_with_baselines(options: Fid) -> set[str]:
+    """The kinds of features that chosen metrics need of an untrained model's images."""
+    return {metric.features for metric in chosen(options) if isinstance(metric, GaussianDistance)}
+
+
+def chosen(options: Fid, kinds: Collection[str] | None = None) -> list[Metric]:
+    """The metrics that `fid.scores` names, in the order of the table; those on these kinds of features, or all."""
+    metrics: list[Metric] = [METRICS[name] for name in METRICS if name in options.scores]
+    return [metric for metric in metrics if kinds is None or metric.features in kinds]
 
 
 def _renamed(extractor: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -6,13 +6,14 @@ import time
 from importlib.metadata import version
 from typing import Any
 
-from sfd_cli.artifacts.sample_folder import Samples
 from sfd_cli.config import Settings
+from sfd_cli.errors import UserError
 from sfd_cli.evaluation.comparison import compare
 from sfd_cli.evaluation.extractors import open_extractors
-from sfd_cli.evaluation.images import ImageFiles
 from sfd_cli.evaluation.reference import open_references
-from sfd_cli.evaluation.scores import headline_scores, name_of, summarise
+from sfd_cli.evaluation.scored_images import ScoredImages
+from sfd_cli.evaluation.scores import chosen, headline_scores, kinds_compared, name_of, summarise
+from sfd_cli.evaluation.side_by_side import score_beside
 from sfd_cli.files import write_json
 from sfd_cli.machine import machine
 
@@ -30,14 +31,24 @@ def run(settings: Settings) -> dict[str, Any]:
         UserError: samples or reference are missing, damaged, or fewer than `fid.num_images`; or there is no extractor.
     """
     started = time.monotonic()
-    samples = Samples.open(settings.paths.samples)
-    chosen = samples.choose(settings.fid.num_images, settings.fid.seed)
+    samples = ScoredImages.open(settings.paths.samples, settings)
+    others = {str(path): ScoredImages.open(path, settings) for path in settings.fid.beside}
+    for name, other in others.items():
+        if other.side != samples.side:
+            problem = f"has images of {other.side} px, and {samples.description} of {samples.side}"
+            raise UserError(name, problem, "score it by itself")
     extractors, missing = open_extractors(settings)
-    references = open_references(settings, {found.name: found.width for found in extractors}, samples.side)
+    kinds = {metric.features for metric in chosen(settings.fid)}
+    extractors = [found.only(kinds) for found in extractors]
+    compared_kinds = kinds_compared(settings.fid)
+    widths = {found.name: found.only(compared_kinds).widths.values() for found in extractors}
+    references = open_references(settings, widths, samples.side)
 
-    images = ImageFiles([samples.files[index] for index in chosen], None, settings.runtime.workers)
-    compared = compare(settings, images, references, extractors)
+    compared = compare(settings, samples.images, references, extractors)
     result = summarise(compared, extractors, missing, settings.fid)
+    if others:
+        images = {name: other.images for name, other in others.items()}
+        result["beside"] = score_beside(result, compared, images, extractors, settings.fid)
 
     used: dict[str, Any] = {}
     for extractor in extractors:

@@ -184,11 +184,15 @@ def _require_distinct(runs: list[Run]) -> None:
 
 def _require_score(study: Study, settings: Settings) -> None:
     """Raises a UserError if `fid.json` will have no such number."""
-    from sfd_cli.evaluation.extractors import EXTRACTORS
-    from sfd_cli.evaluation.scores import name_of
-    from sfd_cli.tables import METRICS
+    from sfd_cli.evaluation.extractors import KINDS
+    from sfd_cli.evaluation.scores import chosen, name_of
 
-    numbers = [score for metric in settings.fid.scores for score in METRICS[metric].scores if not score.baseline]
-    known = [name_of(extractor, score.key) for extractor in EXTRACTORS for score in numbers]
+    known = [
+        name_of(extractor, score.key)
+        for extractor, kinds in KINDS.items()
+        for metric in chosen(settings.fid, kinds)
+        for score in metric.scores
+        if not score.baseline
+    ]
     if study.score not in known:
         raise UserError("score", f"{study.score} is not computed", f"known: {', '.join(known)}; see fid.scores")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from sfd_cli.config import Encoder
 from sfd_cli.errors import StageFailure
 from sfd_cli.evaluation import extractors as module
 from sfd_cli.evaluation import features as features_module
-from sfd_cli.evaluation.extractors import Extractor
+from sfd_cli.evaluation.extractors import POOLED, Extractor
 from sfd_cli.evaluation.features import FeatureSet, extract
 
 CPU = torch.device("cpu")
@@ -60,35 +59,23 @@ def test_the_encoders_extractor_gives_class_tokens_of_images_between_zero_and_on
     config = Encoder()
     extractor = module.class_token_extractor(config, CPU)
     assert asked == [config]
-    assert (extractor.name, extractor.width, extractor.device) == ("dinov2", 3, CPU)
-    torch.testing.assert_close(extractor(IMAGES), IMAGES[:, :, 0, 0] / 255)
+    assert (extractor.name, extractor.widths, extractor.device) == ("dinov2", {POOLED: 3}, CPU)
+    torch.testing.assert_close(extractor(IMAGES)[POOLED], IMAGES[:, :, 0, 0] / 255)
 
 
-def test_inceptions_extractor_gives_its_pooled_features_of_the_images_as_they_are(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    from torch_fidelity import feature_extractor_inceptionv3
+def test_an_extractor_gives_every_kind_of_features_from_one_pass_or_those_that_are_wanted() -> None:
+    passes: list[int] = []
 
-    class FakeInception(nn.Module):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__()
-            self.made_of = (arguments, options)
+    def compute(images: Tensor) -> dict[str, Tensor]:
+        passes.append(len(images))
+        return {"means": brightness(images), "corners": corners(images)}
 
-        def to(self, device: torch.device) -> FakeInception:  # type: ignore[override]
-            assert device is CPU
-            return self
-
-        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-            assert self.made_of == (("inception-v3-compat", ["2048"]), {"feature_extractor_weights_path": str(path)})
-            return (brightness(images),)
-
-    path, checked = tmp_path / "weights.pth", []
-    monkeypatch.setattr(feature_extractor_inceptionv3, "FeatureExtractorInceptionV3", FakeInception)
-    monkeypatch.setattr(module, "read_weights_file", checked.append)
-    extractor = module.inception_extractor(path, CPU)
-    assert checked == [path]
-    assert (extractor.name, extractor.width, extractor.device) == ("inception", 2048, CPU)
-    assert torch.equal(extractor(IMAGES), brightness(IMAGES).float())
+    both = Extractor("both", {"means": 3, "corners": 2}, CPU, compute)
+    found = extract(FixedImages(4), "samples", [both], 4, seed=0)["both"]
+    assert passes == [4, 4, 3]
+    assert torch.equal(found["means"].rows, brightness(IMAGES).float())
+    assert torch.equal(found["corners"].rows, corners(IMAGES).float())
+    assert both.only({"corners", "others"})(IMAGES).keys() == {"corners"}
 
 
 def test_images_and_encoder_go_to_the_extractors_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,32 +84,32 @@ def test_images_and_encoder_go_to_the_extractors_device(monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "load_visual_encoder", lambda config: encoder)
     assert module.class_token_extractor(Encoder(), device).device == device
     assert encoder.weight.device == device
-    Extractor("any", 1, device, lambda images: (seen.append(images.device), torch.zeros(11, 1))[1])(IMAGES)
+    Extractor.of("any", 1, device, lambda images: (seen.append(images.device), torch.zeros(11, 1))[1])(IMAGES)
     assert seen == [device]
 
 
 @pytest.mark.parametrize("size", [1, 4, 11])
 def test_every_extractor_sees_every_image_once_and_in_order(size: int) -> None:
-    extractors = [Extractor("brightness", 3, CPU, brightness), Extractor("corners", 2, CPU, corners)]
+    extractors = [Extractor.of("brightness", 3, CPU, brightness), Extractor.of("corners", 2, CPU, corners)]
     found = extract(FixedImages(size), "samples", extractors, size, seed=3)
     assert found.keys() == {"brightness", "corners"}
-    assert torch.equal(found["brightness"].rows, brightness(IMAGES).float())
-    assert torch.equal(found["corners"].rows, corners(IMAGES).float())
-    assert [features.count for features in found.values()] == [11, 11]
+    assert torch.equal(found["brightness"][POOLED].rows, brightness(IMAGES).float())
+    assert torch.equal(found["corners"][POOLED].rows, corners(IMAGES).float())
+    assert [features[POOLED].count for features in found.values()] == [11, 11]
     expected = FeatureSet(3, 11, seed=3)
     expected.update(brightness(IMAGES).float())
-    assert torch.equal(found["brightness"].first_half_rows(), expected.first_half_rows())
+    assert torch.equal(found["brightness"][POOLED].first_half_rows(), expected.first_half_rows())
 
 
 @pytest.mark.parametrize("count", [10, 12])
 def test_more_or_fewer_images_than_expected_give_no_features(count: int) -> None:
     with refusal("samples", count, 11, kind=StageFailure):
-        extract(FixedImages(4, count), "samples", [Extractor("brightness", 3, CPU, brightness)], 4, seed=0)
+        extract(FixedImages(4, count), "samples", [Extractor.of("brightness", 3, CPU, brightness)], 4, seed=0)
 
 
 def test_a_surplus_is_noticed_before_it_is_turned_into_features() -> None:
     seen: list[int] = []
-    counting = Extractor("brightness", 3, CPU, lambda images: (seen.append(len(images)), brightness(images))[1])
+    counting = Extractor.of("brightness", 3, CPU, lambda images: (seen.append(len(images)), brightness(images))[1])
     with refusal("samples", 8, 11, kind=StageFailure):
         extract(FixedImages([4, 4, 3], 8), "samples", [counting], 4, seed=0)
     assert seen == [4, 4]
@@ -136,7 +123,7 @@ def test_features_that_are_not_finite_are_refused(spoilt: float) -> None:
         return found
 
     with refusal("samples", "brightness", "up to 4", kind=StageFailure):
-        extract(FixedImages(4), "samples", [Extractor("brightness", 3, CPU, compute)], 4, seed=0)
+        extract(FixedImages(4), "samples", [Extractor.of("brightness", 3, CPU, compute)], 4, seed=0)
 
 
 def kept_rows(monkeypatch: pytest.MonkeyPatch, seed: int) -> FeatureSet:

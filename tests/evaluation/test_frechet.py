@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfd_cli.evaluation import gaussian
-from sfd_cli.evaluation.frechet import frechet_distance, standard_error
+from sfd_cli.evaluation.frechet import extrapolated, frechet_distance, standard_error
 from sfd_cli.evaluation.gaussian import FeatureMoments, Gaussian
 from sfd_cli.evaluation.reasons import TooFewImages
 
@@ -119,3 +119,24 @@ def test_rows_that_were_kept_stand_for_all_images_and_too_few_images_have_no_sta
     assert some == pytest.approx(whole, rel=0.15)
     assert standard_error(a[:3], fitted(a[:3]), reference) is None
     assert standard_error(a[:4], fitted(a[:4]), reference) is not None
+
+
+def test_followed_to_infinitely_many_samples_it_is_nearer_to_the_truth() -> None:
+    width, truth = 12, Gaussian(np.zeros(12), np.eye(12), None)
+    exact = frechet_distance(Gaussian(np.full(width, 0.2), 1.44 * np.eye(width), None), truth)
+    draws = [torch.randn(200, width, generator=torch.Generator().manual_seed(seed)) * 1.2 + 0.2 for seed in range(30)]
+    plain = np.mean([frechet_distance(fitted(rows), truth) for rows in draws])
+    followed = [extrapolated(rows, truth, seed=0) for rows in draws]
+    error = np.std(followed, ddof=1) / np.sqrt(len(followed))
+    assert plain - exact > 0.3, "few samples are further away"
+    assert np.mean(followed) == pytest.approx(exact, abs=3 * error + 0.02)
+    assert extrapolated(draws[0], truth, seed=0) == followed[0]
+    assert extrapolated(draws[0], truth, seed=1) != followed[0]
+
+
+def test_half_of_the_samples_must_be_more_than_their_features_to_follow_the_distance() -> None:
+    reference = fitted(features(50, 4, 9))
+    with pytest.raises(TooFewImages) as caught:
+        extrapolated(features(9, 4), reference, 0)
+    assert (caught.value.needed, caught.value.found) == (10, 9)
+    assert extrapolated(features(10, 4), reference, 0) < np.inf

@@ -32,7 +32,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     streams = normal(COUNT, TEXTURE), normal(COUNT, SEMANTIC, seed=1)
     store_of(settings.paths.latents, *streams, [index % 3 for index in range(COUNT)], mean=0.1, std=0.9)
     weights = torch.randn(3 * SIDE * SIDE, 6, generator=torch.Generator().manual_seed(0)) / 30
-    crude = Extractor("dinov2", 6, torch.device("cpu"), lambda images: images.float().flatten(1) @ weights)
+    crude = Extractor.of("dinov2", 6, torch.device("cpu"), lambda images: images.float().flatten(1) @ weights)
     monkeypatch.setitem(EXTRACTORS, "dinov2", lambda settings, device: crude)
     return settings
 

@@ -11,9 +11,9 @@ from hand_made_features import fitted
 from torch import Tensor
 
 from sfd_cli.config import Fid
-from sfd_cli.evaluation.extractors import Extractor
+from sfd_cli.evaluation.extractors import POOLED, Extractor
 from sfd_cli.evaluation.features import FeatureSet
-from sfd_cli.evaluation.frechet import FRECHET, frechet_distance, standard_error
+from sfd_cli.evaluation.frechet import FRECHET, extrapolated, frechet_distance, standard_error
 from sfd_cli.evaluation.gaussian import Gaussian
 from sfd_cli.evaluation.kid import kernel_distance
 from sfd_cli.evaluation.metric import Compared
@@ -66,7 +66,7 @@ def scored(
     statistics: Gaussian | None = None,
 ) -> Scores:
     compared = Compared(samples, reference, statistics)
-    return score(compared, Fid(neighbours=neighbours, seed=seed, baselines=False))[0]
+    return score({POOLED: compared}, Fid(neighbours=neighbours, seed=seed, baselines=False))[0]
 
 
 def test_collapsed_samples_are_precise_and_recall_nothing() -> None:
@@ -157,7 +157,8 @@ def test_published_statistics_come_before_the_images_for_distances_and_the_image
     assert scores["fd"] == pytest.approx(distance(samples, published), rel=1e-6)
     assert (scores["kid"], scores["kid_std"]) == (kid["mean"], kid["std"])
     assert 0 < scores["precision"] < 1
-    assert set(scores) == {"fd", "fd_se", "kid", "kid_std", "precision", "recall"}
+    assert set(scores) == {"fd", "fd_se", "fd_infinity", "kid", "kid_std", "precision", "recall"}
+    assert scores["fd_infinity"] == extrapolated(samples, fitted(published), 2)
     assert scores["fd_se"] == standard_error(samples, fitted(samples), fitted(published))
 
 
@@ -165,7 +166,7 @@ def test_statistics_alone_give_the_distance_and_reasons_for_the_rest() -> None:
     samples, untrained, published = normal(30, seed=1), normal(30, seed=2, at=4.0), normal(500)
     scores = scored(feature_set(samples), None, 3, statistics=fitted(published))
     assert scores["fd"] == pytest.approx(distance(samples, published), rel=1e-6)
-    assert set(scores) == {"fd", "fd_se"} | {
+    assert set(scores) == {"fd", "fd_se", "fd_infinity"} | {
         name + end for name in ("kid", "precision", "recall") for end in ("", "_reason")
     }
     assert all("statistics only" in why for why in reasons(scores).values())
@@ -187,7 +188,7 @@ def test_without_a_reference_every_score_is_none_with_a_reason() -> None:
 
 def test_too_few_images_for_a_kth_neighbour_cost_precision_and_recall_only() -> None:
     scores = scored(feature_set(normal(5, width=2)), feature_set(normal(20, width=2, seed=1)), neighbours=5)
-    assert reasons(scores).keys() == {"precision", "recall"}
+    assert reasons(scores).keys() == {"precision", "recall", "fd_infinity"}
     assert all("more than 5 images" in why for why in reasons(scores).values())
     assert all(isinstance(scores[name], float) for name in ("fd", "kid", "kid_std"))
 
@@ -228,6 +229,10 @@ def test_every_number_has_a_row_that_says_what_it_is_and_from_how_many_images() 
         ("fd", "Fréchet distance", samples, "", False),
         ("fd_untrained", "Fréchet distance of an untrained model", untrained, "", True),
         ("fd_halves", "Fréchet distance between two halves of the data", halves, "", True),
+        ("sfid", "Spatial Fréchet distance (sFID)", samples, "", False),
+        ("sfid_untrained", "Spatial Fréchet distance (sFID) of an untrained model", untrained, "", True),
+        ("sfid_halves", "Spatial Fréchet distance (sFID) between two halves of the data", halves, "", True),
+        ("inception_score", "Inception score", "{samples:,} samples", "inception_score_std", False),
         ("kid", "Kernel distance (KID)", pairs, "kid_std", False),
         ("precision", "Precision", pairs, "", False),
         ("recall", "Recall", pairs, "", False),
@@ -240,7 +245,8 @@ def test_baselines_come_with_the_score_where_the_settings_say_so() -> None:
     compared, options = Compared(samples, reference, None, untrained), Fid(seed=4)
     plain, _ = FRECHET.compute(compared, options.model_copy(update={"baselines": False}))
     error = standard_error(samples.rows, samples.gaussian(), reference.gaussian())
-    assert plain == {"fd": pytest.approx(distance(*rows[:2]), rel=1e-6), "fd_se": error}
+    infinity = extrapolated(samples.rows, reference.gaussian(), 4)
+    assert plain == {"fd": pytest.approx(distance(*rows[:2]), rel=1e-6), "fd_se": error, "fd_infinity": infinity}
     found, _ = FRECHET.compute(compared, options)
     sets = {"samples": samples, "untrained": untrained}
     assert found == plain | {
@@ -255,12 +261,16 @@ def summary(**options: Any) -> dict[str, Any]:
     """What `fid.json` says of two extractors, one with images and one with statistics alone, and of a missing one."""
     samples, images, untrained = normal(30, seed=1), normal(41), normal(20, seed=2, at=4.0)
     compared = {
-        "inception": Compared(
-            feature_set(samples), feature_set(images), None, feature_set(untrained) if options else None
-        ),
-        "wide": Compared(feature_set(normal(30, 40)), None, fitted(normal(500, 40))),
+        "inception": {
+            POOLED: Compared(
+                feature_set(samples), feature_set(images), None, feature_set(untrained) if options else None
+            )
+        },
+        "wide": {POOLED: Compared(feature_set(normal(30, 40)), None, fitted(normal(500, 40)))},
     }
-    found = [Extractor(name, width, torch.device("cpu"), torch.abs) for name, width in (("inception", 3), ("wide", 40))]
+    found = [
+        Extractor.of(name, width, torch.device("cpu"), torch.abs) for name, width in (("inception", 3), ("wide", 40))
+    ]
     return summarise(compared, found, {"dinov2": "no weights"}, Fid(**options))
 
 
@@ -314,6 +324,6 @@ def test_counts_of_what_is_not_there_are_none_or_nothing() -> None:
 
 @pytest.mark.parametrize(("samples", "notes"), [(2, 1), (3, 1), (4, 0)])
 def test_samples_are_few_up_to_as_many_as_features(samples: int, notes: int) -> None:
-    compared = {"inception": Compared(feature_set(normal(samples)), feature_set(normal(9)))}
-    extractors = [Extractor("inception", 3, torch.device("cpu"), torch.abs)]
+    compared = {"inception": {POOLED: Compared(feature_set(normal(samples)), feature_set(normal(9)))}}
+    extractors = [Extractor.of("inception", 3, torch.device("cpu"), torch.abs)]
     assert len(summarise(compared, extractors, {}, Fid(baselines=False))["notes"]) == notes

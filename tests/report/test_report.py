@@ -40,7 +40,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Settings:
         rows = [f"{step}\t{scale / (1 + step)}\n" for step in range(0, 100, 5)]
         (log / f"{name}.tsv").write_text("".join([f"step\t{name}\n", *rows]))
     weights = torch.randn(3 * SIDE * SIDE, 6, generator=torch.Generator().manual_seed(0)) / 30
-    crude = Extractor("dinov2", 6, torch.device("cpu"), lambda images: images.float().flatten(1) @ weights)
+    crude = Extractor.of("dinov2", 6, torch.device("cpu"), lambda images: images.float().flatten(1) @ weights)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(EXTRACTORS, "dinov2", lambda settings, device: crude)
         fid.run(settings)

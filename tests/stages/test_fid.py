@@ -22,7 +22,7 @@ from sfd_cli.config import Fid, Settings
 from sfd_cli.data.images import image_files
 from sfd_cli.evaluation import extractors
 from sfd_cli.evaluation import features as features_module
-from sfd_cli.evaluation.extractors import EXTRACTORS, Extractor
+from sfd_cli.evaluation.extractors import EXTRACTORS, POOLED, Extractor
 from sfd_cli.evaluation.features import extract
 from sfd_cli.evaluation.frechet import frechet_distance
 from sfd_cli.evaluation.images import ImageFiles
@@ -38,7 +38,7 @@ WIDTH = 12
 def crude(name: str = "dinov2", width: int = WIDTH) -> Extractor:
     """An extractor cheap enough for tests: fixed random projections of the pixels."""
     weights = torch.randn(3 * SIDE * SIDE, width, generator=torch.Generator().manual_seed(width)) / 30
-    return Extractor(name, width, torch.device("cpu"), lambda images: (images.float() / 255).flatten(1) @ weights)
+    return Extractor.of(name, width, torch.device("cpu"), lambda images: (images.float() / 255).flatten(1) @ weights)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def write_samples(settings: Settings, count: int = 12, complete: bool = True) ->
 
 
 def crude_features(files: list[Path]) -> torch.Tensor:
-    return torch.cat([crude()(batch) for batch in ImageFiles(files, SIDE).batches(5)])
+    return torch.cat([crude()(batch)[POOLED] for batch in ImageFiles(files, SIDE).batches(5)])
 
 
 def used(settings: Settings) -> dict[str, Any]:
@@ -401,9 +401,9 @@ class FixedImages:
 
 def test_more_images_than_rows_are_kept_still_count_in_the_distance(monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.randint(0, 256, (40, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    everything = extract(FixedImages(images), "images", [crude()], 7, seed=0)["dinov2"]
+    everything = extract(FixedImages(images), "images", [crude()], 7, seed=0)["dinov2"][POOLED]
     monkeypatch.setattr(features_module, "ROWS_KEPT", 10)
-    capped = extract(FixedImages(images), "images", [crude()], 7, seed=0)["dinov2"]
+    capped = extract(FixedImages(images), "images", [crude()], 7, seed=0)["dinov2"][POOLED]
     assert (len(everything.rows), len(capped.rows), capped.count) == (40, 10, 40)
     np.testing.assert_allclose(capped.gaussian().covariance, everything.gaussian().covariance)
 
@@ -419,22 +419,10 @@ def test_inception_weights_that_hold_more_than_tensors_are_not_unpickled(tmp_pat
     assert not (tmp_path / "executed").exists()
 
 
-def test_inception_gives_2048_features_of_images_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    # The architecture is torch-fidelity's; only its weights are not to be had here, so random ones do.
-    monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
-    torch.save({}, tmp_path / "inception.pth")
-    extractor = extractors.inception_extractor(tmp_path / "inception.pth", torch.device("cpu"))
-    found = extractor(torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8))
-    assert found.shape == (2, extractor.width) == (2, 2048)
-    assert torch.isfinite(found).all()
-
-
 def test_the_real_encoder_gives_its_class_token() -> None:
     config = tiny_settings(Path()).fid.encoder
     extractor = extractors.class_token_extractor(config, torch.device("cpu"))
     images = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
-    found = extractor(images)
+    found = extractor(images)[POOLED]
     assert found.shape == (2, 384)
     assert not torch.allclose(found[0], found[1])
