@@ -187,6 +187,7 @@ STAGES = Table(
         "sample": "sfd_cli.stages:SAMPLE",
         "fid": "sfd_cli.stages:FID",
         "report": "sfd_cli.stages:REPORT",
+        "memorisation": "sfd_cli.stages:MEMORISATION",
         "show": "sfd_cli.stages:SHOW",
         "plan": "sfd_cli.stages:PLAN",
     },

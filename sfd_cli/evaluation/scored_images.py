@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,3 +72,14 @@ class Chosen:
             start += len(batch)
             if len(here):
                 yield batch[here]
+
+
+def images_at(source: ImageSource, indices: list[int]) -> list[np.ndarray]:
+    """Single images of a source, (H, W, 3) uint8, in the order of `indices`."""
+    ascending = sorted(set(indices))
+    if isinstance(source, ImageFiles):
+        some: ImageSource = ImageFiles([source.files[index] for index in ascending], source.side, source.workers)
+    else:
+        some = Chosen(source, torch.tensor(ascending))
+    found = [image.permute(1, 2, 0).numpy() for batch in some.batches(64) for image in batch]
+    return [found[ascending.index(index)] for index in indices]

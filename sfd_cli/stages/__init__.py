@@ -141,6 +141,17 @@ REPORT = Stage(
     CHECKPOINT,
 )
 
+MEMORISATION = Stage(
+    "sfd_cli.stages.memorisation",
+    IMAGES,
+    "Tell whether samples are copies of training images.\n\n"
+    "Compares each sample, and its mirror image, with the nearest training image, and that with what training images"
+    " have to one another; writes memorisation.json and a picture of the closest pairs among the metrics.",
+    {"fid": ""},
+    ("samples", "images", "metrics"),
+    unread=("reference", "scores", "beside", "inception", "neighbours", "baselines"),
+)
+
 SHOW = Stage(
     "sfd_cli.stages.show",
     IMAGES,

@@ -1,0 +1,79 @@
+"""`sfd memorisation`: whether samples are copies of training images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sfd_cli.config import Settings
+from sfd_cli.data.images import ImageManifest
+from sfd_cli.errors import UserError
+from sfd_cli.evaluation.extractors import EXTRACTORS
+from sfd_cli.evaluation.images import ImageFiles
+from sfd_cli.evaluation.memorisation import PERCENTILE, memorisation, two_views
+from sfd_cli.evaluation.scored_images import ScoredImages, choose, images_at
+from sfd_cli.files import write_json
+from sfd_cli.machine import machine
+from sfd_cli.processes import choose_device
+from sfd_cli.report.pictures import draw_samples
+
+MOST_COMPARED = 50_000
+"""Training images that samples are compared with; of more, as many random ones."""
+PAIRS = 16
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Write `metrics/memorisation.json` and a picture of the closest pairs, `metrics/closest_pairs.png`.
+
+    Images are compared by the class token of `fid.encoder`, samples as they are and mirrored. In the picture a sample
+    is on the left, its training image on the right, and below their distance in parts of the threshold.
+
+    Returns:
+        The share of samples that are nearer to a training image than 99 % of real images are to another one, and what
+        that says.
+
+    Raises:
+        UserError: samples or training images are missing, of different sizes, or too few.
+    """
+    samples = ScoredImages.open(settings.paths.samples, settings)
+    manifest = ImageManifest.load(settings.paths.images)
+    rows = choose(len(manifest), min(MOST_COMPARED, len(manifest)), settings.fid.seed)
+    training = ImageFiles([manifest.path(row) for row in rows], samples.side, settings.runtime.workers)
+    if min(samples.images.count, training.count) < 2:
+        raise UserError("samples", "one image is not enough to compare", "give more")
+    extractor = EXTRACTORS["dinov2"](settings, choose_device(settings.runtime.device))
+    views = [
+        two_views(images, what, extractor, settings.fid.batch_size)
+        for images, what in ((samples.images, "samples"), (training, "training images"))
+    ]
+    found = memorisation(*views)
+    closest = found.closest(PAIRS)
+    partners = [int(found.samples.images[sample]) for sample in closest]
+    captions = [f"{found.samples.distances[sample] / found.threshold:.2f}" for sample in closest]
+    picture = settings.paths.metrics / "closest_pairs.png"
+    pairs_of_images = zip(images_at(samples.images, closest), images_at(training, partners), strict=True)
+    draw_samples(picture, [np.concatenate(pair, axis=1) for pair in pairs_of_images], captions)
+    summary: dict[str, Any] = {
+        "samples": samples.images.count,
+        "training_images": training.count,
+        "share_near": found.share,
+        "share_of_real_images": PERCENTILE / 100,
+        "standard_error": found.error,
+        "memorised": found.is_found,
+        "threshold": found.threshold,
+        "median_distance": float(np.median(found.samples.distances)),
+        "median_distance_of_real_images": float(np.median(found.real.distances)),
+    }
+    pairs = [
+        {
+            "sample": sample,
+            "training_image": str(manifest.path(rows[partner])),
+            "distance": float(found.samples.distances[sample]),
+        }
+        for sample, partner in zip(closest, partners, strict=True)
+    ]
+    used = extractor.identity | {"samples": samples.description, "images": manifest.fingerprint, "machine": machine()}
+    file = settings.paths.metrics / "memorisation.json"
+    write_json(file, summary | {"closest": pairs, "used": used})
+    return summary | {"file": str(file), "picture": str(picture)}
