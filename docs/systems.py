@@ -1,7 +1,7 @@
 """The computed columns of docs/systems.md: parameters, arithmetic and cost of every preset, from its settings alone.
 
-`python docs/systems.py` prints the table's rows. Nothing is allocated and nothing is measured: networks stand on the
-meta device, and GPU hours follow from a stated share of a data sheet's peak.
+`python docs/systems.py` prints the rows of that table, and those of the protocols. Nothing is allocated and nothing is
+measured: networks stand on the meta device, and GPU hours follow from a stated share of a data sheet's peak.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import torch
 from sfd_cli.config import DiT, Settings, load_settings
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
+from sfd_cli.protocols import Protocol
+from sfd_cli.tables import PROTOCOLS
 from sfd_cli.training.throughput import PEAKS
 from sfd_cli.training.transformer import flops_per_image, network_config
 
@@ -38,11 +40,13 @@ class Row:
     gigaflops: float  # of training on one image
     images: float  # millions that training looks at
     gpu_hours: float
+    protocol: str | None
 
     def __str__(self) -> str:
         return (
             f"| `{self.preset}` | {self.grid}x{self.grid} | {self.channels} | {self.network}"
-            f" | {self.parameters:,.1f} | {self.gigaflops:,.0f} | {self.images:,.1f} | {self.gpu_hours:,.1f} |"
+            f" | {self.parameters:,.1f} | {self.gigaflops:,.0f} | {self.images:,.1f} | {self.gpu_hours:,.1f}"
+            f" | {f'`{self.protocol}`' if self.protocol else 'none'} |"
         )
 
 
@@ -85,6 +89,7 @@ def row(preset: str) -> Row:
         flops / 1e9,
         images / 1e6,
         flops * images / (SHARE_OF_PEAK * PEAK) / 3600,
+        settings.sample.protocol,
     )
 
 
@@ -94,5 +99,23 @@ def rows() -> list[Row]:
     return [row(name) for name in names if load_settings(PRESETS / f"{name}.yaml").images.source == "folder"]
 
 
+def protocol_rows() -> list[str]:
+    """Every protocol: labels, solver, guided channels and times, pixels, and where that is from."""
+    return [_protocol_row(name, PROTOCOLS[name]) for name in PROTOCOLS]
+
+
+def _protocol_row(name: str, protocol: Protocol) -> str:
+    if protocol.steps is None:
+        steps = f"rtol {protocol.rtol}, atol {protocol.atol}, {protocol.images_at_once} images at once"
+    else:
+        steps = f"{protocol.steps} steps"
+    shift = "" if protocol.shift is None else f", shift {protocol.shift:g}"
+    channels = "all" if protocol.guidance_channels is None else f"the first {protocol.guidance_channels}"
+    channels = "textures" if protocol.scale_semantic == 1 else channels
+    times = f"{protocol.interval_start:g} to {protocol.interval_end:g}"
+    cells = (f"`{name}`", protocol.class_labels, f"{protocol.solver}, {steps}{shift}", protocol.time_grid, channels)
+    return f"| {' | '.join((*cells, times, protocol.to_uint8, protocol.source))} |"
+
+
 if __name__ == "__main__":
-    print(*rows(), sep="\n")
+    print(*rows(), "", *protocol_rows(), sep="\n")

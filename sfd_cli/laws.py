@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from sfd_cli.errors import SettingError
+from sfd_cli.protocols import PROTOCOL_KEYS
 
 DEFAULT_LAW = "offset"
 LEARNED = "learned"
@@ -87,7 +88,11 @@ def require_read(section: Any, but: str = "") -> None:
 
 
 def laid_over(present: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
-    """A section's values with `keys` over them; where these choose a law, numbers of another one go with it."""
+    """A section's values with `keys` over them; where these choose a law, numbers of another one go with it.
+
+    Where they choose a protocol, what protocols decide goes with the one before: it takes the new one's values.
+    """
     law = keys.get("schedule") or (DEFAULT_LAW if "delta_t" in keys else None)
     unread = set(LAW_KEYS) - set(LAW_NUMBERS.get(law, LAW_KEYS)) if law else set()
+    unread |= set(PROTOCOL_KEYS) if keys.get("protocol") else set()
     return {key: value for key, value in present.items() if key not in unread} | dict(keys)

@@ -137,6 +137,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def kind_of(device: torch.device) -> str:
+    """What a device is, e.g. `cpu` or `cuda: NVIDIA H100 80GB HBM3`; nothing that names the machine."""
+    return f"{device.type}: {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
+
+
 def require_memory(batch_size: int, shape: Sequence[int], device: torch.device) -> None:
     """Check that float32 noise of this shape for every image of a batch, the least that it takes, fits into memory.
 

@@ -1,8 +1,8 @@
 """What grows: names that settings may use, and where the thing behind each name is defined.
 
-A new solver, law, metric, image source, compressor, format or stage is one entry here (or in the entry points of
-another package) and the code it points to. An entry is imported when it is looked up, so that settings are checked and
-`--help` is printed without loading PyTorch. Presets are files: the folder `presets` is their table.
+A new solver, law, protocol, metric, image source, compressor, format or stage is one entry here (or in the entry
+points of another package) and the code it points to. An entry is imported when it is looked up, so that settings are
+checked and `--help` is printed without loading PyTorch. Presets are files: the folder `presets` is their table.
 """
 
 from __future__ import annotations
@@ -100,6 +100,19 @@ SOLVERS = Table(
         "ab2": "sfd_cli.diffusion.solver:ab2",
         "ab3": "sfd_cli.diffusion.solver:ab3",
         "dopri5": "sfd_cli.diffusion.solver:dopri5",
+        "euler_maruyama": "sfd_cli.diffusion.solver:euler_maruyama",
+    },
+)
+
+PROTOCOLS = Table(
+    "protocol",
+    "protocols",
+    {
+        "sfd": "sfd_cli.protocols:SFD",
+        "lightningdit": "sfd_cli.protocols:LIGHTNINGDIT",
+        "sit": "sfd_cli.protocols:SIT",
+        "repa": "sfd_cli.protocols:REPA",
+        "redi": "sfd_cli.protocols:REDI",
     },
 )
 

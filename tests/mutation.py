@@ -45,6 +45,7 @@ MODULES: dict[str, list[str]] = {
     "diffusion/guidance.py": ["diffusion/test_guidance.py", "diffusion/test_solver.py"],
     "diffusion/spectra.py": ["diffusion/test_spectra.py"],
     "diffusion/class_accuracy.py": ["diffusion/test_class_accuracy.py"],
+    "diffusion/wiener.py": ["diffusion/test_wiener.py"],
     "diffusion/solver.py": ["diffusion/test_solver.py", "diffusion/test_guidance.py", "diffusion/test_extending.py"],
     "evaluation/gaussian.py": ["evaluation/test_frechet.py", "evaluation/test_scores.py"],
     "evaluation/frechet.py": ["evaluation/test_frechet.py", "evaluation/test_scores.py"],

@@ -23,9 +23,10 @@ from sfd_cli.data.images import ImageManifest, ImageReader, image_files
 from sfd_cli.diffusion.schedule import schedule_of
 from sfd_cli.evaluation.extractors import EXTRACTORS, Extractor
 from sfd_cli.evaluation.images import ImageFiles
+from sfd_cli.pipeline.protocol import differences, effective_settings, protocol_record
 from sfd_cli.report.score_table import score_tables
 from sfd_cli.stages import fid, train_semvae
-from sfd_cli.tables import COMPRESSORS, FORMATS, IMAGE_SOURCES, METRICS, SCHEDULES, SOLVERS, STAGES, Table
+from sfd_cli.tables import COMPRESSORS, FORMATS, IMAGE_SOURCES, METRICS, PROTOCOLS, SCHEDULES, SOLVERS, STAGES, Table
 from sfd_cli.weights.models import read_latent_statistics
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
@@ -90,6 +91,16 @@ def test_a_solver(monkeypatch: pytest.MonkeyPatch) -> None:
     coarse, fine = ((end - torch.e).abs().max().item() for end in ends)
     assert fine < 2e-3
     assert coarse / fine == pytest.approx(4, rel=0.1), "of order two"
+
+
+def test_a_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    example("A protocol", monkeypatch)
+    with added(PROTOCOLS, "ours", "of_another_package:OURS"):
+        sample = Sample(protocol="ours", guidance="cfg", seed=3)
+        assert (sample.solver, sample.steps, sample.time_grid) == ("euler", 50, "phases")
+        record = protocol_record(effective_settings(sample))
+        assert differences("ours", record, 50_000, "adm_imagenet256") == []
+        assert len(differences("ours", record | {"steps": 49}, 50_000, "adm_imagenet256")) == 1
 
 
 def test_a_compressor(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

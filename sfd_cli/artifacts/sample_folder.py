@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -101,6 +101,7 @@ class _Facts(BaseModel):
     """What `sfd sample` notes about its images."""
 
     class_names: list[str]
+    protocol: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ class Samples:
         settings: those that `sfd sample` recorded; empty for another folder.
         class_names: of every class, likewise.
         given_noise: whether the noise came from a file instead of the seed.
+        protocol: the record of what decided the images, as `sfd sample` noted it; empty where it did not.
     """
 
     files: list[Path]
@@ -124,6 +126,7 @@ class Samples:
     settings: dict[str, Any]
     class_names: list[str]
     given_noise: bool = False
+    protocol: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -149,7 +152,8 @@ class Samples:
         if not labels or max(labels) >= len(facts.class_names):
             raise UserError(folder / LABELS, f"names no class of {len(facts.class_names)}", "run `sfd sample` again")
         from_file = "noise" in record.inputs
-        return cls(files, labels, _side(files[0]), description, record.settings, facts.class_names, from_file)
+        side, settings = _side(files[0]), record.settings
+        return cls(files, labels, side, description, settings, facts.class_names, from_file, facts.protocol)
 
 
 def choose(available: int, count: int | None, seed: int) -> list[int]:

@@ -16,6 +16,8 @@ ELSEWHERE = {
     "num_sampling_steps": ("sample.steps",),
     "sampling_method": ("sample.solver",),
     "timestep_shift": ("sample.shift",),
+    "last_step_size": ("sample.last_step",),
+    "balanced_sampling": ("sample.class_labels",),
     "per_proc_batch_size": ("sample.batch_size",),
     "num_fid_samples": ("sample.num_images",),
     "fid_num": ("sample.num_images",),

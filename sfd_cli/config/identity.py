@@ -46,7 +46,18 @@ LATER: dict[type[Section], dict[str, Any]] = {
         "dispersive_temperature": 0.5,
         "dispersive_group": 16,
     },
-    Sample: {"schedule": DEFAULT_LAW, "lead": None, "lead_slope": None, "knots": None},
+    Sample: {
+        "schedule": DEFAULT_LAW,
+        "lead": None,
+        "lead_slope": None,
+        "knots": None,
+        "protocol": None,
+        "images_at_once": None,
+        "last_step": 0.04,
+        "guidance_channels": None,
+        "class_labels": "balanced",
+        "to_uint8": "round",
+    },
 }
 """Keys that a section did not always have, and the value of each that says what went without saying before."""
 

@@ -28,12 +28,17 @@ from sfd_cli.laws import (
     require_path,
     require_read,
 )
-from sfd_cli.tables import METRICS, SCHEDULES, SOLVERS
+from sfd_cli.tables import METRICS, PROTOCOLS, SCHEDULES, SOLVERS
 
 
 class Sample(Section):
     """`sample`: integrate the flow from noise, decode textures, write PNGs and an npz."""
 
+    protocol: Annotated[str, AfterValidator(PROTOCOLS.require)] | None = Field(
+        None,
+        description="as published figures were sampled: sfd, lightningdit, sit, repa or redi; gives the keys that are"
+        " not written beside it; unset: none",
+    )
     schedule: Annotated[str, AfterValidator(SCHEDULES.require)] | None = Field(
         None, description=f"{LAW_HELP}; unset: offset if delta_t is given, else what the transformer was trained with"
     )
@@ -45,7 +50,7 @@ class Sample(Section):
     knots: Annotated[list[float], AfterValidator(require_path)] | None = Field(None, description=KNOTS_HELP)
     steps: int = Field(24, gt=0, description="solver steps over the whole schedule (unused by dopri5)")
     solver: Annotated[str, AfterValidator(SOLVERS.require)] = Field(
-        "ab3", description="ODE solver: euler, heun, ab2, ab3, or the adaptive dopri5"
+        "ab3", description="euler, heun, ab2, ab3, the adaptive dopri5, or euler_maruyama, by the SDE"
     )
     time_grid: Literal["phases", "one-span"] = Field(
         "phases", description="phases: each ends on a breakpoint; one-span: the reference code's equal steps"
@@ -53,22 +58,37 @@ class Sample(Section):
     shift: float = Field(1.0, gt=0, description="time shift k: u -> k u / (1 + (k - 1) u); 1 is none")
     rtol: float = Field(1e-3, gt=0, description="relative tolerance of dopri5")
     atol: float = Field(1e-6, gt=0, description="absolute tolerance of dopri5")
+    images_at_once: int | None = Field(
+        None, gt=0, description="images whose errors decide dopri5's steps together; unset: 16"
+    )
+    last_step: float = Field(
+        0.04, gt=0, lt=1, description="of its own time that a stream's last step by euler_maruyama covers, noiseless"
+    )
     guidance: Literal["none", "cfg", "autoguidance"] = Field(
         "none", description="cfg: against the null class; autoguidance: against the guide model"
     )
     scale: float = Field(1.5, ge=0, description="guidance scale of both streams; 1 is no guidance")
     scale_texture: float | None = Field(None, ge=0, description="guidance scale of the textures, over `scale`")
     scale_semantic: float | None = Field(None, ge=0, description="guidance scale of the semantics, over `scale`")
+    guidance_channels: int | None = Field(
+        None, gt=0, description="guide only so many channels of the latent, the first ones; unset: all"
+    )
     interval_start: float = Field(0.0, ge=0, le=1, description="guide from this time of each stream on")
     interval_end: float = Field(1.0, ge=0, le=1, description="guide up to this time of each stream")
     num_images: int = Field(50_000, gt=0, description="images to sample")
-    classes: list[int] | None = Field(None, description="class indices, e.g. 0,3,7; unset: all, equally often")
+    classes: list[int] | None = Field(None, description="class indices, e.g. 0,3,7; unset: all")
+    class_labels: Literal["balanced", "random"] = Field(
+        "balanced", description="balanced: the classes in turn, all equally often; random: drawn by the seed"
+    )
     seed: int = Field(0, ge=0, description="image i depends on the seed and i alone")
     batch_size: int = Field(64, gt=0, description="images per network call")
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="fp32 as the published numbers (TF32 products on CUDA); bf16: autocast of the transformers"
     )
     compile: bool = Field(False, description="compile the transformers' blocks; pays in runs of thousands of images")
+    to_uint8: Literal["round", "truncate"] = Field(
+        "round", description="how pixels become whole numbers: to the nearest, or to the one below"
+    )
     weights: Literal["ema", "model"] = Field("ema", description="averaged or last weights")
 
     def with_law(self, trained: Mapping[str, Any] | None) -> Self:
@@ -83,6 +103,12 @@ class Sample(Section):
             if own.get(key) is None:
                 own[key] = likewise.get(key, DiT.model_fields[key].default)
         return self.model_copy(update=own)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _protocol_gives_the_rest(cls, values: Any) -> Any:
+        name = values.get("protocol") if isinstance(values, Mapping) else None
+        return PROTOCOLS[name].settings | dict(values) if isinstance(name, str) and name in PROTOCOLS else values
 
     @model_validator(mode="after")
     def _law_is_read(self) -> Self:

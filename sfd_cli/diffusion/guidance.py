@@ -27,11 +27,13 @@ class GuidanceScale:
         texture: scale of the texture channels; 1 is no guidance, 0 gives the worse prediction.
         semantic: scale of the semantic channels.
         interval: first and last time at which a stream is guided, both included, compared with its own time.
+        channels: how many channels of the composite latent are guided, the first ones; None: all.
     """
 
     texture: float
     semantic: float
     interval: tuple[float, float] = (0.0, 1.0)
+    channels: int | None = None
 
     def at(self, t_texture: Tensor, t_semantic: Tensor) -> Streams[Tensor] | None:
         """Scale of each image and stream, (B,) each, at its times; None where no image is guided.
@@ -82,7 +84,7 @@ class ClassifierFreeGuidance:
         both_rows = torch.cat((rows, self.conditions.unconditional(rows)))
         both = self.velocity(x.repeat(2, 1, 1, 1), t_texture.repeat(2), t_semantic.repeat(2), both_rows)
         conditional, unconditional = both.chunk(2)
-        return extrapolate(conditional, unconditional, scale, self.space)
+        return extrapolate(conditional, unconditional, scale, self.space, self.scale.channels)
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ class AutoGuidance:
         scale = self.scale.at(t_texture, t_semantic)
         if scale is None:
             return better
-        return extrapolate(better, self.guide(x, t_texture, t_semantic, rows), scale, self.space)
+        worse = self.guide(x, t_texture, t_semantic, rows)
+        return extrapolate(better, worse, scale, self.space, self.scale.channels)
 
 
 def guide_moving(velocity: VelocityField, rates: Streams[float]) -> VelocityField:
@@ -117,7 +120,14 @@ def guide_moving(velocity: VelocityField, rates: Streams[float]) -> VelocityFiel
     return velocity
 
 
-def extrapolate(better: Tensor, worse: Tensor, scale: Streams[Tensor], space: LatentSpace) -> Tensor:
-    """`worse + scale * (better - worse)` (B, C, h, w), with a scale (B,) per stream; exactly `better` where it is 1."""
+def extrapolate(
+    better: Tensor, worse: Tensor, scale: Streams[Tensor], space: LatentSpace, channels: int | None = None
+) -> Tensor:
+    """`worse + scale * (better - worse)` (B, C, h, w), with a scale (B,) per stream; exactly `better` where it is 1.
+
+    Of `channels`, if given, only so many are extrapolated, the first ones.
+    """
     factor = space.spread(scale)
+    if channels is not None:
+        factor = torch.cat((factor[:, :channels], torch.ones_like(factor[:, channels:])), dim=1)
     return torch.where(factor == 1, better, worse + factor * (better - worse))

@@ -1,5 +1,7 @@
 """Solvers of the sampling ODE, dx/dT = (dt/dT) v per stream, from noise at T = 0 to data at the schedule's end.
 
+A stochastic solver goes by the SDE of the same distributions instead, see `diffusion.wiener`.
+
 The right-hand side jumps where a stream starts or stops. By phases, the default, every phase is integrated on its
 own grid that ends on the breakpoint, so a solver keeps its order; one-span is the equal grid of the reference code,
 which steps across the jumps, kept because published numbers were made with it.
@@ -19,6 +21,7 @@ from torch import Tensor
 from sfd_cli.diffusion.guidance import VelocityField, guide_moving
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.diffusion.schedule import Phase, Schedule, shifted, whole_schedule
+from sfd_cli.diffusion.wiener import Normals, Wiener, leave_last_step
 from sfd_cli.tables import SOLVERS
 
 Slope = Callable[[float, Tensor], Tensor]
@@ -41,25 +44,30 @@ class Tolerance(NamedTuple):
 
 @dataclass(frozen=True)
 class Solver:
-    """A solver of ODEs, entered in `sfd_cli.tables` under the name that `sample.solver` gives.
+    """A solver, entered in `sfd_cli.tables` under the name that `sample.solver` gives.
 
     Attributes:
         solve: (slope, x, points, tolerance) -> the solution (T, x) after every step, where x starts at the first of
-            the ascending `points`. The last (T, x) is at the last point.
+            the ascending `points`. The last (T, x) is at the last point. A stochastic one takes
+            the phase's `Wiener` as the keyword `wiener` as well.
         is_adaptive: whether it chooses its steps by the tolerance and ignores the points between first and last;
             otherwise it takes one step from each point to the next and ignores the tolerance.
         images_at_once: how many images to integrate together where the step length depends on all of them: a fixed
             number, so that an image does not depend on the batch size. None where images are independent.
+        is_stochastic: whether it draws noise in every step.
     """
 
-    solve: Callable[[Slope, Tensor, list[float], Tolerance], Iterator[tuple[float, Tensor]]]
+    solve: Callable[..., Iterator[tuple[float, Tensor]]]
     is_adaptive: bool = False
     images_at_once: int | None = None
+    is_stochastic: bool = False
 
     @property
     def unused(self) -> set[str]:
         """Settings of the section `sample` that it ignores."""
-        return {"steps", "shift"} if self.is_adaptive else {"rtol", "atol"}
+        unused = {"steps", "shift"} if self.is_adaptive else {"rtol", "atol"}
+        unused |= set() if self.is_stochastic else {"last_step"}
+        return unused if self.images_at_once else unused | {"images_at_once"}
 
 
 @dataclass
@@ -88,12 +96,15 @@ def integrate(
     shift: float = 1.0,
     rtol: float = 1e-3,
     atol: float = 1e-6,
+    last_step: float = 0.04,
+    normals: Normals | None = None,
     on_point: OnPoint | None = None,
     amend: Amend | None = None,
 ) -> Tensor:
     """Integrate from noise to data. By phases, a stream that is frozen keeps its values bit for bit.
 
-    Network calls: `steps` by euler, twice as many by heun, one more per phase by ab2 and ab3; dopri5 decides.
+    Network calls: `steps` by euler and euler_maruyama, twice as many by heun, one more per phase by ab2 and ab3; dopri5
+    decides.
 
     Args:
         velocity: the (guided) velocity field.
@@ -108,6 +119,8 @@ def integrate(
             adaptive solver.
         rtol: relative tolerance of an adaptive solver.
         atol: absolute tolerance of an adaptive solver.
+        last_step: how much of its own time a stream's last step covers, by a stochastic solver, without noise.
+        normals: draws the noise of a stochastic solver's steps, which needs it.
         on_point: called with the points of the solution, `count_steps` times after the start; of an adaptive solver
             only where phases end. A solution that it changes costs a multistep solver its history.
         amend: puts another right-hand side in the place of each phase's; None leaves them.
@@ -117,13 +130,19 @@ def integrate(
     """
     if steps < 1 or shift <= 0:
         raise ValueError(f"steps ({steps}) must be at least 1 and shift ({shift}) positive")
-    solve = SOLVERS[solver].solve
+    chosen = SOLVERS[solver]
+    if chosen.is_stochastic and (normals is None or grid != "phases"):
+        raise ValueError(f"{solver} needs normals to draw from, and the grid 'phases', which ends where a stream does")
     tell = on_point or (lambda progress, x: None)
     x = _or(tell(0.0, noise), noise)
     for phase, points in _stretches(schedule, steps, grid, shift):
         slope = _slope(velocity, rows, space, phase)
         if amend is not None:
             slope = amend(slope, phase)
+        solve = chosen.solve
+        if chosen.is_stochastic and normals is not None:
+            points = leave_last_step(points, phase, last_step)
+            solve = partial(solve, wiener=Wiener(phase, space, normals))
         while len(points) > 1:
             before = x
             for progress, after in solve(slope, x, points, Tolerance(rtol, atol)):
@@ -213,6 +232,16 @@ def _euler(slope: Slope, x: Tensor, points: list[float], tolerance: Tolerance) -
         yield end, x
 
 
+def _euler_maruyama(
+    slope: Slope, x: Tensor, points: list[float], tolerance: Tolerance, wiener: Wiener
+) -> Iterator[tuple[float, Tensor]]:
+    """Weak order 1. Each stream's last step is its drift's alone."""
+    drift = wiener.drift(slope)
+    for start, end in pairwise(points):
+        x = x + (end - start) * drift(start, x) + wiener.noise(start, end, x)
+        yield end, x
+
+
 def _heun(slope: Slope, x: Tensor, points: list[float], tolerance: Tolerance) -> Iterator[tuple[float, Tensor]]:
     """The trapezoidal predictor-corrector, order 2."""
     for start, end in pairwise(points):
@@ -274,3 +303,4 @@ heun = Solver(_heun)
 ab2 = Solver(partial(_adams_bashforth, order=2))
 ab3 = Solver(partial(_adams_bashforth, order=3))
 dopri5 = Solver(_dopri5, is_adaptive=True, images_at_once=16)
+euler_maruyama = Solver(_euler_maruyama, is_stochastic=True)

@@ -70,7 +70,7 @@ class PairedImages:
         if self.real_semantics:
             latents = read_latents(self.store, rows, space).to(sampler.device)
             held = Held(part_of(space, "semantics", device=sampler.device), noise, latents)
-        return sampler.decode(sampler.solve(noise, labels, held=held))
+        return sampler.decode(sampler.solve(noise, labels, held=held, indices=indices.tolist()))
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,13 @@ class ScoredImages:
         images: where they come from.
         side: of the square images, pixels.
         description: where they are, and what made them.
+        made: the folder they are in; None for an npz.
     """
 
     images: ImageSource
     side: int
     description: str
+    made: Samples | None = None
 
     @classmethod
     def open(cls, path: Path, settings: Settings) -> Self:
@@ -49,7 +51,7 @@ class ScoredImages:
             return cls(images, min(found.shape[1:3]), str(path))
         samples = Samples.open(path)
         files = [samples.files[index] for index in choose(len(samples.files), count, seed)]
-        return cls(ImageFiles(files, None, settings.runtime.workers), samples.side, samples.description)
+        return cls(ImageFiles(files, None, settings.runtime.workers), samples.side, samples.description, samples)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -104,6 +105,7 @@ def to_signed(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def to_pixels(images: Tensor) -> Tensor:
-    """Images around [-1, 1] as uint8, clamped and rounded to the nearest level."""
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+def to_pixels(images: Tensor, to_uint8: Literal["round", "truncate"] = "round") -> Tensor:
+    """Images around [-1, 1] as uint8, clamped and rounded to the nearest level, or to the one below."""
+    levels = (images.float().clamp(-1, 1) + 1) * 127.5
+    return (levels.round() if to_uint8 == "round" else levels).to(torch.uint8)

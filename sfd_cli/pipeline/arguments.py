@@ -21,6 +21,7 @@ from sfd_cli.laws import laid_over
 NOT_OF_A_CALL = {
     "num_images": "a call makes one image for every label",
     "classes": "a call takes classes as its labels",
+    "class_labels": "a call takes classes as its labels",
     "weights": "they are chosen when models are loaded from settings or checkpoints",
     "compile": "it is done when models are loaded from settings or checkpoints",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -17,6 +17,9 @@ from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.errors import UserError
 from sfd_cli.files import sha256_file
 
+# Tells the stream of numbers that labels are drawn from from that of an image's noise.
+LABEL = 1
+
 
 @dataclass(frozen=True)
 class SampleInputs:
@@ -24,11 +27,12 @@ class SampleInputs:
 
     Attributes:
         seed: of the noise, where `noise` is None.
-        classes: class indices that images take in turn, where `labels` is None; None for all classes.
+        classes: class indices that images take, where `labels` is None; None for all classes.
         count: images of the run.
         noise: (N, C, h, w), mapped from its file.
         labels: (N,).
         fingerprints: SHA-256 of the files.
+        balanced: whether images take the classes in turn; else each draws its own by the seed.
     """
 
     seed: int
@@ -37,6 +41,7 @@ class SampleInputs:
     noise: np.ndarray | None = None
     labels: np.ndarray | None = None
     fingerprints: tuple[tuple[str, str], ...] = ()
+    balanced: bool = True
 
     @classmethod
     def open(cls, sample: Sample, noise: Path | None = None, labels: Path | None = None) -> Self:
@@ -58,7 +63,8 @@ class SampleInputs:
         if not count:
             raise UserError(noise or labels, "is empty", "give at least one image")
         digests = tuple((name, sha256_file(path)) for name, path in files.items())
-        return cls(sample.seed, sample.classes, count, arrays.get("noise"), arrays.get("labels"), digests)
+        balanced = sample.class_labels == "balanced"
+        return cls(sample.seed, sample.classes, count, arrays.get("noise"), arrays.get("labels"), digests, balanced)
 
     def require_fit(self, space: LatentSpace, conditions: Conditions) -> None:
         """Check against what a transformer takes.
@@ -81,6 +87,10 @@ class SampleInputs:
                 known = f"the transformer knows classes 0 to {len(conditions) - 1}"
                 raise UserError(name, f"{wrong[:5] if wrong else 'an empty list'} cannot be sampled", known)
 
+    def draws_from_seed(self, is_stochastic: bool) -> bool:
+        """Whether images hang on the seed: by their noise, their labels, or what a stochastic solver draws."""
+        return is_stochastic or self.noise is None or (self.labels is None and not self.balanced)
+
     def noise_of(self, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
         """Noise (n, *shape) float32 on the CPU; past the end of a file it begins again."""
         if self.noise is None:
@@ -90,7 +100,8 @@ class SampleInputs:
     def labels_of(self, indices: Sequence[int], num_classes: int) -> Tensor:
         """Labels (n,) int64."""
         if self.labels is None:
-            return balanced_labels(indices, range(num_classes) if self.classes is None else self.classes)
+            classes = range(num_classes) if self.classes is None else self.classes
+            return balanced_labels(indices, classes) if self.balanced else random_labels(self.seed, indices, classes)
         return torch.from_numpy(self.labels[np.asarray(indices) % self.count].astype(np.int64))
 
 
@@ -98,6 +109,20 @@ def initial_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Te
     """Standard normal noise (n, *shape) float32 on the CPU; each image's depends on `seed` and its index alone."""
 
     return torch.stack([torch.randn(tuple(shape), generator=image_generator(seed, index)) for index in indices])
+
+
+def step_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Callable[[], Tensor]:
+    """Draws standard normal noise (n, *shape) float32 on the CPU, new at every call, for a stochastic solver's steps.
+
+    Each image's depends on `seed` and its index alone: it is what its generator draws after the image's initial noise.
+    """
+    generators = [image_generator(seed, index) for index in indices]
+
+    def draw() -> Tensor:
+        return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
+
+    draw()
+    return draw
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
@@ -109,6 +134,12 @@ def image_generator(seed: int, index: int) -> torch.Generator:
 def balanced_labels(indices: Sequence[int], classes: Sequence[int]) -> Tensor:
     """Labels (n,) int64 that go through `classes` in turn, so that any run of images has all equally often."""
     return torch.tensor([classes[index % len(classes)] for index in indices])
+
+
+def random_labels(seed: int, indices: Sequence[int], classes: Sequence[int]) -> Tensor:
+    """Labels (n,) int64 drawn from `classes` with equal chances; each image's depends on `seed` and its index alone."""
+    draws = [np.random.default_rng([seed, index, LABEL]).integers(len(classes)) for index in indices]
+    return torch.tensor([classes[int(draw)] for draw in draws])
 
 
 def _read_array(path: Path) -> np.ndarray:

@@ -14,7 +14,8 @@ from sfd_cli.laws import DEFAULT_LAW, law_of
 from sfd_cli.networks.compilation import can_compile
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.pipeline.arguments import as_section
-from sfd_cli.pipeline.sampler import STATISTICS_REMEDY, Sampler
+from sfd_cli.pipeline.sampler import Sampler
+from sfd_cli.pipeline.together import STATISTICS_REMEDY
 from sfd_cli.weights.models import Model, TextureCompressor, conditions_of, open_dit, open_texture_vae, space_of
 
 

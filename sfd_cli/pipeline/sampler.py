@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -19,12 +19,12 @@ from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.diffusion.schedule import schedule_of
 from sfd_cli.diffusion.solver import Amend, OnPoint, count_steps, integrate
 from sfd_cli.errors import StageFailure, UserError
-from sfd_cli.laws import DEFAULT_LAW, is_synchronous
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.precision import Precision, autocast
 from sfd_cli.networks.texture_vae import to_pixels
 from sfd_cli.pipeline.held import Held, Recorder, Recording, way_of
-from sfd_cli.pipeline.inputs import SampleInputs
+from sfd_cli.pipeline.inputs import SampleInputs, step_noise
+from sfd_cli.pipeline.together import require_decodable, require_followed, require_no_noise, require_offset
 from sfd_cli.processes import Processes
 from sfd_cli.tables import SOLVERS
 from sfd_cli.weights.models import TextureCompressor
@@ -34,11 +34,6 @@ DECODED_AT_ONCE = 16
 
 Watch = Callable[[list[int]], OnPoint]
 """Rows of a batch that are wanted -> what is called with the points of the whole batch's solution."""
-
-STATISTICS_REMEDY = (
-    "give those of its training set (--foreign-texture-statistics and --foreign-semantic-statistics,"
-    " --texture-statistics and --semantic-statistics of `sfd weights import`, or the section `foreign`)"
-)
 
 
 @dataclass(frozen=True)
@@ -74,11 +69,13 @@ class Sampler:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sample", self.sample.with_law(self.trained_law))
-        self._require_offset()
+        networks = {self.name: self.dit} | ({} if self.guide is None else {self.guide_name or "the guide": self.guide})
+        require_offset(self.sample, self.space, networks)
+        require_followed(self.sample, self.space, self.name)
         if self.guide is None and self.sample.guidance == "autoguidance":
             raise UserError("sample.guidance", "'autoguidance' needs a guide, and there is none", "use cfg or none")
         if self.texture_vae is not None:
-            self._require_decodable(self.texture_vae)
+            require_decodable(self.space, self.texture_vae, self.name)
 
     @property
     def device(self) -> torch.device:
@@ -94,7 +91,7 @@ class Sampler:
     def batch_size(self) -> int:
         """Images of one call of the solver."""
         group: int | None = SOLVERS[self.sample.solver].images_at_once
-        return group or self.sample.batch_size
+        return (self.sample.images_at_once or group) if group else self.sample.batch_size
 
     @property
     def steps(self) -> int:
@@ -146,20 +143,32 @@ class Sampler:
         indices = list(indices)
         noise = inputs.noise_of(indices, self.space.shape).to(self.device)
         labels = inputs.labels_of(indices, len(self.conditions)).to(self.device)
-        latents = self.solve(noise, labels, on_point)
+        latents = self.solve(noise, labels, on_point, indices=indices)
         if not bool(latents.isfinite().all()):
             problem = f"the latents of images {indices[0]} to {indices[-1]} are not finite"
             raise StageFailure("sample", problem, "use more steps or a smaller scale, or look at the training losses")
         return latents
 
     @torch.inference_mode()
-    def solve(self, noise: Tensor, labels: Tensor, on_point: OnPoint | None = None, held: Held | None = None) -> Tensor:
+    def solve(
+        self,
+        noise: Tensor,
+        labels: Tensor,
+        on_point: OnPoint | None = None,
+        held: Held | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> Tensor:
         """Integrate the guided flow from `noise` (B, C, h, w) for `labels` (B,) to normalised composite latents.
 
-        What is `held` goes its own way and ends as it says, exactly; the network sees it and draws the rest.
+        What is `held` goes its own way and ends as it says, exactly; the network sees it and draws the rest. A
+        stochastic solver draws by the seed and the images' `indices`, those from 0 on where none are given.
+
+        Raises:
+            UserError: something is held, and the solver is stochastic.
         """
         if held is None:
-            return self._integrate(noise, labels, on_point)
+            return self._integrate(noise, labels, on_point, indices=indices)
+        require_no_noise(self.sample)
         return held.latents_in(self._integrate(held.noise_in(noise), labels, on_point, held.amend(self.space)))
 
     @torch.inference_mode()
@@ -167,15 +176,24 @@ class Sampler:
         self, noise: Tensor, labels: Tensor, on_point: OnPoint | None = None, held: Held | None = None
     ) -> Recording:
         """As `solve`, but with all that came before the latents."""
+        if held is not None:
+            require_no_noise(self.sample)
         recorder = Recorder(None if held is None else held.amend(self.space), on_point)
         start = noise if held is None else held.noise_in(noise)
         latents = self._integrate(start, labels, recorder.on_point, recorder.amend)
         return recorder.recording(latents if held is None else held.latents_in(latents), way_of(self.sample))
 
     def _integrate(
-        self, noise: Tensor, labels: Tensor, on_point: OnPoint | None = None, amend: Amend | None = None
+        self,
+        noise: Tensor,
+        labels: Tensor,
+        on_point: OnPoint | None = None,
+        amend: Amend | None = None,
+        indices: Sequence[int] | None = None,
     ) -> Tensor:
-        sample = self.sample
+        sample, normals = self.sample, None
+        if SOLVERS[sample.solver].is_stochastic:
+            normals = step_noise(sample.seed, range(len(noise)) if indices is None else indices, noise.shape[1:])
         with tf32(self.device):
             return integrate(
                 self._velocity,
@@ -189,6 +207,8 @@ class Sampler:
                 shift=sample.shift,
                 rtol=sample.rtol,
                 atol=sample.atol,
+                last_step=sample.last_step,
+                normals=normals,
                 on_point=on_point,
                 amend=amend,
             )
@@ -210,7 +230,7 @@ class Sampler:
             if not bool(images.isfinite().all()):
                 problem = f"what it decodes of the latents of {self.name} is not finite"
                 raise StageFailure(self.vae_name, problem, "fetch or train it again")
-            return to_pixels(images)
+            return to_pixels(images, self.sample.to_uint8)
 
     def require_texture_vae(self) -> TextureCompressor:
         """The texture VAE.
@@ -239,35 +259,14 @@ class Sampler:
     @cached_property
     def _velocity(self) -> VelocityField:
         sample, scale = self.sample, guidance_scale(self.sample)
+        if scale.channels is not None and scale.channels <= self.space.texture:
+            scale = replace(scale, semantic=1.0)  # which saves calls where only semantics move
         velocity = _in_precision(self.dit, sample.precision)
         if sample.guidance == "cfg":
             return ClassifierFreeGuidance(velocity, self.conditions, scale, self.space)
         if sample.guidance == "autoguidance" and self.guide is not None:
             return AutoGuidance(velocity, _in_precision(self.guide, sample.precision), scale, self.space)
         return velocity
-
-    def _require_offset(self) -> None:
-        if is_synchronous(self.sample):
-            return
-        by_offset = self.sample.schedule == DEFAULT_LAW
-        key, remedy = ("sample.delta_t", "use 0") if by_offset else ("sample.schedule", "use delta_t: 0 instead")
-        if self.space.semantic == 0:
-            raise UserError(key, f"{self.name} has no semantic channels to offset", remedy)
-        for network, name in ((self.dit, self.name), (self.guide, self.guide_name or "the guide")):
-            if network is not None and network.config.time_embedding == "single":
-                raise UserError(key, f"{name} has one time for both streams", remedy)
-
-    def _require_decodable(self, texture_vae: TextureCompressor) -> None:
-        if self.space.texture != texture_vae.latent_channels:
-            found, wanted = texture_vae.latent_channels, self.space.texture
-            problem = f"it decodes {found} texture channels, but {self.name} makes {wanted}"
-            raise UserError("paths.texture_vae", problem, "use the one that its latents were encoded with")
-        if not self.space.is_scaled:
-            raise UserError(
-                self.name,
-                f"has no latent statistics for {self.space.channels} channels, without which samples cannot be decoded",
-                STATISTICS_REMEDY,
-            )
 
 
 def guidance_scale(sample: Sample) -> GuidanceScale:
@@ -276,6 +275,7 @@ def guidance_scale(sample: Sample) -> GuidanceScale:
         sample.scale if sample.scale_texture is None else sample.scale_texture,
         sample.scale if sample.scale_semantic is None else sample.scale_semantic,
         (sample.interval_start, sample.interval_end),
+        sample.guidance_channels,
     )
 
 

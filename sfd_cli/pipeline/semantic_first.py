@@ -31,6 +31,7 @@ from sfd_cli.pipeline.sampler import Sampler
 from sfd_cli.pipeline.steps import LATENTS, OnStepEnd, ProgressBar, StepWatch, require_tensors
 from sfd_cli.pipeline.storing import StoredPipeline
 from sfd_cli.processes import choose_device
+from sfd_cli.tables import SOLVERS
 from sfd_cli.weights.models import SemanticCompressor, TextureCompressor
 
 OUTPUTS = ("pil", "uint8", "latent")
@@ -112,7 +113,7 @@ class SemanticFirstPipeline(StoredPipeline, ProgressBar):
             labels: class indices or names; one, or one for each image.
             noise: floats (n, C, h, w) to start from; without it image i's follows from `seed` and i.
             generator: draws the noise instead of `seed`: one for all images, which goes on where it is, or one for
-                each; those that `generators` gives draw what `seed` does.
+                each; those that `generators` gives draw what `seed` does. Not for a stochastic solver.
             output: what comes back.
             callback_on_step_end: called as (pipeline, step, T, {"latents": ...}) after every solver step of every
                 batch, T being the schedule's progress there and latents (n, C, h, w) those of the batch, normalised,
@@ -204,6 +205,8 @@ def _prepared(
         if noise is not None or "seed" in sampling:
             other = "noise" if noise is not None else "seed"
             raise UserError("generator", f"noise comes from it or from {other}, not both", "give one of them")
+        if SOLVERS[sample.solver].is_stochastic:
+            raise UserError("generator", f"draws the start alone, and {sample.solver} noise in every step", "give seed")
         noise = drawn_noise(generator, len(rows), own.space.shape)
     start = None if noise is None else as_noise(noise)
     if start is not None and len(start) != len(rows):

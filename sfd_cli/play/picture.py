@@ -49,7 +49,7 @@ class Picture(Section):
 
     def as_plain(self) -> dict[str, Any]:
         """Its settings for JSON, without those that decide nothing."""
-        unused = {*NOT_OF_A_CALL, "batch_size"}
+        unused = {*NOT_OF_A_CALL, "batch_size", "protocol"}
         plain: dict[str, Any] = {
             "label": self.label,
             "sample": self.sample.model_dump(mode="json", exclude=unused, exclude_none=True),

@@ -6,6 +6,7 @@ import time
 from importlib.metadata import version
 from typing import Any
 
+from sfd_cli.artifacts.sample_folder import Samples
 from sfd_cli.config import Settings
 from sfd_cli.errors import UserError
 from sfd_cli.evaluation.comparison import compare
@@ -16,6 +17,7 @@ from sfd_cli.evaluation.scores import chosen, headline_scores, kinds_compared, n
 from sfd_cli.evaluation.side_by_side import score_beside
 from sfd_cli.files import write_json
 from sfd_cli.machine import machine
+from sfd_cli.pipeline.protocol import differences, protocol_record
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -23,6 +25,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
     The numbers of images stand beside the scores under `counts`; what cannot be computed is null, with the
     reason under `<name>_reason`; under `used` is what was compared, by what settings, and under `machine` on what.
+    Where the samples' protocol is not the one that they name, `notes` say so.
 
     Returns:
         The scores with their counts, and the path of the file that has it all.
@@ -49,12 +52,17 @@ def run(settings: Settings) -> dict[str, Any]:
     if others:
         images = {name: other.images for name, other in others.items()}
         result["beside"] = score_beside(result, compared, images, extractors, settings.fid)
+    protocol = _protocol(samples.made)
+    named = protocol.get("name") or settings.sample.protocol
+    if protocol and named:
+        reference = str(settings.fid.reference or "the training images")
+        result["notes"] += differences(named, protocol, samples.images.count, reference)
 
     used: dict[str, Any] = {}
     for extractor in extractors:
         used |= extractor.identity
     used |= {f"{name_of(name, 'fd')}_reference": found.description for name, found in references.items()}
-    used |= {"samples": samples.description, "settings": settings.fid.model_dump(mode="json")}
+    used |= {"samples": samples.description, "protocol": protocol, "settings": settings.fid.model_dump(mode="json")}
     used |= {"torch_fidelity": version("torch-fidelity")}
     metrics = settings.paths.metrics
     write_json(metrics / "fid.json", result | {"used": used, "machine": machine()})
@@ -62,3 +70,15 @@ def run(settings: Settings) -> dict[str, Any]:
     seconds = round(time.monotonic() - started, 2)
     write_json(metrics / "timings" / "fid.json", [{"seconds": seconds, "resumed": False}])
     return result | {"file": str(metrics / "fid.json")}
+
+
+def _protocol(samples: Samples | None) -> dict[str, Any]:
+    """By what the samples were made, and on what; empty for images that `sfd sample` did not write."""
+    if samples is None or not samples.settings:
+        return {}
+    record = samples.protocol or protocol_record(samples.settings)
+    return (
+        {"name": samples.settings.get("protocol")}
+        | record
+        | {key: samples.settings.get(key) for key in ("device", "torch")}
+    )

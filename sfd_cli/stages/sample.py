@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from sfd_cli.laws import DEFAULT_LAW, law_of
 from sfd_cli.messages import say
 from sfd_cli.pipeline.inputs import SampleInputs
 from sfd_cli.pipeline.models import SamplingModels
+from sfd_cli.pipeline.protocol import effective_settings, protocol_record
 from sfd_cli.pipeline.sampler import Sampler, guidance_scale
-from sfd_cli.processes import Processes, require_memory
+from sfd_cli.processes import Processes, choose_device, kind_of, require_memory
 from sfd_cli.tables import SOLVERS
 
 GRID_IMAGES = 36
@@ -64,11 +66,12 @@ def run(
     load = partial(_load, models, sample, inputs, runtime.device)
     if latents_out is not None:
         return _write_latents(load, inputs, latents_out)
-    recipe, folder = _recipe(paths.samples, sample, inputs, models), SampleFolder(paths.samples, runtime.workers)
+    recipe = _recipe(paths.samples, sample, inputs, models, runtime.device)
+    folder = SampleFolder(paths.samples, runtime.workers)
     facts = produce(
         recipe,
         load,
-        partial(_write_images, inputs, folder),
+        partial(_write_images, inputs, folder, _protocol(recipe, inputs)),
         metrics=paths.metrics,
         is_done=lambda facts: folder.is_whole(facts["images"]),
         can_mend=lambda: True,
@@ -76,26 +79,23 @@ def run(
     return _summary(folder, facts["class_names"], grid) if Processes.join().is_main else {}
 
 
-def effective_settings(sample: Sample) -> dict[str, Any]:
-    """The settings that decide the images; batch size and compiling move them by rounding at most."""
-    settings = identity(sample, exclude={"batch_size", "compile", "scale", "interval_start", "interval_end"})
-    unused = set(SOLVERS[sample.solver].unused)
-    if sample.guidance == "none":
-        unused |= {"scale_texture", "scale_semantic"}
-    else:
-        scale = guidance_scale(sample)
-        settings |= {"scale_texture": scale.texture, "scale_semantic": scale.semantic, "interval": scale.interval}
-    return {key: value for key, value in settings.items() if key not in unused}
-
-
-def _recipe(folder: Path, sample: Sample, inputs: SampleInputs, models: SamplingModels) -> Recipe:
+def _recipe(folder: Path, sample: Sample, inputs: SampleInputs, models: SamplingModels, device: str) -> Recipe:
     """What decides the images' bytes; settings that a file replaces are free."""
     chosen = effective_settings(sample.model_copy(update={"num_images": inputs.count}))
-    free = identity(sample, include={"batch_size", "compile"})
-    for name, array in (("seed", inputs.noise), ("classes", inputs.labels)):
-        if array is not None:
-            free[name] = chosen.pop(name)
+    free = identity(sample, include={"protocol", "batch_size", "compile"})
+    free |= {"device": kind_of(choose_device(device)), "torch": version("torch")}
+    replaced = {"classes", "class_labels"} if inputs.labels is not None else set()
+    if not inputs.draws_from_seed(SOLVERS[sample.solver].is_stochastic):
+        replaced |= {"seed"}
+    for name in replaced & chosen.keys():
+        free[name] = chosen.pop(name)
     return Recipe("sample", folder, chosen, dict(inputs.fingerprints) | models.fingerprints(), free)
+
+
+def _protocol(recipe: Recipe, inputs: SampleInputs) -> dict[str, Any]:
+    """The record of the protocol, beside which a reader need not know what goes without saying in the settings."""
+    given = {"class_labels": "given"} if inputs.labels is not None else {}
+    return protocol_record(recipe.settings) | given
 
 
 def _load(models: SamplingModels, sample: Sample, inputs: SampleInputs, device: str, processes: Processes) -> Sampler:
@@ -123,10 +123,10 @@ def _remark(sampler: Sampler, sample: Sample, count: int) -> None:
             f" longer run; --batch-size {count} takes less time and moves them by rounding"
         )
     scale = guidance_scale(sample)
-    if sample.guidance != "none" and max(scale.texture, scale.semantic) > LARGE_SCALE:
+    if sample.guidance != "none" and scale.channels is None and max(scale.texture, scale.semantic) > LARGE_SCALE:
         say(
             f"a guidance scale of {max(scale.texture, scale.semantic):g} is large: other code's scales above"
-            f" {LARGE_SCALE:g} are for guidance of three channels alone (as DiT's), and here all channels are guided"
+            f" {LARGE_SCALE:g} are for guidance of three channels alone (--guidance-channels 3), and here it is of all"
         )
 
 
@@ -135,7 +135,9 @@ def _told(law: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in law.items() if (key, value) != ("schedule", DEFAULT_LAW))
 
 
-def _write_images(inputs: SampleInputs, folder: SampleFolder, processes: Processes, sampler: Sampler) -> Facts:
+def _write_images(
+    inputs: SampleInputs, folder: SampleFolder, protocol: dict[str, Any], processes: Processes, sampler: Sampler
+) -> Facts:
     """Write this process's share of the PNGs, keeping those that are whole, and then the npz of all."""
     wanted = folder.missing(sampler.share(inputs.count, processes))
     images = (
@@ -148,7 +150,7 @@ def _write_images(inputs: SampleInputs, folder: SampleFolder, processes: Process
     processes.barrier()
     if processes.is_main:
         folder.finish(inputs.labels_of(range(inputs.count), len(sampler.conditions)).tolist())
-    return {"images": inputs.count, "class_names": list(sampler.conditions.names)}
+    return {"images": inputs.count, "class_names": list(sampler.conditions.names), "protocol": protocol}
 
 
 def _require_new_file(path: Path, grid: Path | None) -> None:

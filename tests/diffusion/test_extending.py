@@ -142,9 +142,13 @@ def test_an_adaptive_solver_gets_the_tolerance_and_cannot_move_a_frozen_stream()
 
 def test_solvers_say_which_settings_and_how_many_images_they_take() -> None:
     for name in ("euler", "heun", "ab2", "ab3", "midpoint"):
-        assert (SOLVERS[name].unused, SOLVERS[name].images_at_once) == ({"rtol", "atol"}, None)
-    assert (SOLVERS["careless"].unused, SOLVERS["careless"].images_at_once) == ({"steps", "shift"}, 4)
-    assert (SOLVERS["dopri5"].is_adaptive, SOLVERS["dopri5"].images_at_once) == (True, 16)
+        assert SOLVERS[name].unused == {"rtol", "atol", "images_at_once", "last_step"}
+        assert (SOLVERS[name].images_at_once, SOLVERS[name].is_stochastic) == (None, False)
+    assert SOLVERS["careless"].unused == {"steps", "shift", "last_step"}
+    assert (SOLVERS["careless"].images_at_once, SOLVERS["dopri5"].images_at_once) == (4, 16)
+    assert (SOLVERS["dopri5"].is_adaptive, SOLVERS["dopri5"].is_stochastic) == (True, False)
+    assert SOLVERS["euler_maruyama"].unused == {"rtol", "atol", "images_at_once"}
+    assert SOLVERS["euler_maruyama"].is_stochastic
 
 
 @pytest.mark.parametrize("setting", [{"schedule": "offst"}, {"solver": "midpiont"}])

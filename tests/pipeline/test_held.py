@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from refusals import refusal
 from tiny_project import SEMANTIC, TEXTURE, tiny_settings, write_models
 from torch import Tensor
 
@@ -196,3 +197,13 @@ def test_parts_are_channels_and_cells() -> None:
     assert corner[0, 0].nonzero().tolist() == [[1, 3], [2, 3]]
     assert torch.equal(corner, ~part_of(space, "both", (1, 2, 3, 3), inside=False))
     assert part_of(space, "semantics", (1, 2, 3, 3)).sum() == 2 * SEMANTIC
+
+
+def test_beside_a_solver_that_draws_noise_nothing_can_be_held(sampler: Sampler) -> None:
+    first = sampler.record(noise(sampler, 0), LABELS)
+    drawing = sampled_by(sampler, solver="euler_maruyama")
+    held = first.held(part_of(sampler.space, "semantics"), drawing.sample)
+    for run in (drawing.solve, drawing.record):
+        with refusal("sample.solver", "euler_maruyama", "kept"):
+            run(noise(sampler, 0), LABELS, held=held)
+    assert torch.equal(drawing.record(noise(sampler, 0), LABELS).latents, drawing.solve(noise(sampler, 0), LABELS))

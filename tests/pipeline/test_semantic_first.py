@@ -216,6 +216,8 @@ def test_pictures_of_any_size_and_mode_are_cropped_to_the_pipelines(pipeline: Se
         (lambda pipe: pipe(0, generator=3), "generator", ("int", "torch.Generator")),
         (lambda pipe: pipe([0, 1], generator=pipe.generators(0, 3)), "generator", ("3 generators", "2 labels")),
         (lambda pipe: pipe(0, generator=torch.Generator(), seed=3), "generator", ("seed",)),
+        (lambda pipe: pipe(0, generator=torch.Generator(), solver="euler_maruyama"), "generator", ("seed", "step")),
+        (lambda pipe: pipe(0, class_labels="random"), "sample.class_labels", ("labels",)),
         (lambda pipe: pipe(0, generator=torch.Generator(), noise=np.zeros((1, 7, 2, 2))), "generator", ("noise",)),
         (lambda pipe: pipe(0, num_inference_steps=3), "sample.num_inference_steps", ("sample.steps",)),
         (lambda pipe: pipe(0, guidance_scale=3), "sample.guidance_scale", ("sample.scale",)),
@@ -269,6 +271,14 @@ def test_labels_and_noise_may_be_arrays_of_numpy_and_torch(pipeline: SemanticFir
     assert torch.equal(pipeline.sample_latents(np.int32(2)), pipeline.sample_latents(2))
     half = noise.bfloat16()
     assert torch.equal(pipeline.sample_latents([2, 0], noise=half), pipeline.sample_latents([2, 0], noise=half.float()))
+
+
+def test_by_the_sde_a_call_draws_what_the_seed_and_an_images_place_say(pipeline: SemanticFirstPipeline) -> None:
+    by = {"protocol": "sit", "steps": 6, "seed": 5, "delta_t": 0.3}
+    together = pipeline.sample_latents([0, 1, 2], **by)
+    assert torch.allclose(pipeline.sample_latents([0, 1], **by), together[:2], atol=1e-5)
+    assert torch.allclose(pipeline.sample_latents([0, 1, 2], batch_size=1, **by), together, atol=1e-5)
+    assert not torch.allclose(pipeline.sample_latents([0, 1, 2], **by | {"seed": 6}), together, atol=1e-2)
 
 
 def test_generators_draw_the_noise_in_the_place_of_the_seed(pipeline: SemanticFirstPipeline) -> None:

@@ -16,6 +16,7 @@ from sfd_cli.config import Settings, load_settings
 from sfd_cli.laws import LEARNED, law_of
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE
+from sfd_cli.tables import PROTOCOLS
 from sfd_cli.training import texture_vae_task
 from sfd_cli.weights.registry import REGISTRY
 
@@ -210,3 +211,24 @@ def test_the_documented_rows_are_the_computed_ones() -> None:
         assert str(row) in text, f"docs/systems.md is out of date: python docs/systems.py prints {row}"
     for name in IMAGENET:
         assert f"| `{name}` |" in text
+
+
+def test_the_documented_protocols_are_the_records() -> None:
+    text = (REPOSITORY / "docs" / "systems.md").read_text()
+    rows = systems().protocol_rows()
+    assert len(rows) == len(list(PROTOCOLS))
+    for row in rows:
+        assert row in text, f"docs/systems.md is out of date: python docs/systems.py prints {row}"
+
+
+def test_every_row_of_published_figures_names_its_protocol() -> None:
+    text = (REPOSITORY / "docs" / "systems.md").read_text()
+    table = text.split("## Published figures")[1].split("\n\n")[2].splitlines()[2:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in table]
+    assert len(cells) > 20
+    for system, named, protocol, *_ in cells:
+        known = protocol.split("`")[1] if protocol.startswith("`") else None
+        assert known in PROTOCOLS or protocol == "DDPM, not here", system
+        # Where the figure is of the preset itself, a run of it says where it departs from that figure's protocol.
+        if named.startswith("`") and known == "sfd":
+            assert preset(named.split("`")[1]).sample.protocol == known, system

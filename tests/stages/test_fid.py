@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from refusals import refusal
 from tiny_project import CLASSES, SIDE, random_images, tiny_settings, write_models, write_training_images
 
-from sfd_cli.config import Fid, Settings
+from sfd_cli.config import Fid, Sample, Settings
 from sfd_cli.data.images import image_files
 from sfd_cli.evaluation import extractors
 from sfd_cli.evaluation import features as features_module
@@ -141,6 +141,28 @@ def test_a_score_that_cannot_be_computed_is_null_with_the_reason(settings: Setti
     assert result["fd_dinov2_untrained"] is None
     assert "models" in result["fd_dinov2_untrained_reason"] or "dit" in result["fd_dinov2_untrained_reason"]
     assert "untrained" not in result["counts"]
+
+
+def test_where_samples_are_not_by_the_protocol_that_they_name_is_told(settings: Settings) -> None:
+    record = read_json(settings.paths.samples / "settings.json")
+    assert not any("protocol" in note for note in fid.run(settings)["notes"]), "none is named"
+    assert used(settings)["protocol"] | {"name": None, "solver": "euler", "steps": 4} == used(settings)["protocol"]
+
+    made = {"protocol": "lightningdit", "guidance": "cfg", "scale_texture": 6.7, "scale_semantic": 6.7}
+    made |= {"interval": [0.125, 1.0], "guidance_channels": 3, "class_labels": "random", "shift": 0.3, "steps": 100}
+    made |= {"device": "cpu", "torch": "2.0", "precision": "fp32", "time_grid": "phases"}
+    write_json(settings.paths.samples / "settings.json", record | {"settings": record["settings"] | made})
+    told = [note for note in fid.run(settings)["notes"] if "protocol lightningdit" in note]
+    assert len(told) == 3
+    parts = [("steps", "249", "100"), ("training", "adm_imagenet256"), ("50000", "12")]
+    assert all(part in note for note, named in zip(told, parts, strict=True) for part in named)
+    found = used(settings)["protocol"]
+    assert found | {"name": "lightningdit", "device": "cpu", "torch": "2.0", "precision": "fp32"} == found
+
+    by_settings = settings.model_copy(update={"sample": Sample(protocol="sit")})
+    write_json(settings.paths.samples / "settings.json", record)
+    told = fid.run(by_settings)["notes"]
+    assert sum("sample.solver is euler_maruyama; here it is euler" in note for note in told) == 1, "what is asked for"
 
 
 def test_baselines_can_be_left_out(settings: Settings) -> None:

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -347,9 +348,10 @@ def test_the_grid_shows_the_first_images_also_when_up_to_date(tmp_path: Path) ->
 
 
 def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
-    alone = _project(tmp_path / "alone", num_images=18, batch_size=4)
+    drawn = {"solver": "euler_maruyama", "class_labels": "random"}  # all that can hang on who draws it
+    alone = _project(tmp_path / "alone", num_images=18, batch_size=4, **drawn)
     stage.run(alone)
-    together = _project(tmp_path / "together", num_images=18, batch_size=4)
+    together = _project(tmp_path / "together", num_images=18, batch_size=4, **drawn)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -513,7 +515,10 @@ def test_settings_json_is_all_that_says_how_samples_were_made(tmp_path: Path) ->
     assert record["complete"]
     assert record["settings"]["scale_texture"] == 2.0
     assert record["settings"]["scale_semantic"] == 1.5
+    protocol = record["facts"].pop("protocol")
     assert record["facts"] == {"images": 12, "class_names": CLASSES}
+    assert (protocol["class_labels"], protocol["to_uint8"], protocol["scale_texture"]) == ("balanced", "round", 2.0)
+    assert (record["settings"]["device"], record["settings"]["torch"]) == ("cpu", version("torch"))
 
 
 def test_models_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
