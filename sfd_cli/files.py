@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 from sfd_cli.errors import UserError
 
 AGAIN = "bring back a whole copy, or make it again by its stage"
+# What zipfile and NumPy are known to raise on damaged archives of arrays.
+DAMAGED_ARCHIVE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError, TypeError, SyntaxError)
 T = TypeVar("T")
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import errno
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
+from sfd_cli.cli.terminal import friendly_errors
 from sfd_cli.errors import SfdError, StageFailure, UserError
 
 PACKAGE = Path(__file__).parents[1] / "sfd_cli"
@@ -38,3 +41,32 @@ def test_an_error_is_its_fields_and_reads_as_one_sentence(kind: type[SfdError]) 
     assert (error.subject, error.problem, error.remedy) == ("models/dit", "is missing", "run `sfd train`")
     assert str(error) == "models/dit: is missing; run `sfd train`"
     assert str(kind("dit", "is missing")) == "dit: is missing"
+
+
+@pytest.mark.parametrize(
+    ("error", "subject"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "data/x.h5"), "data/x.h5"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "data/x.h5"), "data/x.h5"),
+        (OSError(errno.EFBIG, "File too large"), "the disk"),
+        (
+            OSError("Can't write data (file write failed: errno = 28, error message = 'No space left on device')"),
+            "the disk",
+        ),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "the disk"),
+    ],
+    ids=["disk", "quota", "length of a file", "HDF5", "safetensors"],
+)
+def test_no_room_is_told_as_that_whoever_wrote(error: Exception, subject: str) -> None:
+    @friendly_errors
+    def command() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        command()
+    assert ended.value.code == 1
+    told = ended.value.__cause__
+    assert isinstance(told, StageFailure)
+    assert told.subject == subject
+    assert told.problem.startswith("is full")
+    assert told.remedy

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +15,7 @@ from sfd_cli.config import DiT, first_problem
 from sfd_cli.diffusion.latents import Streams
 from sfd_cli.diffusion.path_criterion import ErrorSurface
 from sfd_cli.errors import UserError
-from sfd_cli.files import atomic_path, read_as, write_json
+from sfd_cli.files import DAMAGED_ARCHIVE, atomic_path, read_as, write_json
 from sfd_cli.laws import LEARNED
 
 LAW, SURFACE = "law.json", "surface.npz"
@@ -81,6 +80,6 @@ def read_surface(folder: Path) -> ErrorSurface:
             levels, *errors, clusters = (
                 torch.from_numpy(arrays[name]) for name in ("levels", *Streams._fields, "clusters")
             )
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except (*DAMAGED_ARCHIVE, KeyError):
         raise UserError(path, "holds no errors of a probe", AGAIN) from None
     return ErrorSurface(levels, Streams(*errors), clusters)

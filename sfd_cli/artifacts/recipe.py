@@ -166,7 +166,9 @@ def _read(path: Path) -> Record | None:
         return None
     record = parsed(Record, found, path, remedy)
     if record.seal and record.seal != _seal(record):
-        raise UserError(path, "is damaged, or was changed by hand (its digest is another)", remedy)
+        written = f"sfd {record.version} wrote it, and this is {__version__}" if record.version != __version__ else ""
+        problem = f"is damaged, or was changed by hand (its digest is another{'; ' * bool(written)}{written})"
+        raise UserError(path, problem, remedy)
     return record
 
 

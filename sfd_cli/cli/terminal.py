@@ -18,6 +18,8 @@ from sfd_cli.messages import printable
 
 # A path that cannot be read or written: the user's to change.
 UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+# There is no room: on the disk, in the user's quota, or in a file.
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Characters of an error that are shown: it may quote names from a file, which are as long as the file likes.
 LONGEST = 2000
 
@@ -50,12 +52,20 @@ def _with_fields(error: Exception) -> SfdError:
     """The error itself, or what an error of the system or a mistake of ours means to a person at the terminal."""
     if isinstance(error, SfdError):
         return error
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if _is_about_room(error):
+        place = error.filename if isinstance(error, OSError) else None
         remedy = "free some space and run the same command to go on"
-        return StageFailure(error.filename or "the disk", f"is full ({error})", remedy)
+        return StageFailure(place or "the disk", f"is full ({' '.join(str(error).split())})", remedy)
     if isinstance(error, OSError) and error.errno in UNUSABLE:
         return UserError(error.filename, f"cannot be used ({error.strerror})", "give another path, or repair this one")
     return StageFailure(type(error).__name__, " ".join(str(error).split()), "SFD_DEBUG=1 shows the traceback")
+
+
+def _is_about_room(error: Exception) -> bool:
+    """Whether there was no room for what was written; safetensors and HDF5 say that in their text alone."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in FULL
+    return any(os.strerror(number) in str(error) for number in FULL)
 
 
 def _ended(code: int, sentence: str) -> SystemExit:

@@ -28,7 +28,7 @@ class ParquetArchive:
         names = _class_names(file, column)
         number = 0
         for group in range(file.num_row_groups):
-            for row, value in enumerate(file.read_row_group(group, [column])[column].to_pylist()):
+            for row, value in enumerate(_read_group(path, file, group, column).to_pylist()):
                 yield Member(f"{path.stem}-{number:07d}", (group, row), _label(path, number, value, names))
                 number += 1
 
@@ -52,7 +52,7 @@ def _rows(path: Path, changed: int, group: int) -> Any:
     try:
         file = _open(path)
         column = _column(path, file, IMAGES, "images")
-        return file.read_row_group(group, [column])[column]
+        return _read_group(path, file, group, column)
     except UserError as error:
         raise OSError(str(error)) from None
 
@@ -66,9 +66,23 @@ def _open(path: Path) -> Any:
         raise UserError("images.folder", problem, "install with `pip install 'sfd-cli[parquet]'`") from None
     try:
         return parquet.ParquetFile(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        problem = f"{path} cannot be read as a Parquet file, it may end early ({' '.join(str(error).split())})"
-        raise UserError("images.folder", problem, "copy it again") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damaged(path, error) from None
+
+
+def _read_group(path: Path, file: Any, group: int, column: str) -> Any:
+    """One column of a group of rows."""
+    import pyarrow
+
+    try:
+        return file.read_row_group(group, [column])[column]
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    problem = f"{path} cannot be read as a Parquet file, it may end early ({' '.join(str(error).split())})"
+    return UserError("images.folder", problem, "copy it again")
 
 
 def _column(path: Path, file: Any, known: tuple[str, ...], what: str) -> str:

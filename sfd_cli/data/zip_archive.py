@@ -22,7 +22,7 @@ class ZipArchive:
         """See `Archive`."""
         try:
             names = _open(path, path.stat().st_mtime_ns).namelist()
-        except (zipfile.BadZipFile, OSError) as error:
+        except (zipfile.BadZipFile, OSError, RuntimeError, ValueError) as error:
             problem = f"{path} cannot be read as a zip file, it may end early ({error})"
             raise UserError("images.folder", problem, "copy it again") from None
         yield from (Member(name, (name,)) for name in sorted(names) if is_image(name))
@@ -31,8 +31,8 @@ class ZipArchive:
         """See `Archive`."""
         try:
             return _open(path, path.stat().st_mtime_ns).read(str(inner[0]))
-        # Encrypted members raise a RuntimeError.
-        except (zipfile.BadZipFile, KeyError, RuntimeError, EOFError, zlib.error) as error:
+        # Encrypted members raise a RuntimeError, and those packed in a way that does not exist.
+        except (zipfile.BadZipFile, KeyError, RuntimeError, ValueError, EOFError, zlib.error) as error:
             raise OSError(" ".join(str(error).split())) from None
 
 

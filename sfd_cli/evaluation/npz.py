@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sfd_cli.errors import UserError
 from sfd_cli.evaluation.gaussian import Gaussian
+from sfd_cli.files import DAMAGED_ARCHIVE
 
 REPLACE = "download or make it again"
 STATISTICS = (("mu", "sigma"), ("mu_s", "sigma_s"))
@@ -42,7 +43,7 @@ class NpzImages:
                 number = min(size, self.count - start)
                 try:
                     raw = file.read(number * bytes_each)
-                except zipfile.BadZipFile as error:
+                except DAMAGED_ARCHIVE as error:
                     raise UserError(self.path, f"its member {self.member} is damaged ({error})", REPLACE) from None
                 if len(raw) != number * bytes_each:
                     problem = f"its member {self.member} ends after {start} of {self.count} images"
@@ -65,7 +66,7 @@ def open_npz(path: Path) -> tuple[NpzImages | None, tuple[Gaussian, ...]]:
             headers = {member: _npy_header(archive.open(member)) for member in archive.namelist()}
     except FileNotFoundError:
         raise UserError(path, "does not exist", "check fid.reference") from None
-    except (zipfile.BadZipFile, ValueError, OSError) as error:
+    except DAMAGED_ARCHIVE as error:
         raise UserError(path, f"is not a readable npz ({error})", REPLACE) from None
     stacks = (
         NpzImages(path, member, shape)
@@ -83,16 +84,24 @@ def open_npz(path: Path) -> tuple[NpzImages | None, tuple[Gaussian, ...]]:
 
 
 def _read_statistics(path: Path, mu: str, sigma: str) -> Gaussian:
-    with np.load(path, allow_pickle=False) as archive:
-        mean = np.asarray(archive[mu], dtype=np.float64)
-        covariance = np.asarray(archive[sigma], dtype=np.float64)
-        count = int(archive["count"]) if "count" in archive else None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            mean, covariance = (_read_array(archive, name).astype(np.float64) for name in (mu, sigma))
+            count = int(_read_array(archive, "count")) if "count.npy" in archive.namelist() else None
+    except DAMAGED_ARCHIVE as error:
+        raise UserError(path, f"its {mu}, {sigma} or count cannot be read ({error})", REPLACE) from None
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise UserError(path, f"{mu} {mean.shape} and {sigma} {covariance.shape} do not fit together", REPLACE)
     found = Gaussian(mean, covariance, count)
     if not found.is_finite:
         raise UserError(path, f"{mu} or {sigma} hold values that are not finite", REPLACE)
     return found
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """The member of this name; not by `np.load`, which takes a damaged archive for pickled objects."""
+    with archive.open(f"{name}.npy") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _npy_header(file: IO[bytes]) -> Header:

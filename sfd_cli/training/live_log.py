@@ -22,14 +22,18 @@ class LiveLog:
 
     def __init__(self, folder: Path, step: int) -> None:
         self._live = _open(Path(folder), resume=step > 0)
-        if step > 0:
-            self._live.summary = _rewind(Path(folder), step)
+        self._before = _rewind(Path(folder), step) if step > 0 else {}
+        self._own: dict[str, float] = {}
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add one row per quantity, as of `step` steps done."""
         self._live.step = step
+        self._live.summary = dict(self._own)
         for name, value in values.items():
             self._live.log_metric(name, value)
+        self._own = self._live.summary | {"step": step}
+        # In the order in which they are logged, as in a run that nobody has interrupted.
+        self._live.summary = self._own | {name: old for name, old in self._before.items() if name not in self._own}
         self._live.make_summary()
 
 

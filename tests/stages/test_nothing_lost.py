@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import yaml
 from command_line import done, files_below, refusal_of, sfd
-from pipeline_project import TINY, artifacts, create
+from finished_project import SECTIONS, Changes, flip, settings_file
+from pipeline_project import artifacts, create
 
 from sfd_cli.tables import STAGES
 
-Changes = dict[str, Any]
-"""Settings by their dotted keys."""
-
-# The project's own settings, but that a schedule is learned: its probe is trained in a stage like any other.
-PROBE: Changes = {key: TINY["dit"][key] for key in ("width", "depth", "heads", "batch_size")}  # type: ignore[index]
-LEARNING: Changes = {
-    "schedule.learn": True,
-    "schedule.levels": 3,
-    "schedule.probe": PROBE | {"steps": 2, "holdout": 0.2, "checkpoint_every": 10, "log_every": 1},
-}
-SECTIONS = {
-    "prepare-data": "images",
-    "extract-features": "features",
-    "train-semvae": "semvae",
-    "train-texture-vae": "texture_vae",
-    "encode-latents": "latents",
-    "learn-schedule": "schedule",
-    "train": "dit",
-    "train-guide": "guide",
-    "sample": "sample",
-    "fid": "fid",
-    "report": "report",
-}
 TRAINED = {"train-semvae": "semvae", "train-texture-vae": "texture_vae", "train": "dit", "train-guide": "guide"}
 
 BAD_WEIGHTS: dict[str, Changes] = {
@@ -119,18 +94,6 @@ def project(finished_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     return folder
 
 
-def settings_file(path: Path, changes: Changes) -> Path:
-    values: dict[str, Any] = copy.deepcopy(dict(TINY))
-    for key, value in copy.deepcopy(LEARNING | changes).items():
-        *sections, last = key.split(".")
-        section = values
-        for name in sections:
-            section = section.setdefault(name, {})
-        section[last] = value
-    path.write_text(yaml.safe_dump(values))
-    return path
-
-
 def test_every_stage_is_here() -> None:
     assert set(SECTIONS) == set(STAGES) - {"memorisation", "show", "plan"}  # which make no artifact
 
@@ -144,14 +107,6 @@ def test_what_is_refused_touches_no_file(stage: str, changes: Changes, project: 
     assert files_below(project) == before
     key, value = next(iter(changes.items()))
     assert error.subject == key or str(value) in str(error)
-
-
-def flip(path: Path) -> None:
-    """Sixty-four other bytes in the middle of a file."""
-    content = bytearray(path.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 64] = bytes(byte ^ 255 for byte in content[middle : middle + 64])
-    path.write_bytes(content)
 
 
 # What each stage makes again by itself, exactly and alone.

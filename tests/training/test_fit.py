@@ -387,7 +387,7 @@ def test_a_signal_writes_a_checkpoint_and_ends_the_run(
 
 def rows(folder: Path) -> dict[str, str]:
     """Every curve, byte for byte, but for how fast it went."""
-    files = (folder / "log" / "plots" / "metrics").glob("*.tsv")
+    files = [*(folder / "log" / "plots" / "metrics").glob("*.tsv"), folder / "log" / "metrics.json"]
     return {path.name: path.read_text() for path in files if path.name != "images_per_second.tsv"}
 
 

@@ -9,88 +9,20 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from misbehaving_server import BODY, PUBLISHED, Behaviour, serving
 from refusals import refusal
 
 from sfd_cli.errors import UserError
 from sfd_cli.weights import download, fetch
 from sfd_cli.weights.registry import REGISTRY, Https, Weights, Wheel
-
-BODY = bytes(range(256)) * 4096
-PUBLISHED = hashlib.sha256(BODY).hexdigest()
-
-
-@dataclass
-class Behaviour:
-    """What the server serves, and how it misbehaves."""
-
-    body: bytes = BODY
-    etag: str | None = '"first"'
-    status: list[int] = field(default_factory=list)
-    cuts: list[int] = field(default_factory=list)
-    ranges: bool = True
-    content_type: str = "application/octet-stream"
-    stalls: int = 0
-    pause: float = 0.0
-    requests: list[str | None] = field(default_factory=list)
-    paths: list[str] = field(default_factory=list)
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    behaviour: Behaviour
-
-    def log_message(self, *_: object) -> None:
-        """Keep the test's output clean."""
-
-    def do_GET(self) -> None:
-        behave = self.behaviour
-        behave.requests.append(self.headers.get("Range"))
-        behave.paths.append(self.path)
-        self.close_connection = True
-        if behave.status:
-            self.send_error(behave.status.pop(0))
-            return
-        start = 0
-        asked = self.headers.get("Range")
-        if asked and behave.ranges and self.headers.get("If-Range") == behave.etag:
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
-            if start >= len(behave.body):
-                self.send_error(416)
-                return
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(behave.body) - 1}/{len(behave.body)}")
-        else:
-            self.send_response(200)
-        self.send_header("Content-Type", behave.content_type)
-        self.send_header("Content-Length", str(len(behave.body) - start))
-        if behave.etag:
-            self.send_header("ETag", behave.etag)
-        self.end_headers()
-        self._send(behave.body[start : start + behave.cuts.pop(0)] if behave.cuts else behave.body[start:])
-
-    def _send(self, body: bytes) -> None:
-        behave = self.behaviour
-        for offset in range(0, len(body), 65536):
-            if behave.stalls:
-                behave.stalls -= 1
-                time.sleep(0.6)
-                return
-            time.sleep(behave.pause)
-            try:
-                self.wfile.write(body[offset : offset + 65536])
-            except OSError:
-                return
 
 
 @pytest.fixture(autouse=True)
@@ -106,12 +38,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def server() -> Iterator[tuple[str, Behaviour]]:
     behaviour = Behaviour()
-    handler = type("Configured", (Handler,), {"behaviour": behaviour})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
-        httpd.daemon_threads = True
-        threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True).start()
-        yield f"http://127.0.0.1:{httpd.server_port}/encoder.pth", behaviour
-        httpd.shutdown()
+    with serving(behaviour) as url:
+        yield url, behaviour
 
 
 Entry = Callable[..., Weights]
