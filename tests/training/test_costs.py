@@ -18,6 +18,8 @@ from sfd_cli.training.transformer import flops_per_image
 REPOSITORY = Path(__file__).parents[2]
 PRESETS = REPOSITORY / "sfd_cli" / "presets"
 LOCK = yaml.safe_load((REPOSITORY / "dvc.lock").read_text())["stages"]
+MODEL_FILES = 5
+"""Of a transformer: both sets of weights, config.json, and the record twice."""
 CONFIG = LightningDiTConfig(4, 6, 3, 2, width=48, depth=3, heads=3)
 
 
@@ -38,7 +40,9 @@ def demo() -> dict[str, Cost]:
 
 @pytest.mark.parametrize("stage", [stage for stage in LOCK if stage not in ("fid", "report", "learn-schedule")])
 def test_bytes_are_within_five_percent_of_the_demos_own(demo: dict[str, Cost], stage: str) -> None:
-    assert demo[stage].bytes == pytest.approx(sizes(stage)["size"], rel=0.05)
+    # The committed run is of a version that kept a training's last checkpoint among the model's files.
+    kept = demo[stage].checkpoint if sizes(stage)["nfiles"] > MODEL_FILES else 0
+    assert demo[stage].bytes + kept == pytest.approx(sizes(stage)["size"], rel=0.05)
 
 
 def test_every_stage_that_makes_something_is_planned(demo: dict[str, Cost]) -> None:
