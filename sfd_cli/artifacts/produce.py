@@ -100,7 +100,9 @@ def _own_record(folder: Path) -> Record | None:
     if record is None and folder.exists():
         if not folder.is_dir():
             raise UserError(folder, "is a file, and a folder is to be written", "give another path")
-        if any(not path.match(LEFTOVER) for path in folder.iterdir()):
+        strange = any(not path.match(LEFTOVER) for path in folder.iterdir())
+        # Another process may have begun it since the first look; the record is the first that it writes.
+        if strange and (record := Record.read(folder)) is None:
             problem = "holds files that this program did not make"
             raise UserError(folder, problem, "give another path, or move them away")
     return record

@@ -161,7 +161,12 @@ def _read(path: Path) -> Record | None:
     if not path.exists():
         return None
     remedy = f"bring it back from a copy (`dvc checkout` has what DVC finished), or move {path.parent} away"
-    found = read_json(path, remedy)
+    try:
+        found = read_json(path, remedy)
+    except UserError:
+        if not path.exists():  # another process has just put it aside
+            return None
+        raise
     if isinstance(found, dict) and "fingerprint" not in found:
         return None
     record = parsed(Record, found, path, remedy)

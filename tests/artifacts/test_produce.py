@@ -17,11 +17,13 @@ from command_line import files_below
 from refusals import refusal
 
 from sfd_cli import checksums
+from sfd_cli.artifacts import recipe as recipe_module
 from sfd_cli.artifacts.fingerprints import finished
 from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Facts, Recipe, Record
 from sfd_cli.artifacts.verification import verify
 from sfd_cli.errors import UserError
+from sfd_cli.files import read_json
 
 Make = Callable[[Path], Facts]
 
@@ -122,6 +124,34 @@ def test_an_artifact_of_another_recipe_is_put_aside_and_the_change_is_named(
     assert "seed 0 -> 1" in capsys.readouterr().err
     assert [(path / "old").exists() for path in aside(tmp_path)] == [True]
     assert sorted(path.name for path in (tmp_path / "artifact").iterdir()) == [".settings.json", "new", "settings.json"]
+
+
+def test_an_artifact_that_another_process_makes_between_two_looks_is_no_strangers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, looks = Record.read, []
+
+    def read(folder: Path) -> Record | None:
+        found = look(folder)
+        if not looks:
+            looks.append(folder)
+            run(tmp_path, writing("file"), seed=0)
+        return found
+
+    monkeypatch.setattr(Record, "read", read)
+    assert run(tmp_path, must_not_be_called, load=must_not_be_called, seed=0) == {"count": 3}
+
+
+def test_a_record_that_is_put_aside_while_it_is_read_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, writing("file"), seed=0)
+
+    def read(path: Path, remedy: str) -> Any:
+        if (tmp_path / "artifact").exists():
+            (tmp_path / "artifact").rename(tmp_path / "aside")
+        return read_json(path, remedy)
+
+    monkeypatch.setattr(recipe_module, "read_json", read)
+    assert Record.read(tmp_path / "artifact") is None
 
 
 def test_an_artifact_of_another_command_is_put_aside(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from moments import count, watch
 
 # What depends on the clock, or on who looked when.
 CLOCK = re.compile(r"\.git/|\.lock$|\.seen\.json$|metrics/timings/|\.verified\.json$")
+# Half-written files outside of artifacts' folders, which nobody sweeps: hidden, and no reader sees them.
+SCRAPS = re.compile(r"(metrics|reports|cache)/(.*/)?\.[^/]+\.tmp$")
 # What is never made twice: shards and pictures once they have their names, and checkpoints.
 PARTS = ("data/*/shard-*.h5", "data/samples/*.png", "models/.checkpoints/*/*/step-*/model.safetensors")
 CHECKPOINT = re.compile(r"(models/\.checkpoints/.*)/step-(\d+)/")
@@ -89,7 +91,11 @@ def live_through(folder: Path) -> list[Step]:
 
 def outputs(project: Path) -> dict[str, str]:
     """SHA-256 of every file that equal runs leave equal, by path."""
-    return {name: digest for name, digest in files_below(project).items() if not CLOCK.search(name) and digest}
+    return {
+        name: digest
+        for name, digest in files_below(project).items()
+        if digest and not (CLOCK.search(name) or SCRAPS.match(name))
+    }
 
 
 def parts(project: Path) -> dict[str, int]:

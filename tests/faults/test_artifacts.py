@@ -49,7 +49,7 @@ MAKERS = {
     "models/semvae": ("train-semvae", "encode-latents"),
     "models/texture_vae": ("train-texture-vae", "encode-latents"),
     "data/latents": ("encode-latents", "train"),
-    "models/schedule": ("learn-schedule", "train"),
+    "models/schedule": ("learn-schedule", "train-guide"),
     "models/dit": ("train", "sample"),
     "models/guide": ("train-guide", "sample"),
     "data/samples": ("sample", "fid"),
@@ -60,6 +60,7 @@ OTHERS = {
     "train-semvae": {"semvae.seed": 1},
     "encode-latents": {"latents.seed": 1},
     "train": {"dit.seed": 1},
+    "train-guide": {"guide.schedule": "learned"},
     "sample": {"sample.seed": 1},
     "fid": {},
 }
