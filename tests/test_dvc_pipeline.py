@@ -342,7 +342,7 @@ def test_the_readmes_commands_work_in_a_project(project: Path, tmp_path: Path, m
         said = done(*words).out if program == "sfd" else run(copy, program, *words)
         assert said, command
     assert [len(list(Path("data", name).glob("*.png"))) for name in ("try", "two-classes")] == [64, 64]
-    assert set(np.load("data/two-classes/labels.npy")) == {0, 6}
+    assert set(read_json(Path("data/two-classes/labels.json"))) == {0, 6}
     assert read_json(Path("models/slower/settings.json"))["complete"]
     with Image.open("out.png") as grid:
         assert min(grid.size) > 100

@@ -35,7 +35,8 @@ def produce(
     is_done: Callable[[Facts], bool] = lambda facts: True,
     start_over: Callable[[], str | None] = lambda: None,
     can_mend: Callable[[], bool] = lambda: False,
-) -> Facts:
+    tell: Callable[[Facts], dict[str, Any]] = lambda facts: facts,
+) -> dict[str, Any]:
     """Make the artifact of `recipe`, go on with it, or find that it is there already.
 
     Under torchrun every process calls this alike; rank 0 holds the folder for writing. What was made by another recipe
@@ -54,9 +55,11 @@ def produce(
             name), or None; called in rank 0, if there was such a run.
         can_mend: whether `make` makes files of a finished artifact that are damaged or gone again, exactly, without the
             work of the others; called in rank 0, if there are such files.
+        tell: what to return of the finished artifact with these facts; called in rank 0 while the folder is held, for
+            a run with other settings may put it aside the moment after.
 
     Returns:
-        The facts, in every process.
+        What `tell` does, which is the facts if it is not given, in every process.
 
     Raises:
         UserError: what lies in the folder was not made by this program, its record is damaged, or files are that cannot
@@ -78,7 +81,8 @@ def produce(
             if folder is not None:
                 folder.restore_record()
                 say(f"{recipe.folder} is up to date")
-            return found
+                return processes.broadcast(tell(found))
+            return processes.broadcast({})
         inputs = loaded()
         if folder is not None:
             folder.make_room()
@@ -87,7 +91,8 @@ def produce(
         processes.barrier()
         if folder is not None:
             folder.finish(made)
-        return processes.broadcast(made)
+            return processes.broadcast(tell(made))
+        return processes.broadcast({})
 
 
 def _own_record(folder: Path) -> Record | None:

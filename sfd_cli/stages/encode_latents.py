@@ -31,7 +31,7 @@ def run(settings: Settings) -> dict[str, Any]:
     `semantic`.
 
     Returns:
-        The summary to print: images, shapes, folder; empty in all processes but the first.
+        The summary to print: images, shapes, folder.
 
     Raises:
         UserError: an input is missing, or they do not fit together.
@@ -49,15 +49,15 @@ def run(settings: Settings) -> dict[str, Any]:
         device = processes.device(settings.runtime.device)
         return LatentEncoder(settings, manifest, sources, device)
 
-    produce(
+    return produce(
         recipe,
         load,
         partial(_write_store, settings, recipe.fingerprint, manifest),
         metrics=paths.metrics,
         is_done=lambda _: is_readable(paths.latents),
         can_mend=lambda: True,
+        tell=lambda _: _summary(settings),
     )
-    return _summary(settings) if Processes.join().is_main else {}
 
 
 def _recipe(settings: Settings, sources: dict[str, str]) -> Recipe:

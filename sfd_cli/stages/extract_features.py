@@ -32,8 +32,7 @@ def run(settings: Settings) -> dict[str, Any]:
     from its last whole shard; under torchrun the processes take the shards in turn.
 
     Returns:
-        The summary to print: images, shape of one image's tokens, encoder, folder; empty in all
-        processes but the first.
+        The summary to print: images, shape of one image's tokens, encoder, folder.
 
     Raises:
         UserError: no images are prepared, or the encoder's weights cannot be had.
@@ -50,20 +49,23 @@ def run(settings: Settings) -> dict[str, Any]:
     def load(processes: Processes) -> VisualEncoder:
         return load_visual_encoder(encoder).to(processes.device(settings.runtime.device))
 
-    produce(
+    return produce(
         recipe,
         load,
         partial(_write_store, settings, recipe.fingerprint, manifest, indices),
         metrics=paths.metrics,
         is_done=lambda _: is_readable(paths.features),
         can_mend=lambda: True,
+        tell=lambda _: _summary(settings, f"{len(indices)} of {len(manifest)}"),
     )
-    if not Processes.join().is_main:
-        return {}
+
+
+def _summary(settings: Settings, images: str) -> dict[str, Any]:
+    paths, encoder = settings.paths, settings.encoder
     flips, tokens, width = Store(paths.features).fields["tokens"].shape
     views = f"{flips} flips x " if flips > 1 else ""
     return {
-        "images": f"{len(indices)} of {len(manifest)}",
+        "images": images,
         "tokens of an image": f"{views}{tokens} tokens x {width}",
         "encoder": f"{encoder.name}, {encoder.weights} weights, {encoder.image_size} px",
         "folder": str(paths.features),

@@ -51,7 +51,7 @@ def run(
             which neither a texture VAE nor latent statistics are needed.
 
     Returns:
-        The summary to print; empty in all processes but the first.
+        The summary to print.
 
     Raises:
         UserError: a model is missing, or models and settings do not fit together.
@@ -68,15 +68,15 @@ def run(
         return _write_latents(load, inputs, latents_out)
     recipe = _recipe(paths.samples, sample, inputs, models, runtime.device)
     folder = SampleFolder(paths.samples, runtime.workers)
-    facts = produce(
+    return produce(
         recipe,
         load,
         partial(_write_images, inputs, folder, _protocol(recipe, inputs)),
         metrics=paths.metrics,
         is_done=lambda facts: folder.is_whole(facts["images"]),
         can_mend=lambda: True,
+        tell=lambda facts: _summary(folder, facts["class_names"], grid),
     )
-    return _summary(folder, facts["class_names"], grid) if Processes.join().is_main else {}
 
 
 def _recipe(folder: Path, sample: Sample, inputs: SampleInputs, models: SamplingModels, device: str) -> Recipe:

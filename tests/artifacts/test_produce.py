@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -45,6 +46,7 @@ def run(
     is_done: Callable[[Facts], bool] = lambda facts: True,
     start_over: Callable[[], str | None] = lambda: None,
     can_mend: Callable[[], bool] = lambda: False,
+    tell: Callable[[Facts], dict[str, Any]] = lambda facts: facts,
     **settings: Any,
 ) -> Facts:
     made = recipe(root, free, command, **settings)
@@ -56,6 +58,7 @@ def run(
         is_done=is_done,
         start_over=start_over,
         can_mend=can_mend,
+        tell=tell,
     )
 
 
@@ -346,6 +349,16 @@ def test_what_resuming_needs_does_not_belong_to_the_contents(tmp_path: Path) -> 
     run(tmp_path, must_not_be_called, seed=0)
     run(tmp_path, writing("file"), seed=1)
     assert [path.parts[-3] for path in tmp_path.rglob("last")] == [folder.name for folder in aside(tmp_path)]
+
+
+def test_what_is_told_of_an_artifact_is_told_while_no_other_process_may_change_it(tmp_path: Path) -> None:
+    def tell(facts: Facts) -> dict[str, Any]:
+        with open(tmp_path / ".artifact.lock") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return {"told": facts["count"], "file": (tmp_path / "artifact" / "file").read_text()}
+
+    for make in (writing("file"), must_not_be_called):
+        assert run(tmp_path, make, seed=0, tell=tell) == {"told": 3, "file": "file"}
 
 
 def test_what_a_killed_writer_left_under_a_temporary_name_is_removed(tmp_path: Path) -> None:
