@@ -232,9 +232,9 @@ def npz(folder: Path) -> Path:
 
 
 def read_npz(path: Path) -> Any:
-    found, gaussian = open_npz(path)
+    found, gaussians = open_npz(path)
     pixels = None if found is None else list(found.batches(2))
-    return plain([pixels, None if gaussian is None else [gaussian.mean, gaussian.covariance, gaussian.count]])
+    return plain([pixels, [[one.mean, one.covariance, one.count] for one in gaussians]])
 
 
 def npy(folder: Path) -> Path:
