@@ -91,12 +91,17 @@ def draw(path: Path) -> None:
     import matplotlib.pyplot as plt
 
     worlds = [world for world in ("related", "unrelated") if BASELINE in runs_of(world)]
+    laws = list(dict.fromkeys(law for world in worlds for law in runs_of(world) if law != BASELINE))
     size = (4.5 * len(worlds), 2.6)
-    figure, axes = plt.subplots(1, len(worlds), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(worlds), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
     for world, part in zip(worlds, axes[0], strict=True):
         found = runs_of(world)
-        base, laws = found[BASELINE], [law for law in found if law != BASELINE]
+        base = found[BASELINE]
         for place, law in enumerate(laws):
+            if law not in found:
+                continue
             seeds = [
                 100 * (run["mistakes"] - base[seed]["mistakes"]) for seed, run in found[law].items() if seed in base
             ]
