@@ -42,7 +42,11 @@ def run(settings: Settings) -> dict[str, Any]:
             raise UserError(name, problem, "score it by itself")
     extractors, missing = open_extractors(settings)
     kinds = {metric.features for metric in chosen(settings.fid)}
-    extractors = [found.only(kinds) for found in extractors]
+    extractors = [wanted for found in extractors if (wanted := found.only(kinds)).widths]
+    if not extractors:
+        why = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+        problem = f"{', '.join(settings.fid.scores)} cannot be computed ({why})"
+        raise UserError("fid.scores", problem, "add scores of the features that there are, such as fd")
     compared_kinds = kinds_compared(settings.fid)
     widths = {found.name: found.only(compared_kinds).widths.values() for found in extractors}
     references = open_references(settings, widths, samples.side)

@@ -430,6 +430,23 @@ def test_more_images_than_rows_are_kept_still_count_in_the_distance(monkeypatch:
     np.testing.assert_allclose(capped.gaussian().covariance, everything.gaussian().covariance)
 
 
+def test_scores_that_no_extractor_at_hand_gives_are_refused_and_others_do_without_it(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with refusal("fid.scores", "inception_score", "fid.inception: none"):
+        fid.run(with_fid(settings, scores=["inception_score"]))
+    assert not (settings.paths.metrics / "fid.json").exists()
+
+    def logits(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": crude("inception", 5)(images)[POOLED]}
+
+    inception = Extractor("inception", {"logits": 5}, torch.device("cpu"), logits)
+    monkeypatch.setitem(EXTRACTORS, "inception", lambda settings, device: inception)
+    result = fid.run(with_fid(settings, scores=["inception_score"]))
+    assert result["inception_score"] >= 1
+    assert not [key for key in result if "dinov2" in key]
+
+
 def test_inception_weights_that_hold_more_than_tensors_are_not_unpickled(tmp_path: Path) -> None:
     class Payload:
         def __reduce__(self) -> tuple[Any, ...]:
