@@ -15,10 +15,11 @@ from torch import Tensor
 from sfd_cli.config import Settings
 from sfd_cli.data.images import ImageManifest, ImageReader
 from sfd_cli.data.moments import Moments
-from sfd_cli.evaluation.extractors import POOLED, class_token_extractor
+from sfd_cli.evaluation.extractor import POOLED
 from sfd_cli.evaluation.frechet import frechet_distance
 from sfd_cli.evaluation.gaussian import Gaussian
 from sfd_cli.evaluation.oracle import Oracle
+from sfd_cli.evaluation.vision_transformers import class_token_extractor
 from sfd_cli.networks.texture_vae import to_pixels, to_signed
 from sfd_cli.weights.models import open_texture_vae
 

@@ -29,7 +29,7 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, c
 
 from sfd_cli.data.images import image_files
 from sfd_cli.evaluation import kid, precision_recall
-from sfd_cli.evaluation.extractors import POOLED, Extractor
+from sfd_cli.evaluation.extractor import POOLED, Extractor
 from sfd_cli.evaluation.features import FeatureSet, extract
 from sfd_cli.evaluation.frechet import frechet_distance
 from sfd_cli.evaluation.gaussian import FeatureMoments, Gaussian, gaussian_of_subset

@@ -131,14 +131,15 @@ def run_row(name: str, row: Row, settings: Settings, work: Path) -> dict[str, An
     for job in plain.values():
         make(job)
     scores = read_json(jobs["fid"].folder / "metrics" / "fid.json")
+    key = f"fd_{settings.fid.encoder.short_name}"
     texture = read_json(jobs["train-texture-vae"].folder / "metrics" / "texture_vae.json")
     return {
         "row": name,
         "seed": settings.dit.seed,
         "digest": jobs["fid"].folder.name,
-        "fd": scores["fd_dinov2"],
-        "halves": scores["fd_dinov2_halves"],
-        "without guidance": read_json(plain["fid"].folder / "metrics" / "fid.json")["fd_dinov2"],
+        "fd": scores[key],
+        "halves": scores[f"{key}_halves"],
+        "without guidance": read_json(plain["fid"].folder / "metrics" / "fid.json")[key],
         "psnr": texture["psnr"],
         "also": {other: also(other, jobs) for other in row.also},
         "seconds": round(sum(one["seconds"] for one in taken.values()), 1),

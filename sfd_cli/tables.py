@@ -166,6 +166,7 @@ METRICS = Table(
         "inception_score": "sfd_cli.evaluation.inception_score:INCEPTION_SCORE",
         "kid": "sfd_cli.evaluation.kid:KID",
         "precision_recall": "sfd_cli.evaluation.precision_recall:PRECISION_RECALL",
+        "cmmd": "sfd_cli.evaluation.cmmd:CMMD",
     },
 )
 

@@ -40,11 +40,12 @@ if stage == "train" and dit.get("steps") == 13:
     sys.exit(1)
 if stage == "train" and dit.get("steps") == 600:
     time.sleep(600)
+NAME = "dinov2_vits14_112"
 if stage == "fid":
     score = 100 + 10 * dit.get("seed", 0) + dit.get("delta_t", 0.3) + values.get("sample", {}).get("steps", 24)
     folder = pathlib.Path(values["paths"]["metrics"])
     folder.mkdir(parents=True)
-    (folder / "fid.json").write_text(json.dumps({"fd_dinov2": score, "fd_dinov2_se": 0.5, "kid_dinov2": None}))
+    (folder / "fid.json").write_text(json.dumps({"fd_" + NAME: score, "fd_" + NAME + "_se": 0.5, "kid_" + NAME: None}))
 """
 QUICK: dict[str, Any] = {
     "prepare-data": {"params": ["images"], "outs": [{"data/images": {"persist": True}}]},

@@ -15,13 +15,14 @@ import torch
 from command_line import done, sfd
 from model_loading import load_semantic
 from pydantic import ValidationError
+from stand_ins import score_by
 from tiny_project import random_images, tiny_settings, write_features, write_models, write_training_images
 
 from sfd_cli import AsynchronousSchedule, LatentSpace, integrate, presets
 from sfd_cli.config import Fid, Sample, Settings, first_problem, load_settings
 from sfd_cli.data.images import ImageManifest, ImageReader, image_files
 from sfd_cli.diffusion.schedule import schedule_of
-from sfd_cli.evaluation.extractors import EXTRACTORS, Extractor
+from sfd_cli.evaluation.extractor import Extractor
 from sfd_cli.evaluation.images import ImageFiles
 from sfd_cli.pipeline.protocol import differences, effective_settings, protocol_record
 from sfd_cli.report.score_table import score_tables
@@ -149,7 +150,7 @@ def test_a_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return images.float().mean(dim=(2, 3))
 
     extractor = Extractor.of("dinov2", 3, torch.device("cpu"), colour)
-    monkeypatch.setitem(EXTRACTORS, "dinov2", lambda settings, device: extractor)
+    score_by(monkeypatch, lambda: extractor)
     with (
         added(METRICS, "nearest", "of_another_package:NEAREST"),
         added(METRICS, "shift", "of_another_package:SHIFT"),

@@ -15,12 +15,13 @@ SEEDS = "seeds.json"
 """Scores of the committed settings by training seed, among the metrics: `{score: [seed 0's, seed 1's ...]}`."""
 
 
-def compare_to_committed(metrics: Path, scores: dict[str, Any]) -> dict[str, Any]:
+def compare_to_committed(metrics: Path, scores: dict[str, Any], keys: list[str]) -> dict[str, Any]:
     """What to say of this run's scores beside the committed ones; nothing where none are committed.
 
     Args:
         metrics: folder of the scores, `fid.json` among them, and of the numbers that lead to them.
         scores: contents of this run's `fid.json`.
+        keys: of the distances in it that are put side by side.
     """
     committed = _committed(metrics / "fid.json")
     if committed is None:
@@ -32,18 +33,18 @@ def compare_to_committed(metrics: Path, scores: dict[str, Any]) -> dict[str, Any
     said = {"on": here} if here == there else {"on": here, "committed on": there}
     return {
         "your own run": said
-        | _beside(metrics, scores, committed)
+        | _beside(metrics, scores, committed, keys)
         | {"compare": "dvc metrics diff", "put back": f"git restore {LOCK} {metrics}"}
     }
 
 
-def _beside(metrics: Path, scores: dict[str, Any], committed: dict[str, Any]) -> dict[str, str]:
+def _beside(metrics: Path, scores: dict[str, Any], committed: dict[str, Any], keys: list[str]) -> dict[str, str]:
     """Each distance of this run beside the committed one, with what is known of its spread."""
     seeds = read_json(metrics / SEEDS) if (metrics / SEEDS).exists() else {}
     if not isinstance(seeds, dict):
         raise UserError(metrics / SEEDS, "has no lists of scores by name", "correct it")
     lines = {}
-    for key in ("fid", "fd_dinov2"):
+    for key in keys:
         ours, theirs = scores.get(key), committed.get(key)
         if ours is None or theirs is None:
             continue

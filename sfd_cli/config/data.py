@@ -92,6 +92,13 @@ class Encoder(Section):
     )
 
     @property
+    def short_name(self) -> str:
+        """What stands for it in names of scores: its name, the side it sees, and whether it was never trained."""
+        seen = f"{self.image_size}" if self.tiles == 1 else f"{self.image_size}x{self.tiles}"
+        random = "_random" if self.weights == "random" else ""
+        return f"{self.name}_{seen}{random}".replace(".", "_")
+
+    @property
     def patch_size(self) -> int:
         """Side of one patch in pixels, read from the encoder's name.
 

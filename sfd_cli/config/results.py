@@ -124,16 +124,16 @@ class Sample(Section):
 
 
 class Fid(Section):
-    """`fid`: Fréchet distances, Inception score, KID, precision and recall of the samples."""
+    """`fid`: Fréchet distances, Inception score, KID, precision, recall and CMMD of the samples."""
 
     reference: Path | None = Field(
         None,
         description="npz of images or of mu/sigma, an image folder, or adm_imagenet256; unset: the training images",
     )
     scores: list[Annotated[str, AfterValidator(METRICS.require)]] = Field(
-        ["fd", "sfid", "inception_score", "kid", "precision_recall"],
+        ["fd", "sfid", "inception_score", "kid", "precision_recall", "cmmd"],
         min_length=1,
-        description="what to compute: fd, sfid, inception_score, kid, precision_recall",
+        description="what to compute: fd, sfid, inception_score, kid, precision_recall, cmmd",
     )
     num_images: int | None = Field(None, gt=0, description="score exactly this many samples; unset: all there are")
     beside: list[Path] = Field(
@@ -141,7 +141,14 @@ class Fid(Section):
         description="other folders or npz of images, scored against the same reference and compared with samples",
     )
     inception: Literal["auto", "none"] = Field("auto", description="auto: where its weights are present or fetchable")
-    encoder: Encoder = Field(Encoder(weights="demo", image_size=112), description="encoder of fd_dinov2 (class token)")
+    dinov2: Literal["auto", "none"] = Field("none", description="auto: FD-DINOv2 as EDM2 has it; 1.2 GB of weights")
+    clip: Literal["auto", "none"] = Field(
+        "none", description="auto: CMMD by CLIP ViT-L/14 at 336 px; 1.2 GB of weights"
+    )
+    encoder: Encoder = Field(
+        Encoder(weights="demo", image_size=112),
+        description="a DINOv2 or other ViT whose class token is scored too; its name is in the scores' names",
+    )
     batch_size: int = Field(64, gt=0, description="images per forward pass")
     neighbours: int = Field(3, gt=0, description="k of precision and recall")
     baselines: bool = Field(True, description="also score an untrained model and two halves of the data")

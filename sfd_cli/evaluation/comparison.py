@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sfd_cli.config import Fid, Settings
 from sfd_cli.errors import UserError
-from sfd_cli.evaluation.extractors import Extractor
+from sfd_cli.evaluation.extractor import Extractor
 from sfd_cli.evaluation.features import FeatureSet, extract
 from sfd_cli.evaluation.gaussian import Gaussian
 from sfd_cli.evaluation.images import ImageSource

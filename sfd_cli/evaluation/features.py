@@ -7,7 +7,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sfd_cli.errors import StageFailure
-from sfd_cli.evaluation.extractors import Extractor
+from sfd_cli.evaluation.extractor import Extractor
 from sfd_cli.evaluation.gaussian import FeatureMoments, Gaussian
 from sfd_cli.evaluation.images import ImageSource
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from sfd_cli.evaluation.extractors import SPATIAL
+from sfd_cli.evaluation.extractor import SPATIAL
 from sfd_cli.evaluation.gaussian import Gaussian, gaussian_of_subset
 from sfd_cli.evaluation.metric import GaussianDistance
 from sfd_cli.evaluation.reasons import TooFewImages

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sfd_cli.evaluation.extractors import Extractor
+from sfd_cli.evaluation.extractor import Extractor
 from sfd_cli.evaluation.gaussian import Gaussian
 from sfd_cli.evaluation.npz import open_npz
 from sfd_cli.evaluation.reference import Reference

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from sfd_cli.data.near_duplicates import near_duplicate_clusters
 from sfd_cli.errors import StageFailure
-from sfd_cli.evaluation.extractors import POOLED, Extractor
+from sfd_cli.evaluation.extractor import POOLED, Extractor
 from sfd_cli.evaluation.images import ImageSource
 
 PERCENTILE = 1.0

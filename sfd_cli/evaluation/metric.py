@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from sfd_cli.config import Fid
-from sfd_cli.evaluation.extractors import LOGITS, POOLED
+from sfd_cli.evaluation.extractor import LOGITS, POOLED
 from sfd_cli.evaluation.features import FeatureSet
 from sfd_cli.evaluation.gaussian import Gaussian, gaussian_of_subset
 from sfd_cli.evaluation.reasons import NotComputable, Scores, unavailable

@@ -23,7 +23,8 @@ from sfd_cli.data.moments import Moments
 from sfd_cli.data.store import Store
 from sfd_cli.errors import UserError
 from sfd_cli.evaluation.comparison import compare
-from sfd_cli.evaluation.extractors import EXTRACTORS, POOLED
+from sfd_cli.evaluation.extractor import POOLED
+from sfd_cli.evaluation.extractors import EXTRACTORS
 from sfd_cli.evaluation.features import FeatureSet, extract
 from sfd_cli.evaluation.frechet import frechet_distance
 from sfd_cli.evaluation.gaussian import Gaussian
@@ -147,7 +148,7 @@ class Oracle:
     def _features(self, *real_semantics: bool) -> tuple[list[FeatureSet], Gaussian]:
         """Those of images with real semantics, or with their own, for each; and the reference's."""
         settings, fid = self.settings, self.settings.fid
-        extractor = EXTRACTORS["dinov2"](settings, self.sampler.device)
+        extractor = EXTRACTORS["encoder"].open(settings, self.sampler.device)
         references = open_references(settings, {extractor.name: extractor.widths.values()}, self.sampler.image_size)
         first, *others = (PairedImages(self.sampler, self.store, self.count, real) for real in real_semantics)
         compared = compare(settings, first, references, [extractor])[extractor.name][POOLED]

@@ -6,16 +6,22 @@ from collections.abc import Collection
 from typing import Any
 
 from sfd_cli.config import Fid
-from sfd_cli.evaluation.extractors import KINDS, POOLED, Extractor
+from sfd_cli.evaluation.extractor import POOLED, Extractor
+from sfd_cli.evaluation.extractors import EXTRACTORS
 from sfd_cli.evaluation.metric import Compared, GaussianDistance, Metric, RowMetric, SampleMetric
 from sfd_cli.evaluation.reasons import Scores, unavailable
 from sfd_cli.tables import METRICS
 
+HEADLINE = "fd"
+"""The number that is looked for first."""
+PLAIN = ("inception", "clip")
+"""Extractors of which the field's scores are without saying so."""
+
 
 def name_of(extractor: str, key: str) -> str:
-    """What a metric's key is in `fid.json`: the field's names for Inception's, with the extractor for others."""
+    """A metric's key in `fid.json`: the field's name for Inception's and CLIP's, with the extractor's for others."""
     head, _, tail = key.partition("_")
-    if extractor != "inception":
+    if extractor not in PLAIN:
         head = f"{head}_{extractor}"
     elif head == "fd":
         head = "fid"
@@ -38,7 +44,8 @@ def summarise(
 ) -> dict[str, Any]:
     """Scores and their reasons, `counts` and `notes` of all extractors, as `fid.json` has them.
 
-    `compared` holds the features of each of `extractors` by kind; `missing` says why there are no others, by name.
+    `compared` holds the features of each of `extractors` by kind; `missing` says why there are no others, by their keys
+    in `EXTRACTORS`. `features` are the names of all, in the order of the page, and what the page calls them.
     """
     scores: Scores = {}
     counts: dict[str, Any] = {}
@@ -49,9 +56,11 @@ def summarise(
         counts |= {"samples": sets[0].samples.count} | _renamed(name, images)
         if untrained := next((found.untrained for found in sets if found.untrained is not None), None):
             counts["untrained"] = untrained.count
-    for name, reason in missing.items():
-        metrics = chosen(options, KINDS.get(name, (POOLED,)))
+    for missed, reason in missing.items():
+        name, metrics = EXTRACTORS[missed].name(options), chosen(options, EXTRACTORS[missed].kinds)
         keys = [score.key for metric in metrics for score in metric.scores if not score.baseline]
+        if not keys:
+            continue
         scores |= _renamed(name, unavailable(keys[:1], reason))
         scores |= _renamed(name, unavailable(keys[1:], f"see {name_of(name, keys[0])}_reason"))
     notes = [
@@ -61,7 +70,13 @@ def summarise(
         for width in [extractor.widths.get(POOLED, 0)]
         if counts["samples"] <= width
     ]
-    return scores | {"counts": counts, "notes": notes}
+    named = {entry.name(options): entry.label(options) for entry in EXTRACTORS.values()}
+    return scores | {"features": named, "counts": counts, "notes": notes}
+
+
+def distances_of(found: dict[str, Any]) -> list[str]:
+    """Keys of the Fréchet distances that a `fid.json` has, or says why it has not, in the order of the page."""
+    return list(dict.fromkeys(name_of(extractor, HEADLINE) for extractor in found.get("features", {})))
 
 
 def headline_scores(found: dict[str, Any], extractors: list[str]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from math import hypot
 from typing import Any
 
 from sfd_cli.config import Fid
-from sfd_cli.evaluation.extractors import Extractor
+from sfd_cli.evaluation.extractor import Extractor
 from sfd_cli.evaluation.features import extract
 from sfd_cli.evaluation.images import ImageSource
 from sfd_cli.evaluation.metric import Compared, GaussianDistance

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from sfd_cli.evaluation.extractors import LABELS
 from sfd_cli.evaluation.metric import Metric, Score
-from sfd_cli.evaluation.scores import name_of
+from sfd_cli.evaluation.scores import HEADLINE, name_of
 from sfd_cli.report.page import draw_ruler
 from sfd_cli.tables import METRICS
-
-# The number that is looked for first.
-HEADLINE = "fd"
 
 
 def score_tables(found: dict[str, Any]) -> dict[str, Any]:
     """Rows, rulers and notes for the page from the contents of `fid.json`."""
     rows, rulers, notes = [], [], list(found.get("notes", []))
-    for extractor, features in LABELS.items():
+    for extractor, features in found.get("features", {}).items():
         shown, missing = [], []
         for name in METRICS:
             metric: Metric = METRICS[name]
@@ -41,7 +37,7 @@ def score_tables(found: dict[str, Any]) -> dict[str, Any]:
 def headlines(found: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Of each extractor there is: name, value and note of the number that is looked for first."""
     lines = []
-    for extractor, features in LABELS.items():
+    for extractor, features in found.get("features", {}).items():
         value = found.get(name_of(extractor, HEADLINE))
         if value is not None:
             beside = [("untrained", "an untrained model"), ("halves", "two halves of the data")]
@@ -63,7 +59,7 @@ def _row(found: dict[str, Any], metric: Metric, score: Score, extractor: str) ->
         compared=counts.get(name_of(extractor, score.key), (0, 0)),
         reference=f"{reference:,} reference images" if reference else "published statistics",
     )
-    label = f"{score.label}, {LABELS[extractor]}"
+    label = f"{score.label}, {found['features'][extractor]}"
     return {"name": label, "value": value, "source": images, "main": score.key == HEADLINE}
 
 

@@ -42,7 +42,7 @@ def run(settings: Settings) -> dict[str, Any]:
     training = ImageFiles([manifest.path(row) for row in rows], samples.side, settings.runtime.workers)
     if min(samples.images.count, training.count) < 2:
         raise UserError("samples", "one image is not enough to compare", "give more")
-    extractor = EXTRACTORS["dinov2"](settings, choose_device(settings.runtime.device))
+    extractor = EXTRACTORS["encoder"].open(settings, choose_device(settings.runtime.device))
     views = [
         two_views(images, what, extractor, settings.fid.batch_size)
         for images, what in ((samples.images, "samples"), (training, "training images"))

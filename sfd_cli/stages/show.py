@@ -8,6 +8,7 @@ from sfd_cli.artifacts.committed import compare_to_committed
 from sfd_cli.artifacts.timings import seconds_of_stages
 from sfd_cli.config import Settings
 from sfd_cli.errors import UserError
+from sfd_cli.evaluation.scores import distances_of
 from sfd_cli.files import read_as
 
 
@@ -24,16 +25,23 @@ def run(settings: Settings) -> dict[str, Any]:
     if not scores.exists():
         raise UserError(scores, "does not exist", "run `dvc repro`, or `sfd fid` after `sfd sample`")
     found = read_as(dict[str, Any], scores)
+    keys = distances_of(found)
     return {
         "sample grid": str(settings.paths.reports / "samples.png"),
         "report": str(settings.paths.reports / "index.html"),
         "scores": str(scores),
-        "fid": found["fid"] if found.get("fid") is not None else f"none: {found.get('fid_reason', 'not computed')}",
-        "fd_dinov2": {
-            "samples": found.get("fd_dinov2"),
-            "untrained model (ceiling)": found.get("fd_dinov2_untrained"),
-            "two halves of the data (floor)": found.get("fd_dinov2_halves"),
-        },
+        **{key: _distance(found, key) for key in keys},
         "seconds": seconds_of_stages(settings.paths.metrics / "timings"),
-        **compare_to_committed(settings.paths.metrics, found),
+        **compare_to_committed(settings.paths.metrics, found, keys),
+    }
+
+
+def _distance(found: dict[str, Any], key: str) -> dict[str, Any] | str:
+    """A Fréchet distance between its ceiling and its floor, or why there is none."""
+    if found.get(key) is None:
+        return f"none: {found.get(f'{key}_reason', 'not computed')}"
+    return {
+        "samples": found[key],
+        "untrained model (ceiling)": found.get(f"{key}_untrained"),
+        "two halves of the data (floor)": found.get(f"{key}_halves"),
     }

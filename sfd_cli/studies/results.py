@@ -15,7 +15,7 @@ from sfd_cli.files import fingerprint, read_json, write_json
 from sfd_cli.laws import LEARNED, is_synchronous, law_of
 from sfd_cli.machine import commit, machine
 from sfd_cli.studies.layers import lookup
-from sfd_cli.studies.study import Study
+from sfd_cli.studies.study import Study, key_of
 
 RESULTS = "results.json"
 # Sections that have no part in a score.
@@ -64,7 +64,7 @@ def result_of(
     `schedule` and `sampled` are the laws of training and of sampling with their numbers, 0 where both streams have one
     time; where `learned`, they are what was found. `<score>_se` is the score's standard error over draws of the
     samples, null where it has none; `seconds` and `cpu_seconds` are those of all stages, shared ones too, null where
-    one was interrupted.
+    one was interrupted. `encoder` is the one that `fd_dinov2` and others of its scores are of.
 
     Args:
         study: the study.
@@ -81,10 +81,11 @@ def result_of(
         UserError: the transformer follows a learned schedule, and there is none.
     """
     found = read_json(scores)
-    score = found.get(study.score)
+    key = key_of(study.score, settings.fid)
+    score = found.get(key)
     if not isinstance(score, int | float):
-        reason = found.get(f"{study.score}_reason", "it is not among them")
-        raise StageFailure(scores, f"has no number {study.score}: {reason}", "see `score` and fid.scores")
+        reason = found.get(f"{key}_reason", "it is not among them")
+        raise StageFailure(scores, f"has no number {key}: {reason}", "see `score` and fid.scores")
     whole = not any(one["resumed"] for one in taken.values())
     values = settings.model_dump(mode="json")
     followed = with_learned_law(settings.dit, learned)
@@ -101,7 +102,8 @@ def result_of(
         "repa": settings.dit.repa,
         "steps": settings.dit.steps,
         study.score: score,
-        f"{study.score}_se": found.get(f"{study.score}_se"),
+        f"{study.score}_se": found.get(f"{key}_se"),
+        "encoder": settings.fid.encoder.short_name,
         "seconds": round(sum(one["seconds"] for one in taken.values()), 1) if whole else None,
         "cpu_seconds": round(sum(one["cpu"] for one in taken.values()), 1) if whole else None,
         **{key: lookup(values, key) for key in study.varied},

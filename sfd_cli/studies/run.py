@@ -17,7 +17,7 @@ from sfd_cli.messages import say
 from sfd_cli.studies.page import PAGE, require_page, write_page
 from sfd_cli.studies.pipeline import Job, Stopped, alone, made, make, plan, read_stages
 from sfd_cli.studies.results import RESULTS, Record, digest, read_results, result_of, write_results
-from sfd_cli.studies.study import STUDIES, Study, chosen, open_study, read_base, settings_of
+from sfd_cli.studies.study import STUDIES, Study, chosen, key_of, open_study, read_base, settings_of
 
 RUNS = STUDIES / ".runs"
 # DVC tells the commands that it runs that it does; these are none of them.
@@ -184,15 +184,15 @@ def _require_distinct(runs: list[Run]) -> None:
 
 def _require_score(study: Study, settings: Settings) -> None:
     """Raises a UserError if `fid.json` will have no such number."""
-    from sfd_cli.evaluation.extractors import KINDS
+    from sfd_cli.evaluation.extractors import EXTRACTORS
     from sfd_cli.evaluation.scores import chosen, name_of
 
     known = [
-        name_of(extractor, score.key)
-        for extractor, kinds in KINDS.items()
-        for metric in chosen(settings.fid, kinds)
+        name_of(entry.name(settings.fid), score.key)
+        for entry in EXTRACTORS.values()
+        for metric in chosen(settings.fid, entry.kinds)
         for score in metric.scores
         if not score.baseline
     ]
-    if study.score not in known:
+    if key_of(study.score, settings.fid) not in known:
         raise UserError("score", f"{study.score} is not computed", f"known: {', '.join(known)}; see fid.scores")

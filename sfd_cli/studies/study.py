@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from sfd_cli.config import DEFAULT_PARAMS, Section, Settings, first_problem, validate_settings
+from sfd_cli.config import DEFAULT_PARAMS, Fid, Section, Settings, first_problem, validate_settings
 from sfd_cli.errors import SettingError, UserError
 from sfd_cli.files import read_yaml
 from sfd_cli.presets import list_presets, preset_text
@@ -41,7 +41,10 @@ class Study(Section):
     seeds: list[Annotated[int, Field(ge=0)]] = Field(
         [0, 1, 2, 3], min_length=1, description="seeds of transformer and guide; the samples keep theirs"
     )
-    score: str = Field("fd_dinov2", description="a number of fid.json")
+    score: str = Field(
+        "fd_dinov2",
+        description="a number of fid.json; fd_dinov2 is of the DINOv2 in fid.encoder, which results name",
+    )
 
     @field_validator("vary", mode="before")
     @classmethod
@@ -92,6 +95,17 @@ class Study(Section):
     def varied(self) -> list[str]:
         """Dotted keys of all settings in which rows differ."""
         return list(dict.fromkeys(key for row in self.rows.values() for key in dotted(row)))
+
+
+def key_of(score: str, options: Fid) -> str:
+    """The number of `fid.json` that a study calls `score`: its `fd_dinov2` leaves out which DINOv2 `fid.encoder` is.
+
+    Where EDM2's FD-DINOv2 is computed (`fid.dinov2`) the name is that one's.
+    """
+    name = options.encoder.short_name
+    if options.dinov2 != "none" or name in score or not name.startswith("dinov2"):
+        return score
+    return score.replace("_dinov2", f"_{name}", 1)
 
 
 def settings_of(study: Study, row: str, seed: int, base: dict[str, Any], source: object) -> Settings:

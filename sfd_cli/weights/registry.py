@@ -221,6 +221,14 @@ _ENTRIES = [
         size=95_628_359,
         kind="metric",
     ),
+    Weights(
+        name="clip_vitl14_336",
+        file="clip_vitl14_336.safetensors",
+        source=Hub("timm/vit_large_patch14_clip_336.openai", "model.safetensors"),
+        purpose="CLIP ViT-L/14 at 336 px, of CMMD, as timm publishes it",
+        licence="Apache-2.0",
+        kind="metric",
+    ),
     _adm_reference(
         256,
         "VIRTUAL_imagenet256_labeled.npz",

@@ -14,7 +14,7 @@ from hand_made_features import fitted
 from torch import Tensor, nn
 
 from sfd_cli.evaluation import extractors
-from sfd_cli.evaluation.extractors import LOGITS, POOLED, SPATIAL, Extractor
+from sfd_cli.evaluation.extractor import LOGITS, POOLED, SPATIAL, Extractor
 from sfd_cli.evaluation.frechet import FRECHET, SPATIAL_FRECHET
 from sfd_cli.evaluation.inception_score import inception_score
 from sfd_cli.evaluation.precision_recall import precision_recall

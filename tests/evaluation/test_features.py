@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from sfd_cli.config import Encoder
 from sfd_cli.errors import StageFailure
-from sfd_cli.evaluation import extractors as module
 from sfd_cli.evaluation import features as features_module
-from sfd_cli.evaluation.extractors import POOLED, Extractor
+from sfd_cli.evaluation import vision_transformers as module
+from sfd_cli.evaluation.extractor import POOLED, Extractor
 from sfd_cli.evaluation.features import FeatureSet, extract
 
 CPU = torch.device("cpu")
@@ -59,7 +59,7 @@ def test_the_encoders_extractor_gives_class_tokens_of_images_between_zero_and_on
     config = Encoder()
     extractor = module.class_token_extractor(config, CPU)
     assert asked == [config]
-    assert (extractor.name, extractor.widths, extractor.device) == ("dinov2", {POOLED: 3}, CPU)
+    assert (extractor.name, extractor.widths, extractor.device) == ("dinov2_vits14_112", {POOLED: 3}, CPU)
     torch.testing.assert_close(extractor(IMAGES)[POOLED], IMAGES[:, :, 0, 0] / 255)
 
 

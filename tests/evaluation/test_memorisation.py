@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from refusals import refusal
+from stand_ins import put
 from tiny_project import random_images, tiny_settings, write_training_images
 
 from sfd_cli.config import Settings
-from sfd_cli.evaluation.extractors import EXTRACTORS, Extractor
+from sfd_cli.evaluation.extractor import Extractor
 from sfd_cli.evaluation.memorisation import memorisation, nearest
 from sfd_cli.files import read_json
 from sfd_cli.stages import memorisation as stage
@@ -93,7 +94,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     found.paths.samples.mkdir()
     for index in range(20):
         blocks(1000 + index).save(found.paths.samples / f"{index:02}.png")
-    monkeypatch.setitem(EXTRACTORS, "dinov2", lambda settings, device: blurred_colours())
+    put(monkeypatch, "encoder", blurred_colours)
     return found
 
 

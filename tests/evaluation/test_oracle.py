@@ -9,12 +9,13 @@ import pytest
 import torch
 from latent_stores import normal, store_of
 from refusals import refusal
+from stand_ins import put
 from tiny_project import SEMANTIC, SIDE, TEXTURE, tiny_settings, write_models, write_training_images
 
 from sfd_cli.config import Settings
 from sfd_cli.data.latent_space import read_latents
 from sfd_cli.evaluation import oracle
-from sfd_cli.evaluation.extractors import EXTRACTORS, Extractor
+from sfd_cli.evaluation.extractor import Extractor
 from sfd_cli.evaluation.frechet import frechet_distance
 from sfd_cli.evaluation.gaussian import Gaussian
 from sfd_cli.evaluation.oracle import PARTS, Oracle, PairedImages
@@ -33,7 +34,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     store_of(settings.paths.latents, *streams, [index % 3 for index in range(COUNT)], mean=0.1, std=0.9)
     weights = torch.randn(3 * SIDE * SIDE, 6, generator=torch.Generator().manual_seed(0)) / 30
     crude = Extractor.of("dinov2", 6, torch.device("cpu"), lambda images: images.float().flatten(1) @ weights)
-    monkeypatch.setitem(EXTRACTORS, "dinov2", lambda settings, device: crude)
+    put(monkeypatch, "encoder", lambda: crude)
     return settings
 
 

@@ -11,7 +11,7 @@ from hand_made_features import fitted
 from torch import Tensor
 
 from sfd_cli.config import Fid
-from sfd_cli.evaluation.extractors import POOLED, Extractor
+from sfd_cli.evaluation.extractor import POOLED, Extractor
 from sfd_cli.evaluation.features import FeatureSet
 from sfd_cli.evaluation.frechet import FRECHET, extrapolated, frechet_distance, standard_error
 from sfd_cli.evaluation.gaussian import Gaussian
@@ -236,6 +236,7 @@ def test_every_number_has_a_row_that_says_what_it_is_and_from_how_many_images() 
         ("kid", "Kernel distance (KID)", pairs, "kid_std", False),
         ("precision", "Precision", pairs, "", False),
         ("recall", "Recall", pairs, "", False),
+        ("cmmd", "CLIP discrepancy (CMMD)", pairs, "", False),
     ]
 
 
@@ -301,6 +302,7 @@ def test_a_summary_without_baselines_has_no_halves_and_one_metric_is_enough() ->
         "kid",
         "kid_std",
         *(f"{name}{end}" for name in ("kid_wide", "kid_dinov2") for end in ("", "_reason")),
+        "features",
         "counts",
         "notes",
     }

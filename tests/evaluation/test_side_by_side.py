@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from refusals import refusal
+from stand_ins import score_by
 from tiny_project import SIDE, random_images, tiny_settings, write_models, write_training_images
 
 from sfd_cli.config import Settings
-from sfd_cli.evaluation.extractors import EXTRACTORS, Extractor
+from sfd_cli.evaluation.extractor import Extractor
 from sfd_cli.evaluation.images import ImageFiles
 from sfd_cli.stages import fid
 
@@ -30,7 +31,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     write_models(found)
     for folder, count, brightness in (("samples", 12, 0.8), ("near", 14, 0.8), ("far", 12, 0.3)):
         random_images(tmp_path / folder, [f"{index}.png" for index in range(count)], count, brightness)
-    monkeypatch.setitem(EXTRACTORS, "dinov2", lambda settings, device: colour())
+    score_by(monkeypatch, colour)
     return changed(found, tmp_path / "samples", baselines=False)
 
 

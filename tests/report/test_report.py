@@ -11,12 +11,13 @@ import pytest
 import torch
 from PIL import Image
 from refusals import refusal
+from stand_ins import score_by
 from tiny_project import CLASSES, SIDE, tiny_settings, write_models, write_training_images
 
 from sfd_cli.artifacts.sample_folder import Samples
 from sfd_cli.config import Settings
 from sfd_cli.diffusion.schedule import AsynchronousSchedule
-from sfd_cli.evaluation.extractors import EXTRACTORS, Extractor
+from sfd_cli.evaluation.extractor import Extractor
 from sfd_cli.files import read_json, write_json
 from sfd_cli.pipeline.trajectory import Trajectory, follow_samples, nearest, pick_progress
 from sfd_cli.report.curves import COLOURS, Curve, draw_curves, read_curves, read_validation, smooth
@@ -42,7 +43,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     weights = torch.randn(3 * SIDE * SIDE, 6, generator=torch.Generator().manual_seed(0)) / 30
     crude = Extractor.of("dinov2", 6, torch.device("cpu"), lambda images: images.float().flatten(1) @ weights)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(EXTRACTORS, "dinov2", lambda settings, device: crude)
+        score_by(patch, lambda: crude)
         fid.run(settings)
     report.run(settings)
     return settings

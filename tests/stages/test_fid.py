@@ -16,13 +16,14 @@ from hand_made_features import fitted
 from PIL import Image
 from pydantic import ValidationError
 from refusals import refusal
+from stand_ins import put, score_by
 from tiny_project import CLASSES, SIDE, random_images, tiny_settings, write_models, write_training_images
 
 from sfd_cli.config import Fid, Sample, Settings
 from sfd_cli.data.images import image_files
 from sfd_cli.evaluation import extractors
 from sfd_cli.evaluation import features as features_module
-from sfd_cli.evaluation.extractors import EXTRACTORS, POOLED, Extractor
+from sfd_cli.evaluation.extractor import POOLED, Extractor
 from sfd_cli.evaluation.features import extract
 from sfd_cli.evaluation.frechet import frechet_distance
 from sfd_cli.evaluation.images import ImageFiles
@@ -48,7 +49,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     write_training_images(settings)
     write_models(settings)
     write_samples(settings)
-    monkeypatch.setitem(EXTRACTORS, "dinov2", lambda settings, device: crude())
+    score_by(monkeypatch, crude)
     return settings
 
 
@@ -193,7 +194,7 @@ def test_with_inception_the_same_images_give_fid_kid_precision_and_recall(
 ) -> None:
     weights = tmp_path / "inception.pth"
     weights.write_bytes(b"weights")
-    monkeypatch.setattr(extractors, "inception_weights", lambda: weights)
+    monkeypatch.setattr(extractors, "optional_weights", lambda name: weights)
     monkeypatch.setattr(extractors, "inception_extractor", lambda path, device: crude("inception", 10))
     result = fid.run(with_fid(settings, inception="auto"))
     assert all(isinstance(result[key], float) for key in ("fid", "kid", "precision", "recall", "fid_untrained"))
@@ -315,7 +316,7 @@ def named(found: Extractor, weights: str) -> Extractor:
 def distances_alone(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Only Fréchet distances of features whose weights are known, and a cache of its own."""
     monkeypatch.setenv("SFD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(EXTRACTORS, "dinov2", lambda settings, device: named(crude(), "a"))
+    score_by(monkeypatch, lambda: named(crude(), "a"))
     return with_fid(settings, scores=["fd"], baselines=False)
 
 
@@ -354,12 +355,12 @@ def test_statistics_are_of_these_images_and_weights_alone(
     distances_alone: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fid.run(distances_alone)
-    monkeypatch.setitem(EXTRACTORS, "dinov2", lambda settings, device: named(crude(), "b"))
+    score_by(monkeypatch, lambda: named(crude(), "b"))
     write_training_images(distances_alone, count=21)
     others = fid.run(distances_alone)
     assert others["counts"]["fd_dinov2_reference"] == 21
     missing = remove_training_images(distances_alone)
-    monkeypatch.setitem(EXTRACTORS, "dinov2", lambda settings, device: named(crude(), "a"))
+    score_by(monkeypatch, lambda: named(crude(), "a"))
     with refusal(missing):
         fid.run(distances_alone)
 
@@ -441,7 +442,7 @@ def test_scores_that_no_extractor_at_hand_gives_are_refused_and_others_do_withou
         return {"logits": crude("inception", 5)(images)[POOLED]}
 
     inception = Extractor("inception", {"logits": 5}, torch.device("cpu"), logits)
-    monkeypatch.setitem(EXTRACTORS, "inception", lambda settings, device: inception)
+    put(monkeypatch, "inception", lambda: inception)
     result = fid.run(with_fid(settings, scores=["inception_score"]))
     assert result["inception_score"] >= 1
     assert not [key for key in result if "dinov2" in key]

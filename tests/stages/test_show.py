@@ -17,7 +17,14 @@ from sfd_cli.stages import show
 
 REPOSITORY = Path(__file__).parents[2]
 METRICS = Path("metrics")
-SCORES = {"fd_dinov2": 62.55, "fd_dinov2_se": 2.68, "fid": None, "fid_reason": "none here", "machine": machine()}
+SCORES = {
+    "features": {"dinov2": "DINOv2", "inception": "Inception"},
+    "fd_dinov2": 62.55,
+    "fd_dinov2_se": 2.68,
+    "fid": None,
+    "fid_reason": "none here",
+    "machine": machine(),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +106,7 @@ def test_nothing_scored_yet_is_said_in_one_sentence() -> None:
 
 
 def test_the_spread_over_seeds_is_that_of_the_recorded_runs_and_of_the_readme() -> None:
-    seeds = json.loads((REPOSITORY / "metrics" / "seeds.json").read_text())["fd_dinov2"]
+    seeds = json.loads((REPOSITORY / "metrics" / "seeds.json").read_text())["fd_dinov2_vits14_84"]
     rows = json.loads((REPOSITORY / "benchmarks" / "results" / "speedrun.json").read_text())
     assert seeds == [row["fd"] for row in rows if row["row"] == "rate"]
     assert f"({', '.join(f'{one:.1f}' for one in seeds)})" in (REPOSITORY / "README.md").read_text()
