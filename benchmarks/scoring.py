@@ -7,13 +7,10 @@ own, above what it held before the work began. Linux only. `--quick` is for tryi
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ import numpy as np
 import scipy.linalg
 import torch
 import torch.nn.functional as F
+from memory import median, turns
 from PIL import Image
 from torch import Tensor
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
@@ -38,62 +36,6 @@ from sfd_cli.evaluation.npz import open_npz
 
 BATCH = 64
 SUBSETS = 10  # of KID's 100, which take their memory one after the other
-PRELOADED = ["scipy.linalg", "sfd_cli.evaluation.images", "sfd_cli.evaluation.features", "torch_fidelity.metric_kid"]
-PRELOADED += ["torch_fidelity.metric_prc", "sfd_cli.evaluation.kid", "sfd_cli.evaluation.precision_recall"]
-
-
-# Memory of a process of its own
-
-
-def in_its_own_process(work: Callable[[], Any]) -> dict[str, Any]:
-    """Run `work` alone in a process: `seconds`, `mb` (peak of anonymous memory above the start) and its `result`."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    here, there = context.Pipe()
-    process = context.Process(target=_work, args=(there, work))
-    process.start()
-    there.close()
-    held = here.recv()
-    peak = held
-    here.send("go")
-    while not here.poll(0.002):
-        peak = max(peak, anonymous(process.pid))
-    seconds, result = here.recv()
-    process.join()
-    return {"seconds": seconds, "mb": (peak - held) / 1e6, "result": result}
-
-
-def _work(pipe: Connection, work: Callable[[], Any]) -> None:
-    # The first product of each library starts its threads, and their buffers are no part of the work.
-    _ = np.ones((256, 256)) @ np.ones((256, 256)), torch.ones(256, 256) @ torch.ones(256, 256)
-    pipe.send(anonymous(os.getpid()))
-    pipe.recv()
-    started = time.perf_counter()
-    result = work()
-    pipe.send((time.perf_counter() - started, result))
-
-
-def anonymous(process: int | None) -> int:
-    """Anonymous resident memory of a process, bytes."""
-    try:
-        status = Path(f"/proc/{process}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon")), 0)
-
-
-def turns(candidates: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, list[dict[str, Any]]]:
-    """Each candidate in a process of its own, turn by turn."""
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in candidates}
-    for _ in range(repetitions):
-        for name, work in candidates.items():
-            found[name].append(in_its_own_process(work))
-    return found
-
-
-def median(runs: list[dict[str, Any]], key: str) -> float:
-    """Median over the repetitions."""
-    return float(np.median([run[key] for run in runs]))
 
 
 # Images to features
@@ -120,7 +62,7 @@ def streamed(path: Path, width: int, device: str, compare: bool) -> tuple[float,
         return summary
     kid.SUBSETS = 1
     distance = kid.kernel_distance(found.rows, found.rows)["mean"]
-    return (*summary, distance, _nearest(found.rows, precision_recall.DISTANCES))
+    return (*summary, distance, _nearest_by_tiles(found.rows))
 
 
 def loaded_whole(path: Path, width: int, device: str, compare: bool) -> tuple[float, ...]:
@@ -146,6 +88,15 @@ def loaded_whole(path: Path, width: int, device: str, compare: bool) -> tuple[fl
 def _nearest(rows: Tensor, block: int) -> float:
     """One block of the distances that precision and recall look at, as torch-fidelity takes it."""
     return float(calc_cdist_part(rows[:block], rows, block).kthvalue(4).values[:64].sum())
+
+
+def _nearest_by_tiles(rows: Tensor) -> float:
+    """The same as `sfd fid` takes it."""
+    tile = precision_recall.TILE
+    nearest = torch.full((len(rows[:tile]), 4), torch.inf)
+    for others in rows.split(tile):
+        nearest = precision_recall._smallest(nearest, torch.cdist(rows[:tile], others))
+    return float(nearest[:64, -1].sum())
 
 
 def _summary(gaussian: Gaussian, rows: np.ndarray) -> tuple[float, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -114,9 +114,49 @@ class Processes:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def gather(self, make: Callable[[], T]) -> list[T]:
+        """What `make` gives in every process, which must be picklable, in their order; nothing but in the first one.
+
+        What it raises in any of them is raised in the first one, to be told once. The others end without a word, also
+        where the first one has come to its end without them.
+        """
+        if self.count == 1:
+            return [make()]
+        mine: T | Exception
+        try:
+            mine = make()
+        except Exception as error:
+            mine = error
+        found: list[Any] = [None] * self.count
+        try:
+            dist.gather_object(mine, found if self.is_main else None)
+            failed = self.any(isinstance(mine, Exception))
+            if failed and not self.is_main:
+                self.barrier()  # until the first one has told and is gone, for torchrun ends all as soon as one is
+        except RuntimeError:
+            if self.is_main:
+                raise
+            failed = True
+        if failed and not self.is_main:
+            raise SystemExit(1)
+        for one in found:
+            if isinstance(one, Exception):
+                raise one
+        return found if self.is_main else []
+
+    def agree(self, make: Callable[[], T]) -> T:
+        """What `make` gives here, once it has given something in every process; errors as by `gather`."""
+        box: list[T] = []
+        self.gather(lambda: box.append(make()))
+        return box[0]
+
     def barrier(self) -> None:
         """Wait until every process is here."""
         self.any(False)
+
+
+ALONE = Processes()
+"""The only process."""
 
 
 def choose_device(name: str) -> torch.device:

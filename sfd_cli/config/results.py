@@ -140,6 +140,7 @@ class Fid(Section):
         [],
         description="other folders or npz of images, scored against the same reference and compared with samples",
     )
+    by_class: bool = Field(False, description="also a Fréchet distance of each class, for data sets of few classes")
     inception: Literal["auto", "none"] = Field("auto", description="auto: where its weights are present or fetchable")
     dinov2: Literal["auto", "none"] = Field("none", description="auto: FD-DINOv2 as EDM2 has it; 1.2 GB of weights")
     clip: Literal["auto", "none"] = Field(

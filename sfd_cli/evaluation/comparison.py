@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sfd_cli.config import Fid, Settings
 from sfd_cli.errors import UserError
 from sfd_cli.evaluation.extractor import Extractor
@@ -13,13 +15,19 @@ from sfd_cli.evaluation.metric import Compared
 from sfd_cli.evaluation.reference import Reference
 from sfd_cli.evaluation.scores import gaussians_suffice, kinds_compared, kinds_with_baselines
 from sfd_cli.evaluation.untrained import UntrainedImages
-from sfd_cli.processes import choose_device
+from sfd_cli.processes import ALONE, Processes
 
 
 def compare(
-    settings: Settings, samples: ImageSource, references: dict[str, Reference], extractors: list[Extractor]
+    settings: Settings,
+    samples: ImageSource,
+    references: dict[str, Reference],
+    extractors: list[Extractor],
+    processes: Processes = ALONE,
 ) -> dict[str, dict[str, Compared]]:
-    """The features of everything that is compared, by extractor and kind.
+    """The features of everything that is compared, by extractor and kind; in the first process, nothing in others.
+
+    The processes share the images and all call this alike.
 
     Raises:
         UserError: an image is damaged, or there are fewer than two of a kind.
@@ -27,14 +35,12 @@ def compare(
     """
 
     def features(images: ImageSource, what: str, wanted: list[Extractor]) -> dict[str, dict[str, FeatureSet]]:
-        return extract(images, what, wanted, settings.fid.batch_size, settings.fid.seed)
+        return extract(images, what, wanted, settings.fid.batch_size, settings.fid.seed, processes)
 
     distinct = {id(reference): reference for reference in references.values()}.values()
-    _require_two("samples", samples)
-    for reference in distinct:
-        _require_two("fid.reference", reference.images)
+    processes.agree(lambda: _require_two(samples, distinct))
     scored = features(samples, "samples", extractors)
-    known = _known_gaussians(settings.fid, references, extractors)
+    known = _known_gaussians(settings.fid, references, extractors, processes)
     needed = kinds_compared(settings.fid)
     real: dict[str, dict[str, FeatureSet]] = {}
     for reference in distinct:
@@ -43,18 +49,17 @@ def compare(
         if reference.images is not None and wanted:
             real |= features(reference.images, "the reference", wanted)
             for extractor in wanted:
-                for kind, seen in real[extractor.name].items():
+                for kind, seen in real.get(extractor.name, {}).items():
                     keep(reference, extractor, kind, seen.gaussian())
     untrained: dict[str, dict[str, FeatureSet]] = {}
     why = ""
     if settings.fid.baselines:
-        try:
-            images = UntrainedImages.open(settings, samples.count, choose_device(settings.runtime.device))
-        except UserError as error:
-            why = str(error)
-        else:
+        images, why = _untrained(settings, samples.count, processes)
+        if images is not None:
             kinds = kinds_with_baselines(settings.fid)
             untrained = features(images, "an untrained model", [found.only(kinds) for found in extractors])
+    if not processes.is_main:
+        return {}
     return {
         name: {
             kind: Compared(
@@ -63,6 +68,7 @@ def compare(
                 known[name].get(kind) or references[name].statistics_of_width(width),
                 untrained.get(name, {}).get(kind),
                 why,
+                extractor.device,
             )
             for kind, width in extractor.widths.items()
         }
@@ -71,20 +77,38 @@ def compare(
     }
 
 
+def _untrained(settings: Settings, count: int, processes: Processes) -> tuple[UntrainedImages | None, str]:
+    """The images of an untrained model, or why there are none: where one process cannot open it, for all."""
+    images, why = None, "another process cannot open the models"
+    try:
+        images = UntrainedImages.open(settings, count, processes.device(settings.runtime.device))
+    except UserError as error:
+        why = str(error)
+    return (None, why) if processes.any(images is None) else (images, "")
+
+
 def _known_gaussians(
-    options: Fid, references: dict[str, Reference], extractors: list[Extractor]
+    options: Fid, references: dict[str, Reference], extractors: list[Extractor], processes: Processes
 ) -> dict[str, dict[str, Gaussian]]:
-    """Gaussians of the references that need no look at their images, where no chosen score needs one either."""
-    found: dict[str, dict[str, Gaussian]] = {extractor.name: {} for extractor in extractors}
-    for extractor in extractors if gaussians_suffice(options) else []:
-        reference = references[extractor.name]
-        for kind, width in extractor.only(kinds_compared(options)).widths.items():
-            gaussian = reference.statistics_of_width(width) or recall(reference, extractor, kind)
-            if gaussian is not None:
-                found[extractor.name][kind] = gaussian
-    return found
+    """Gaussians of the references that need no look at their images, where no chosen score needs one either.
+
+    They are those that the first process finds: another machine's cache may hold others.
+    """
+
+    def found() -> dict[str, dict[str, Gaussian]]:
+        known: dict[str, dict[str, Gaussian]] = {extractor.name: {} for extractor in extractors}
+        for extractor in extractors if processes.is_main and gaussians_suffice(options) else []:
+            reference = references[extractor.name]
+            for kind, width in extractor.only(kinds_compared(options)).widths.items():
+                gaussian = reference.statistics_of_width(width) or recall(reference, extractor, kind)
+                if gaussian is not None:
+                    known[extractor.name][kind] = gaussian
+        return known
+
+    return processes.broadcast(processes.agree(found))
 
 
-def _require_two(subject: str, images: ImageSource | None) -> None:
-    if images is not None and images.count < 2:
-        raise UserError(subject, f"has {images.count} image, but a score needs 2", "add images")
+def _require_two(samples: ImageSource, references: Iterable[Reference]) -> None:
+    for subject, images in (("samples", samples), *(("fid.reference", found.images) for found in references)):
+        if images is not None and images.count < 2:
+            raise UserError(subject, f"has {images.count} image, but a score needs 2", "add images")

@@ -32,10 +32,10 @@ class Extractor:
     identity: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Features (n, D) of each kind, float32 on the CPU, of uint8 images (n, 3, H, W)."""
+        """Features (n, D) of each kind, float32 on the CPU and dense, of uint8 images (n, 3, H, W)."""
         with torch.inference_mode():
             found = self.compute(images.to(self.device))
-        return {kind: found[kind].float().cpu() for kind in self.widths}
+        return {kind: found[kind].float().cpu().contiguous() for kind in self.widths}
 
     @classmethod
     def of(cls, name: str, width: int, device: torch.device, compute: Callable[[Tensor], Tensor]) -> Self:

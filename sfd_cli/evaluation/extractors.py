@@ -21,7 +21,6 @@ from sfd_cli.evaluation.vision_transformers import (
     clip_extractor,
     edm2_extractor,
 )
-from sfd_cli.processes import choose_device
 from sfd_cli.weights.fetch import digest, fetch_weights, find_local
 from sfd_cli.weights.registry import Https, Hub, find_weights
 from sfd_cli.weights.visual_encoders import encoder_fingerprint, load_visual_encoder
@@ -118,13 +117,14 @@ EXTRACTORS: dict[str, Features] = {
 }
 
 
-def open_extractors(settings: Settings) -> tuple[list[Extractor], dict[str, str]]:
-    """The extractors whose weights can be had, at least one, and why others cannot, by their keys in `EXTRACTORS`.
+def open_extractors(settings: Settings, device: torch.device) -> tuple[list[Extractor], dict[str, str]]:
+    """The extractors whose weights can be had, at least one, on a device, and why others cannot.
+
+    These are by their keys in `EXTRACTORS`.
 
     Raises:
         UserError: none can.
     """
-    device = choose_device(settings.runtime.device)
     found: list[Extractor] = []
     missing: dict[str, str] = {}
     for key, entry in EXTRACTORS.items():

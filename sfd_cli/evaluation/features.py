@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sfd_cli.errors import StageFailure
+from sfd_cli.evaluation.dealing import computed
 from sfd_cli.evaluation.extractor import Extractor
 from sfd_cli.evaluation.gaussian import FeatureMoments, Gaussian
 from sfd_cli.evaluation.images import ImageSource
+from sfd_cli.processes import ALONE, Processes
 
 ROWS_KEPT = 50_000
 
@@ -52,6 +53,11 @@ class FeatureSet:
         """Kept features (k, D), float32, in the order of the images."""
         return self._rows[: self._filled]
 
+    @property
+    def kept(self) -> Tensor:
+        """Which images `rows` are of, by their positions, (k,) int64."""
+        return self._kept.nonzero()[: self._filled, 0]
+
     def half(self, which: int) -> Gaussian:
         """The Gaussian of one random half; the first has floor(count / 2) images."""
         return Gaussian.of(self._halves[which].moments())
@@ -77,7 +83,12 @@ class FeatureSet:
 
 
 def extract(
-    images: ImageSource, what: str, extractors: list[Extractor], size: int, seed: int
+    images: ImageSource,
+    what: str,
+    extractors: list[Extractor],
+    size: int,
+    seed: int,
+    processes: Processes = ALONE,
 ) -> dict[str, dict[str, FeatureSet]]:
     """Features by extractor and kind: every extractor sees the same images, which are read once.
 
@@ -87,25 +98,29 @@ def extract(
         extractors: their names and the kinds of their features are the keys of the result.
         size: images per forward pass.
         seed: see `FeatureSet`.
+        processes: that share the images and all call this alike; the result is the first one's, others get nothing.
 
     Raises:
         StageFailure: the number of images is not `images.count`, or a feature is not finite.
     """
-    sets = {
-        extractor.name: {kind: FeatureSet(width, images.count, seed) for kind, width in extractor.widths.items()}
-        for extractor in extractors
-    }
-    seen, steps = 0, -(-images.count // size)
-    for batch in tqdm(images.batches(size), f"features of {what}", steps, unit="batch", disable=None):
-        seen += len(batch)
-        if seen > images.count:
-            break
-        for extractor in extractors:
-            for kind, features in extractor(batch).items():
-                if not torch.isfinite(features).all():
-                    problem = f"the {kind} {extractor.name} features of images up to {seen} are not finite"
+
+    def features(batch: Tensor, end: int) -> dict[str, dict[str, Tensor]]:
+        found = {extractor.name: extractor(batch) for extractor in extractors}
+        for name, kinds in found.items():
+            for kind, rows in kinds.items():
+                if not torch.isfinite(rows).all():
+                    problem = f"the {kind} {name} features of images up to {end} are not finite"
                     raise StageFailure(what, problem, "no score is computed")
-                sets[extractor.name][kind].update(features)
-    if seen != images.count:
-        raise StageFailure(what, f"expected {images.count} images but read {seen}", "no score is computed")
+        return found
+
+    sets: dict[str, dict[str, FeatureSet]] = {}
+    if processes.is_main:
+        sets = {
+            extractor.name: {kind: FeatureSet(width, images.count, seed) for kind, width in extractor.widths.items()}
+            for extractor in extractors
+        }
+    for found in computed(images, what, size, features, processes):
+        for name, kinds in found.items():
+            for kind, rows in kinds.items():
+                sets[name][kind].update(rows)
     return sets

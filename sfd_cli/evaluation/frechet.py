@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from sfd_cli.evaluation.extractor import SPATIAL
-from sfd_cli.evaluation.gaussian import Gaussian, gaussian_of_subset
+from sfd_cli.evaluation.gaussian import GATHERED, Gaussian, gaussian_of_subset
 from sfd_cli.evaluation.metric import GaussianDistance
 from sfd_cli.evaluation.reasons import TooFewImages
 
@@ -65,9 +65,13 @@ def standard_error(rows: Tensor, a: Gaussian, b: Gaussian) -> float | None:
     values, vectors = np.linalg.eigh((middle + middle.T) / 2)
     kept = values > values.max(initial=0) * len(values) * np.finfo(float).eps
     factor = root @ vectors[:, kept] / values[kept] ** 0.25
-    away = rows.double().numpy() - a.mean
-    moved = 2 * away @ (a.mean - b.mean) + np.square(away).sum(axis=1) - np.square(away @ factor).sum(axis=1)
-    return float(moved.std(ddof=1) / np.sqrt(a.count))
+
+    def moved(part: Tensor) -> np.ndarray:
+        away = part.double().numpy() - a.mean
+        return 2 * away @ (a.mean - b.mean) + np.square(away).sum(axis=1) - np.square(away @ factor).sum(axis=1)
+
+    # All at once they would be four times the features in float64.
+    return float(np.concatenate([moved(part) for part in rows.split(GATHERED)]).std(ddof=1) / np.sqrt(a.count))
 
 
 def extrapolated(rows: Tensor, reference: Gaussian, seed: int) -> float:

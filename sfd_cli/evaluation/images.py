@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -26,6 +26,10 @@ class ImageSource(Protocol):
     @property
     def count(self) -> int:
         """Number of images."""
+        ...
+
+    def at(self, indices: Sequence[int]) -> Self:
+        """Some of the images alone, by their ascending indices."""
         ...
 
     def batches(self, size: int) -> Iterator[Tensor]:
@@ -49,6 +53,10 @@ class ImageFiles:
     def count(self) -> int:
         """Number of files."""
         return len(self.files)
+
+    def at(self, indices: Sequence[int]) -> Self:
+        """See `ImageSource`."""
+        return replace(self, files=[self.files[index] for index in indices])
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """See `ImageSource`. Raises UserError, naming the file, for one that does not open or fit."""

@@ -40,7 +40,7 @@ def kernel_distance(samples: Tensor, reference: Tensor, seed: int = 0) -> dict[s
     # torch-fidelity's own loop draws the same subsets, but takes all features in float64: twice their memory again.
     for _ in range(SUBSETS):
         first, second = (
-            rows.numpy()[draws.choice(len(rows), subset, replace=False)].astype(np.float64)
+            rows[draws.choice(len(rows), subset, replace=False)].cpu().numpy().astype(np.float64)
             for rows in (samples, reference)
         )
         found.append(kernel_mmd(first, second))

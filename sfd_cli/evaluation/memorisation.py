@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sfd_cli.data.near_duplicates import near_duplicate_clusters
 from sfd_cli.errors import StageFailure
+from sfd_cli.evaluation.dealing import computed
 from sfd_cli.evaluation.extractor import POOLED, Extractor
 from sfd_cli.evaluation.images import ImageSource
+from sfd_cli.processes import ALONE, Processes
 
 PERCENTILE = 1.0
 """Of the real images' distances: what is nearer than that is near."""
@@ -65,19 +66,33 @@ class Memorisation:
         return np.argsort(self.samples.distances, kind="stable")[:count].tolist()
 
 
-def two_views(images: ImageSource, what: str, extractor: Extractor, size: int) -> Tensor:
-    """Features of images as they are and mirrored, (n, 2, D) float32.
+def two_views(images: ImageSource, what: str, extractor: Extractor, size: int, processes: Processes = ALONE) -> Tensor:
+    """Features of images as they are and mirrored, (n, 2, D) float32; in the first process, of none in the others.
+
+    Args:
+        images: where they come from.
+        what: what they are, for the progress bar and for messages.
+        extractor: what gives their features.
+        size: images per forward pass.
+        processes: that share the images and all call this alike.
 
     Raises:
         StageFailure: a feature is not finite.
     """
-    found = []
-    steps = -(-images.count // size)
-    for batch in tqdm(images.batches(size), f"features of {what}", steps, unit="batch", disable=None):
-        found.append(torch.stack([extractor(view)[POOLED] for view in (batch, batch.flip(-1))], dim=1))
-        if not found[-1].isfinite().all():
-            raise StageFailure(what, f"{extractor.name} features are not finite", "nothing is compared")
-    return torch.cat(found)
+
+    def features(batch: Tensor, end: int) -> Tensor:
+        found = torch.stack([extractor(view)[POOLED] for view in (batch, batch.flip(-1))], dim=1)
+        if not found.isfinite().all():
+            problem = f"{extractor.name} features of images up to {end} are not finite"
+            raise StageFailure(what, problem, "nothing is compared")
+        return found
+
+    # At once: concatenating batches at the end would need twice the memory.
+    views, filled = torch.empty(images.count if processes.is_main else 0, 2, extractor.widths[POOLED]), 0
+    for found in computed(images, what, size, features, processes):
+        views[filled : filled + len(found)] = found
+        filled += len(found)
+    return views
 
 
 def memorisation(samples: Tensor, training: Tensor) -> Memorisation:
@@ -87,11 +102,11 @@ def memorisation(samples: Tensor, training: Tensor) -> Memorisation:
     image. What real images have is told by the training images themselves, each without its near-duplicates.
 
     Args:
-        samples: features (n, 2, D), as they are and mirrored.
+        samples: features (n, 2, D), as they are and mirrored, on any device.
         training: of the training images, likewise (m, 2, D), two or more.
     """
     centred = training - training[:, 0].mean(dim=0)
-    clusters = torch.from_numpy(near_duplicate_clusters(centred.numpy()))
+    clusters = torch.from_numpy(near_duplicate_clusters(centred.cpu().numpy())).to(training.device)
     real = nearest(training, training[:, 0], clusters)
     found = nearest(samples, training[:, 0])
     threshold = float(np.percentile(real.distances, PERCENTILE))
@@ -104,20 +119,32 @@ def memorisation(samples: Tensor, training: Tensor) -> Memorisation:
 def nearest(views: Tensor, training: Tensor, clusters: Tensor | None = None) -> Nearest:
     """The nearest training image of each image, by its nearest view.
 
+    It is looked for by float64 products in blocks, on the device that the features are on; beside these there is memory
+    for a few blocks. Products round to about 1e-8 of a feature's length, so the distance to what they find is then
+    taken by the difference itself, which also tells how near a copy is.
+
     Args:
         views: features (n, views, D).
         training: of the training images (m, D).
         clusters: of the training images, if they are the images themselves: those of the same one are left out.
     """
     distances, images = torch.empty(len(views), dtype=torch.float64), torch.empty(len(views), dtype=torch.int64)
-    training = training.double()
-    for start in range(0, len(views), BLOCK):
-        rows = slice(start, start + BLOCK)
+    for rows in _blocks(len(views)):
         block = views[rows].double()
-        # Not by the product of both, whose rounding would hide how near a copy is.
-        found = torch.cdist(block.flatten(0, 1), training, compute_mode="donot_use_mm_for_euclid_dist")
-        apart = found.view(*block.shape[:2], -1).amin(dim=1)
-        if clusters is not None:
-            apart[clusters[rows, None] == clusters] = torch.inf
-        distances[rows], images[rows] = apart.min(dim=1)
+        smallest = torch.full((len(block),), torch.inf, dtype=torch.float64, device=views.device)
+        found = torch.zeros(len(block), dtype=torch.int64, device=views.device)
+        for others in _blocks(len(training)):
+            apart = torch.cdist(block.flatten(0, 1), training[others].double(), compute_mode="use_mm_for_euclid_dist")
+            apart = apart.view(*block.shape[:2], -1).amin(dim=1)
+            if clusters is not None:
+                apart[clusters[rows, None] == clusters[others]] = torch.inf
+            here, where = apart.min(dim=1)
+            found = torch.where(here < smallest, where + others.start, found)
+            smallest = torch.minimum(smallest, here)
+        exact = (block - training[found, None].double()).norm(dim=2).amin(dim=1)
+        distances[rows], images[rows] = torch.where(smallest.isinf(), torch.inf, exact).cpu(), found.cpu()
     return Nearest(distances.numpy(), images.numpy())
+
+
+def _blocks(count: int) -> list[slice]:
+    return [slice(start, start + BLOCK) for start in range(0, count, BLOCK)]

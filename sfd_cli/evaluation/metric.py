@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sfd_cli.config import Fid
@@ -35,6 +36,7 @@ class Compared:
         statistics: published statistics of the reference; a distance between Gaussians prefers them to the images.
         untrained: of the images of an untrained model, for the baselines.
         why_untrained_is_missing: the reason where there are none.
+        device: where metrics on rows compute.
     """
 
     samples: FeatureSet
@@ -42,6 +44,7 @@ class Compared:
     statistics: Gaussian | None = None
     untrained: FeatureSet | None = None
     why_untrained_is_missing: str = ""
+    device: torch.device | str = "cpu"
 
     @cached_property
     def gaussian(self) -> Gaussian | None:
@@ -75,8 +78,8 @@ class RowMetric:
 
     Attributes:
         scores: the numbers it gives, in the order of the page.
-        function: features of samples (n, D) and of the reference (m, D), float32, and the section `fid` to numbers by
-            key. Raises NotComputable where they do not allow it.
+        function: features of samples (n, D) and of the reference (m, D), float32 on the device that computed them, and
+            the section `fid` to numbers by key. Raises NotComputable where they do not allow it.
         features: the kind of features it works on.
     """
 
@@ -89,7 +92,7 @@ class RowMetric:
         keys = [score.key for score in self.scores]
         if compared.reference is None:
             return unavailable(keys, STATISTICS_ONLY if compared.statistics else NO_REFERENCE), {}
-        samples, reference = compared.samples.rows, compared.reference.rows
+        samples, reference = (found.rows.to(compared.device) for found in (compared.samples, compared.reference))
         counts: dict[str, Any] = {key: [len(samples), len(reference)] for key in keys}
         try:
             return self.function(samples, reference, options), counts

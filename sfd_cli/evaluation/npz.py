@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 import numpy as np
 import torch
@@ -17,39 +18,92 @@ from sfd_cli.evaluation.gaussian import Gaussian
 from sfd_cli.files import DAMAGED_ARCHIVE
 
 REPLACE = "download or make it again"
+SKIPPED_AT_ONCE = 64
 STATISTICS = (("mu", "sigma"), ("mu_s", "sigma_s"))
 Header = tuple[tuple[int, ...], bool, np.dtype]  # shape, Fortran order, dtype
 
 
 @dataclass(frozen=True)
 class NpzImages:
-    """The images of an npz, one uint8 member (N, H, W, 3), streamed: it may be larger than memory."""
+    """The images of an npz, one uint8 member (N, H, W, 3), streamed: it may be larger than memory.
+
+    `rows`: those that are wanted, ascending; None: all.
+    """
 
     path: Path
     member: str
     shape: tuple[int, ...]
+    rows: Sequence[int] | None = None
 
     @property
     def count(self) -> int:
-        """Number of images."""
-        return self.shape[0]
+        """Number of images that are wanted."""
+        return self.shape[0] if self.rows is None else len(self.rows)
+
+    def at(self, indices: Sequence[int]) -> Self:
+        """See `ImageSource`."""
+        return replace(self, rows=list(indices) if self.rows is None else [self.rows[index] for index in indices])
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """See `ImageSource`. Raises UserError when the file ends early."""
-        bytes_each = int(np.prod(self.shape[1:]))
+        """See `ImageSource`. Raises UserError when the file ends early or is damaged, wherever that is.
+
+        For a checksum to tell of damage a member must be read whole, so images that are not wanted are read as well.
+        """
+        wanted: Sequence[int] = range(self.shape[0]) if self.rows is None else self.rows
         with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
             _npy_header(file)
-            for start in range(0, self.count, size):
-                number = min(size, self.count - start)
-                try:
-                    raw = file.read(number * bytes_each)
-                except DAMAGED_ARCHIVE as error:
-                    raise UserError(self.path, f"its member {self.member} is damaged ({error})", REPLACE) from None
-                if len(raw) != number * bytes_each:
-                    problem = f"its member {self.member} ends after {start} of {self.count} images"
-                    raise UserError(self.path, problem, REPLACE)
-                images = np.frombuffer(raw, np.uint8).reshape(number, *self.shape[1:])
-                yield torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+            next_row = 0
+            for start in range(0, len(wanted), size):
+                batch = []
+                for first, end in _runs(wanted[start : start + size]):
+                    self._skip(file, next_row, first)
+                    batch.append(self._read(file, first, end))
+                    next_row = end
+                yield torch.from_numpy(np.concatenate(batch).transpose(0, 3, 1, 2).copy())
+            self._skip(file, next_row, self.shape[0])
+
+    def _skip(self, file: IO[bytes], first: int, end: int) -> None:
+        for start in range(first, end, SKIPPED_AT_ONCE):
+            self._read(file, start, min(start + SKIPPED_AT_ONCE, end))
+
+    def _read(self, file: IO[bytes], first: int, end: int) -> np.ndarray:
+        """Images `first` up to `end`, at the first of which the file is."""
+        size = (end - first) * int(np.prod(self.shape[1:]))
+        try:
+            raw = file.read(size)
+        except DAMAGED_ARCHIVE as error:
+            raise UserError(self.path, f"its member {self.member} is damaged ({error})", REPLACE) from None
+        if len(raw) != size:
+            problem = f"its member {self.member} ends after {first} of {self.shape[0]} images"
+            raise UserError(self.path, problem, REPLACE)
+        return np.frombuffer(raw, np.uint8).reshape(end - first, *self.shape[1:])
+
+
+def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """First and end of every run of ascending rows without a gap."""
+    first = rows[0]
+    for row, following in pairwise([*rows, -1]):
+        if following != row + 1:
+            yield first, row + 1
+            first = following
+
+
+def npz_labels(images: NpzImages) -> np.ndarray | None:
+    """The labels of all images of an npz, its member `arr_1` as in ADM's batches, int64 (N,).
+
+    None where it has none, or they are not whole numbers, one for each image.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    try:
+        with zipfile.ZipFile(images.path) as archive:
+            found = _read_array(archive, "arr_1") if "arr_1.npy" in archive.namelist() else None
+    except DAMAGED_ARCHIVE as error:
+        raise UserError(images.path, f"its member arr_1 cannot be read ({error})", REPLACE) from None
+    if found is None or found.dtype.kind not in "iu" or found.shape != images.shape[:1]:
+        return None
+    return found.astype(np.int64)
 
 
 def open_npz(path: Path) -> tuple[NpzImages | None, tuple[Gaussian, ...]]:

@@ -9,7 +9,7 @@ begin beside finished semantics.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -46,20 +46,32 @@ class PairedImages:
     Attributes:
         sampler: the models.
         store: the latents that they were trained on.
-        count: images.
+        spread: images that there are of such kind.
         real_semantics: whether they get the semantics of those training images, or sample their own.
+        indices: those of them that are meant; None: all.
     """
 
     sampler: Sampler
     store: Store
-    count: int
+    spread: int
     real_semantics: bool
+    indices: Sequence[int] | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return self.spread if self.indices is None else len(self.indices)
+
+    def at(self, indices: Sequence[int]) -> Self:
+        """See `ImageSource`."""
+        return replace(self, indices=list(indices) if self.indices is None else [self.indices[i] for i in indices])
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """See `ImageSource`."""
-        rows = np.linspace(0, len(self.store) - 1, self.count).round().astype(np.int64)
+        rows = np.linspace(0, len(self.store) - 1, self.spread).round().astype(np.int64)
+        wanted = np.arange(self.spread) if self.indices is None else np.asarray(self.indices)
         at_once = replace(self.sampler, sample=self.sampler.sample.model_copy(update={"batch_size": size})).batch_size
-        for indices in np.split(np.arange(self.count), range(at_once, self.count, at_once)):
+        for indices in np.split(wanted, range(at_once, self.count, at_once)):
             yield self._sampled(indices, rows[indices])
 
     @torch.inference_mode()

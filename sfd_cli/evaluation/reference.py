@@ -6,12 +6,15 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
+
 from sfd_cli.config import Settings
 from sfd_cli.data.images import ImageManifest, image_files
 from sfd_cli.errors import UserError
 from sfd_cli.evaluation.gaussian import Gaussian
 from sfd_cli.evaluation.images import ImageFiles, ImageSource
-from sfd_cli.evaluation.npz import open_npz
+from sfd_cli.evaluation.labels import Labels
+from sfd_cli.evaluation.npz import npz_labels, open_npz
 from sfd_cli.weights.models import locate
 
 
@@ -24,12 +27,14 @@ class Reference:
         images: its images, if there are any.
         statistics: published statistics of their features, of one kind or more.
         contents: fingerprint of the images as an extractor sees them; empty where nobody has hashed them.
+        labels: the classes of the images, where they are known.
     """
 
     description: str
     images: ImageSource | None
     statistics: tuple[Gaussian, ...] = ()
     contents: str = ""
+    labels: Labels | None = None
 
     def statistics_of_width(self, width: int) -> Gaussian | None:
         """The statistics of features of this width, if there are any: nothing else tells what gave them."""
@@ -66,9 +71,13 @@ def _open_named(settings: Settings, side: int) -> Reference:
         return _training_images(settings, side)
     path = locate(settings.fid.reference, "metric")
     if path.is_dir():
-        return Reference(str(path), ImageFiles(image_files(path), side, settings.runtime.workers))
+        files = image_files(path)
+        images = ImageFiles(files, side, settings.runtime.workers)
+        return Reference(str(path), images, labels=Labels.of_folders(path, files))
     if path.suffix == ".npz":
-        return Reference(str(path), *open_npz(path))
+        packed, statistics = open_npz(path)
+        told = npz_labels(packed) if packed is not None and settings.fid.by_class else None
+        return Reference(str(path), packed, statistics, labels=None if told is None else Labels(told))
     problem = f"{path} is neither a folder of images nor an npz"
     raise UserError("fid.reference", problem, "give one of these, or a name from `sfd weights list`")
 
@@ -78,4 +87,5 @@ def _training_images(settings: Settings, side: int) -> Reference:
     files = [manifest.path(index) for index in range(len(manifest))]
     description = f"training images {settings.paths.images} {manifest.fingerprint[:16]}"
     images = ImageFiles(files, side, settings.runtime.workers)
-    return Reference(description, images, contents=f"{manifest.fingerprint} at {side}")
+    labels = Labels(np.array(manifest.labels), tuple(manifest.classes))
+    return Reference(description, images, contents=f"{manifest.fingerprint} at {side}", labels=labels)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from sfd_cli.artifacts.sample_folder import Samples, choose
 from sfd_cli.config import Settings
 from sfd_cli.errors import UserError
 from sfd_cli.evaluation.images import ImageFiles, ImageSource
-from sfd_cli.evaluation.npz import open_npz
+from sfd_cli.evaluation.labels import Labels
+from sfd_cli.evaluation.npz import npz_labels, open_npz
 
 
 @dataclass(frozen=True)
@@ -27,12 +25,14 @@ class ScoredImages:
         side: of the square images, pixels.
         description: where they are, and what made them.
         made: the folder they are in; None for an npz.
+        labels: their classes, where they are asked for and known.
     """
 
     images: ImageSource
     side: int
     description: str
     made: Samples | None = None
+    labels: Labels | None = None
 
     @classmethod
     def open(cls, path: Path, settings: Settings) -> Self:
@@ -47,41 +47,25 @@ class ScoredImages:
             if found is None:
                 raise UserError(path, "holds statistics and no images (arr_0)", "give the images, or their folder")
             chosen = choose(found.count, count, seed)
-            images: ImageSource = found if len(chosen) == found.count else Chosen(found, torch.tensor(chosen))
-            return cls(images, min(found.shape[1:3]), str(path))
+            told = npz_labels(found) if settings.fid.by_class else None
+            labels = None if told is None else Labels(told).at(chosen)
+            return cls(found.at(chosen), min(found.shape[1:3]), str(path), labels=labels)
         samples = Samples.open(path)
-        files = [samples.files[index] for index in choose(len(samples.files), count, seed)]
-        return cls(ImageFiles(files, None, settings.runtime.workers), samples.side, samples.description, samples)
+        chosen = choose(len(samples.files), count, seed)
+        images = ImageFiles([samples.files[index] for index in chosen], None, settings.runtime.workers)
+        labels = _labels(samples, path) if settings.fid.by_class else None
+        known = None if labels is None else labels.at(chosen)
+        return cls(images, samples.side, samples.description, samples, known)
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """Some images of a source, by their ascending indices."""
-
-    source: ImageSource
-    indices: Tensor
-
-    @property
-    def count(self) -> int:
-        """Number of images."""
-        return len(self.indices)
-
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """See `ImageSource`; batches may be smaller than `size`."""
-        start = 0
-        for batch in self.source.batches(size):
-            here = self.indices[(self.indices >= start) & (self.indices < start + len(batch))] - start
-            start += len(batch)
-            if len(here):
-                yield batch[here]
+def _labels(samples: Samples, folder: Path) -> Labels | None:
+    if samples.class_names:
+        return Labels(np.array(samples.labels), tuple(samples.class_names))
+    return Labels.of_folders(folder, samples.files)
 
 
 def images_at(source: ImageSource, indices: list[int]) -> list[np.ndarray]:
     """Single images of a source, (H, W, 3) uint8, in the order of `indices`."""
     ascending = sorted(set(indices))
-    if isinstance(source, ImageFiles):
-        some: ImageSource = ImageFiles([source.files[index] for index in ascending], source.side, source.workers)
-    else:
-        some = Chosen(source, torch.tensor(ascending))
-    found = [image.permute(1, 2, 0).numpy() for batch in some.batches(64) for image in batch]
+    found = [image.permute(1, 2, 0).numpy() for batch in source.at(ascending).batches(64) for image in batch]
     return [found[ascending.index(index)] for index in indices]

@@ -87,8 +87,9 @@ def headline_scores(found: dict[str, Any], extractors: list[str]) -> dict[str, f
 
 
 def gaussians_suffice(options: Fid) -> bool:
-    """Whether no chosen score looks at single images of the reference, nor at halves of it."""
-    return not options.baselines and not any(isinstance(metric, RowMetric) for metric in chosen(options))
+    """Whether no chosen score looks at single images of the reference, nor at halves or classes of it."""
+    parts = options.baselines or options.by_class
+    return not parts and not any(isinstance(metric, RowMetric) for metric in chosen(options))
 
 
 def kinds_compared(options: Fid) -> set[str]:

@@ -12,6 +12,7 @@ from sfd_cli.evaluation.features import extract
 from sfd_cli.evaluation.images import ImageSource
 from sfd_cli.evaluation.metric import Compared, GaussianDistance
 from sfd_cli.evaluation.scores import chosen, headline_scores, name_of, summarise
+from sfd_cli.processes import ALONE, Processes
 
 CLEAR = 2
 """Standard errors of a difference from which on it is called one."""
@@ -23,8 +24,9 @@ def score_beside(
     others: dict[str, ImageSource],
     extractors: list[Extractor],
     options: Fid,
+    processes: Processes = ALONE,
 ) -> dict[str, dict[str, Any]]:
-    """Scores of other images, to the same reference as the first ones.
+    """Scores of other images, to the same reference as the first ones; in the first process, nothing in the others.
 
     Args:
         first: what `summarise` says of the first images.
@@ -32,6 +34,7 @@ def score_beside(
         others: other images by the name they are given.
         extractors: those of `compared`.
         options: the section `fid`.
+        processes: that share the images and all call this alike.
 
     Returns:
         By name: scores without baselines, and for each distance that has a standard error on both sides
@@ -42,7 +45,9 @@ def score_beside(
     plain = options.model_copy(update={"baselines": False})
     found = {}
     for name, images in others.items():
-        features = extract(images, name, extractors, options.batch_size, options.seed)
+        features = extract(images, name, extractors, options.batch_size, options.seed, processes)
+        if not processes.is_main:
+            continue
         theirs = {
             extractor: {kind: replace(one, samples=features[extractor][kind]) for kind, one in kinds.items()}
             for extractor, kinds in compared.items()

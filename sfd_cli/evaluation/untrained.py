@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -21,7 +21,7 @@ STEPS = 2
 
 @dataclass(frozen=True)
 class UntrainedImages:
-    """The first `count` images that `sfd sample` would give had the network never been trained.
+    """The images `indices` that `sfd sample` would give had the network never been trained.
 
     The same architecture with seeded random weights and the same texture VAE; noise and labels follow from
     `sample.seed`, even where the samples were made from files of noise and labels; no guidance.
@@ -29,11 +29,11 @@ class UntrainedImages:
 
     sampler: Sampler
     inputs: SampleInputs
-    count: int
+    indices: Sequence[int]
 
     @classmethod
     def open(cls, settings: Settings, count: int, device: torch.device) -> Self:
-        """Load the models that are needed.
+        """Load the models that are needed; the images are the first `count`.
 
         Raises:
             UserError: one is missing or damaged.
@@ -45,10 +45,19 @@ class UntrainedImages:
             torch.manual_seed(settings.fid.seed)
             network = LightningDiT(trained.dit.config)
         untrained = replace(trained, dit=network.to(device).eval().requires_grad_(False))
-        return cls(untrained, SampleInputs.open(sample), count)
+        return cls(untrained, SampleInputs.open(sample), range(count))
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return len(self.indices)
+
+    def at(self, indices: Sequence[int]) -> Self:
+        """See `ImageSource`."""
+        return replace(self, indices=[self.indices[index] for index in indices])
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """See `ImageSource`."""
         sample = self.sampler.sample.model_copy(update={"batch_size": size})
-        for _, images in replace(self.sampler, sample=sample).batches(self.inputs, range(self.count)):
+        for _, images in replace(self.sampler, sample=sample).batches(self.inputs, self.indices):
             yield images

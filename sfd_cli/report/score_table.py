@@ -31,7 +31,28 @@ def score_tables(found: dict[str, Any]) -> dict[str, Any]:
             notes += [f"{label}: none; {reason}." for label, reason in missing]
         else:
             notes.append(f"No {features} scores: {missing[0][1] if missing else 'not computed'}.")
-    return {"rows": rows, "rulers": rulers, "notes": notes, "reason": ""}
+    return {"rows": rows, "rulers": rulers, "classes": class_rows(found), "notes": notes, "reason": ""}
+
+
+def class_rows(found: dict[str, Any]) -> list[dict[str, str]]:
+    """A row for each class, if scores were computed by class, and for each extractor."""
+    rows = []
+    for name, scores in (found.get("by_class") or {}).items():
+        for extractor, features in LABELS.items():
+            key = name_of(extractor, HEADLINE)
+            if key not in scores:
+                continue
+            matched, value = scores.get(f"{key}_matched") or {}, scores[key]
+            rows.append(
+                {
+                    "name": f"{name}, {features}",
+                    "value": "none" if value is None else f"{value:.4g}",
+                    "samples": f"{matched['samples']:.4g}" if matched else "",
+                    "real": f"{matched['real']:.4g}" if matched else "",
+                    "source": f"{scores['samples']:,} samples against {scores[f'{key}_reference']:,} images",
+                }
+            )
+    return rows
 
 
 def headlines(found: dict[str, Any]) -> list[tuple[str, str, str]]:

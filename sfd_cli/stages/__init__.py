@@ -149,7 +149,7 @@ MEMORISATION = Stage(
     " have to one another; writes memorisation.json and a picture of the closest pairs among the metrics.",
     {"fid": ""},
     ("samples", "images", "metrics"),
-    unread=("reference", "scores", "beside", "inception", "neighbours", "baselines"),
+    unread=("reference", "scores", "beside", "by_class", "inception", "neighbours", "baselines"),
 )
 
 SHOW = Stage(

@@ -3,21 +3,83 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Self
+
+import torch
 
 from sfd_cli.artifacts.sample_folder import Samples
 from sfd_cli.config import Settings
-from sfd_cli.errors import UserError
+from sfd_cli.errors import StageFailure, UserError
+from sfd_cli.evaluation.by_class import class_distances, class_lines, class_notes
 from sfd_cli.evaluation.comparison import compare
+from sfd_cli.evaluation.extractor import POOLED, Extractor
 from sfd_cli.evaluation.extractors import open_extractors
-from sfd_cli.evaluation.reference import open_references
+from sfd_cli.evaluation.images import ImageSource
+from sfd_cli.evaluation.metric import Compared
+from sfd_cli.evaluation.reference import Reference, open_references
 from sfd_cli.evaluation.scored_images import ScoredImages
 from sfd_cli.evaluation.scores import chosen, headline_scores, kinds_compared, name_of, summarise
 from sfd_cli.evaluation.side_by_side import score_beside
 from sfd_cli.files import write_json
 from sfd_cli.machine import machine
 from sfd_cli.pipeline.protocol import differences, protocol_record
+from sfd_cli.processes import Processes
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What is compared, checked and not yet looked at.
+
+    Attributes:
+        samples: the images to score.
+        others: those beside them, by the name they are given.
+        extractors: of the features that the chosen scores need.
+        missing: why there are no others, by name.
+        references: what each extractor's features are compared with.
+    """
+
+    samples: ScoredImages
+    others: dict[str, ScoredImages]
+    extractors: list[Extractor]
+    missing: dict[str, str]
+    references: dict[str, Reference]
+
+    @classmethod
+    def of(cls, settings: Settings, device: torch.device) -> Self:
+        samples = ScoredImages.open(settings.paths.samples, settings)
+        others = {str(path): ScoredImages.open(path, settings) for path in settings.fid.beside}
+        for name, other in others.items():
+            if other.side != samples.side:
+                problem = f"has images of {other.side} px, and {samples.description} of {samples.side}"
+                raise UserError(name, problem, "score it by itself")
+        extractors, missing = open_extractors(settings, device)
+        kinds = {metric.features for metric in chosen(settings.fid)}
+        extractors = [wanted for found in extractors if (wanted := found.only(kinds)).widths]
+        if not extractors:
+            why = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+            problem = f"{', '.join(settings.fid.scores)} cannot be computed ({why})"
+            raise UserError("fid.scores", problem, "add scores of the features that there are, such as fd")
+        compared = kinds_compared(settings.fid)
+        widths = {found.name: found.only(compared).widths.values() for found in extractors}
+        return cls(samples, others, extractors, missing, open_references(settings, widths, samples.side))
+
+    @property
+    def seen(self) -> dict[str, Any]:
+        """What every process must have before it, by what it is."""
+        found: dict[str, Any] = {f"{one.name} features": one.identity for one in self.extractors}
+        images: dict[str, ImageSource | None] = {"samples": self.samples.images}
+        images |= {name: other.images for name, other in self.others.items()}
+        images |= {f"the reference of {name}": one.images for name, one in self.references.items()}
+        return found | {name: None if one is None else one.count for name, one in images.items()}
+
+    def require(self, first: dict[str, Any]) -> None:
+        """Raise StageFailure unless another process, the first one, has seen the same."""
+        seen = self.seen
+        if other := [name for name in seen.keys() | first.keys() if seen.get(name) != first.get(name)]:
+            problem = f"not every process has the same before it ({', '.join(sorted(other))})"
+            raise StageFailure("sfd fid", problem, "give all machines the same files")
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -25,55 +87,67 @@ def run(settings: Settings) -> dict[str, Any]:
 
     The numbers of images stand beside the scores under `counts`; what cannot be computed is null, with the
     reason under `<name>_reason`; under `used` is what was compared, by what settings, and under `machine` on what.
-    Where the samples' protocol is not the one that they name, `notes` say so.
+    Where the samples' protocol is not the one that they name, `notes` say so. Under torchrun the processes take batches
+    of images in turn, and the first one computes the scores of them all.
 
     Returns:
-        The scores with their counts, and the path of the file that has it all.
+        The scores with their counts, those of each class in a line, and the path of the file that has it all; of the
+        first process alone.
 
     Raises:
         UserError: samples or reference are missing, damaged, or fewer than `fid.num_images`; or there is no extractor.
     """
     started = time.monotonic()
-    samples = ScoredImages.open(settings.paths.samples, settings)
-    others = {str(path): ScoredImages.open(path, settings) for path in settings.fid.beside}
-    for name, other in others.items():
-        if other.side != samples.side:
-            problem = f"has images of {other.side} px, and {samples.description} of {samples.side}"
-            raise UserError(name, problem, "score it by itself")
-    extractors, missing = open_extractors(settings)
-    kinds = {metric.features for metric in chosen(settings.fid)}
-    extractors = [wanted for found in extractors if (wanted := found.only(kinds)).widths]
-    if not extractors:
-        why = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
-        problem = f"{', '.join(settings.fid.scores)} cannot be computed ({why})"
-        raise UserError("fid.scores", problem, "add scores of the features that there are, such as fd")
-    compared_kinds = kinds_compared(settings.fid)
-    widths = {found.name: found.only(compared_kinds).widths.values() for found in extractors}
-    references = open_references(settings, widths, samples.side)
-
-    compared = compare(settings, samples.images, references, extractors)
-    result = summarise(compared, extractors, missing, settings.fid)
-    if others:
-        images = {name: other.images for name, other in others.items()}
-        result["beside"] = score_beside(result, compared, images, extractors, settings.fid)
+    processes = Processes.join()
+    opened = processes.agree(lambda: _Opened.of(settings, processes.device(settings.runtime.device)))
+    first = processes.broadcast(opened.seen)
+    processes.agree(lambda: opened.require(first))
+    samples, extractors = opened.samples, opened.extractors
+    compared = compare(settings, samples.images, opened.references, extractors, processes)
+    result: dict[str, Any] = {}
+    if processes.is_main:
+        result = summarise(compared, extractors, opened.missing, settings.fid)
+        result |= _by_class(settings, opened, compared, result["notes"])
+    if opened.others:
+        images = {name: other.images for name, other in opened.others.items()}
+        result["beside"] = score_beside(result, compared, images, extractors, settings.fid, processes)
+    if not processes.is_main:
+        return {}
     protocol = _protocol(samples.made)
     named = protocol.get("name") or settings.sample.protocol
     if protocol and named:
         reference = str(settings.fid.reference or "the training images")
         result["notes"] += differences(named, protocol, samples.images.count, reference)
 
-    used: dict[str, Any] = {}
-    for extractor in extractors:
-        used |= extractor.identity
-    used |= {f"{name_of(name, 'fd')}_reference": found.description for name, found in references.items()}
-    used |= {"samples": samples.description, "protocol": protocol, "settings": settings.fid.model_dump(mode="json")}
-    used |= {"torch_fidelity": version("torch-fidelity")}
     metrics = settings.paths.metrics
-    write_json(metrics / "fid.json", result | {"used": used, "machine": machine()})
+    write_json(metrics / "fid.json", result | {"used": _used(settings, opened, protocol), "machine": machine()})
     write_json(metrics / "scores.json", headline_scores(result, [found.name for found in extractors]))
     seconds = round(time.monotonic() - started, 2)
     write_json(metrics / "timings" / "fid.json", [{"seconds": seconds, "resumed": False}])
-    return result | {"file": str(metrics / "fid.json")}
+    lines = class_lines(result)
+    return result | ({"by_class": lines} if lines else {}) | {"file": str(metrics / "fid.json")}
+
+
+def _by_class(
+    settings: Settings, opened: _Opened, compared: dict[str, dict[str, Compared]], notes: list[str]
+) -> dict[str, Any]:
+    """The distances of each class, where they are asked for; what to keep in mind of them is added to `notes`."""
+    if not settings.fid.by_class:
+        return {}
+    references = {name: found.labels for name, found in opened.references.items()}
+    scores = class_distances(compared, opened.samples.labels, references, settings.fid)
+    notes += class_notes(scores, {found.name: found.widths.get(POOLED, 0) for found in opened.extractors})
+    return scores
+
+
+def _used(settings: Settings, opened: _Opened, protocol: dict[str, Any]) -> dict[str, Any]:
+    """What was compared, and by what settings."""
+    used: dict[str, Any] = {}
+    for extractor in opened.extractors:
+        used |= extractor.identity
+    used |= {f"{name_of(name, 'fd')}_reference": found.description for name, found in opened.references.items()}
+    used |= {"samples": opened.samples.description, "protocol": protocol}
+    return used | {"settings": settings.fid.model_dump(mode="json"), "torch_fidelity": version("torch-fidelity")}
 
 
 def _protocol(samples: Samples | None) -> dict[str, Any]:

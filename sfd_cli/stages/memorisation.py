@@ -9,13 +9,14 @@ import numpy as np
 from sfd_cli.config import Settings
 from sfd_cli.data.images import ImageManifest
 from sfd_cli.errors import UserError
+from sfd_cli.evaluation.extractor import Extractor
 from sfd_cli.evaluation.extractors import EXTRACTORS
 from sfd_cli.evaluation.images import ImageFiles
 from sfd_cli.evaluation.memorisation import PERCENTILE, memorisation, two_views
 from sfd_cli.evaluation.scored_images import ScoredImages, choose, images_at
 from sfd_cli.files import write_json
 from sfd_cli.machine import machine
-from sfd_cli.processes import choose_device
+from sfd_cli.processes import Processes
 from sfd_cli.report.pictures import draw_samples
 
 MOST_COMPARED = 50_000
@@ -27,27 +28,25 @@ def run(settings: Settings) -> dict[str, Any]:
     """Write `metrics/memorisation.json` and a picture of the closest pairs, `metrics/closest_pairs.png`.
 
     Images are compared by the class token of `fid.encoder`, samples as they are and mirrored. In the picture a sample
-    is on the left, its training image on the right, and below their distance in parts of the threshold.
+    is on the left, its training image on the right, and below their distance in parts of the threshold. Under torchrun
+    the processes take batches of images in turn, and the first one compares them.
 
     Returns:
         The share of samples that are nearer to a training image than 99 % of real images are to another one, and what
-        that says.
+        that says; of the first process alone.
 
     Raises:
         UserError: samples or training images are missing, of different sizes, or too few.
     """
-    samples = ScoredImages.open(settings.paths.samples, settings)
-    manifest = ImageManifest.load(settings.paths.images)
-    rows = choose(len(manifest), min(MOST_COMPARED, len(manifest)), settings.fid.seed)
-    training = ImageFiles([manifest.path(row) for row in rows], samples.side, settings.runtime.workers)
-    if min(samples.images.count, training.count) < 2:
-        raise UserError("samples", "one image is not enough to compare", "give more")
-    extractor = EXTRACTORS["encoder"].open(settings, choose_device(settings.runtime.device))
+    processes = Processes.join()
+    samples, manifest, rows, training, extractor = processes.agree(lambda: _open(settings, processes))
     views = [
-        two_views(images, what, extractor, settings.fid.batch_size)
+        two_views(images, what, extractor, settings.fid.batch_size, processes)
         for images, what in ((samples.images, "samples"), (training, "training images"))
     ]
-    found = memorisation(*views)
+    if not processes.is_main:
+        return {}
+    found = memorisation(*(view.to(extractor.device) for view in views))
     closest = found.closest(PAIRS)
     partners = [int(found.samples.images[sample]) for sample in closest]
     captions = [f"{found.samples.distances[sample] / found.threshold:.2f}" for sample in closest]
@@ -77,3 +76,16 @@ def run(settings: Settings) -> dict[str, Any]:
     file = settings.paths.metrics / "memorisation.json"
     write_json(file, summary | {"closest": pairs, "used": used})
     return summary | {"file": str(file), "picture": str(picture)}
+
+
+def _open(
+    settings: Settings, processes: Processes
+) -> tuple[ScoredImages, ImageManifest, list[int], ImageFiles, Extractor]:
+    """The samples; the training images' manifest, and which of them are compared; these; and what sees them."""
+    samples = ScoredImages.open(settings.paths.samples, settings)
+    manifest = ImageManifest.load(settings.paths.images)
+    rows = choose(len(manifest), min(MOST_COMPARED, len(manifest)), settings.fid.seed)
+    training = ImageFiles([manifest.path(row) for row in rows], samples.side, settings.runtime.workers)
+    if min(samples.images.count, training.count) < 2:
+        raise UserError("samples", "one image is not enough to compare", "give more")
+    return samples, manifest, rows, training, EXTRACTORS["encoder"].open(settings, processes.device(settings.runtime.device))

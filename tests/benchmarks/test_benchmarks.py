@@ -38,6 +38,16 @@ def test_scoring_compares_memory_and_distances_of_both_ways(tmp_path: Path) -> N
     assert "streamed, MB" in printed
 
 
+def test_scores_are_torch_fidelitys(tmp_path: Path) -> None:
+    printed = run("scores.py", "--quick", "--device", "cpu", "--out", str(tmp_path))
+    found = written(tmp_path, "scores")
+    scores = {"fid", "inception_score", "kid", "precision", "recall"}
+    for part in ("images", "features"):
+        assert {row["score"] for row in found[part]["scores"]} == scores
+        assert set(found[part]["seconds"]) == set(found[part]["mb"]) == {"ours", "theirs"}
+    assert "times as fast" in printed
+
+
 def test_growth_fits_an_exponent_to_four_sizes_of_each_kind(tmp_path: Path) -> None:
     run("growth.py", "--quick", "--device", "cpu", "--out", str(tmp_path))
     found = written(tmp_path, "growth")["growth"]

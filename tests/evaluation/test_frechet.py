@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hand_made_features import features, fitted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfd_cli.evaluation import gaussian
+from sfd_cli.evaluation import frechet, gaussian
 from sfd_cli.evaluation.frechet import extrapolated, frechet_distance, standard_error
 from sfd_cli.evaluation.gaussian import FeatureMoments, Gaussian
 from sfd_cli.evaluation.reasons import TooFewImages
@@ -102,6 +103,26 @@ def test_its_standard_error_is_that_of_leaving_out_one_image_at_a_time() -> None
     left = np.array([frechet_distance(fitted(torch.cat([a[:i], a[i + 1 :]])), reference) for i in range(len(a))])
     jackknife = np.sqrt((len(a) - 1) * left.var())
     assert standard_error(a, fitted(a), reference) == pytest.approx(jackknife, rel=0.03)
+
+
+def test_its_standard_error_is_the_same_in_parts_and_holds_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, reference = features(20_000, 6, 1), fitted(features(300, 6, 2, shift=0.5))
+    monkeypatch.setattr(frechet, "GATHERED", len(a))
+    ours = fitted(a)
+    whole, at_once = measured(a, ours, reference)
+    monkeypatch.setattr(frechet, "GATHERED", 500)
+    in_parts, peak = measured(a, ours, reference)
+    assert in_parts == pytest.approx(whole, rel=1e-9)
+    assert peak < at_once / 5
+
+
+def measured(rows: torch.Tensor, a: Gaussian, b: Gaussian) -> tuple[float | None, int]:
+    """The standard error, and the peak of NumPy's memory meanwhile."""
+    tracemalloc.start()
+    found = standard_error(rows, a, b)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return found, peak
 
 
 def test_its_standard_error_covers_what_other_draws_give() -> None:

@@ -15,6 +15,7 @@ from stand_ins import put
 from tiny_project import random_images, tiny_settings, write_training_images
 
 from sfd_cli.config import Settings
+from sfd_cli.evaluation import memorisation as module
 from sfd_cli.evaluation.extractor import Extractor
 from sfd_cli.evaluation.memorisation import memorisation, nearest
 from sfd_cli.files import read_json
@@ -27,12 +28,45 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_nearest_is_that_of_an_exhaustive_search_over_both_views() -> None:
-    views, training = normal(2100, 2, 5), normal(30, 5, seed=1)
+@pytest.mark.parametrize("block", [7, 1024])
+def test_the_nearest_is_that_of_an_exhaustive_search_over_both_views(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BLOCK", block)
+    views, training = normal(2100 if block > 7 else 40, 2, 5), normal(30, 5, seed=1)
     found = nearest(views, training)
     apart = np.linalg.norm(views.numpy()[:, :, None].astype(np.float64) - training.numpy(), axis=-1).min(axis=1)
     np.testing.assert_allclose(found.distances, apart.min(axis=1))
     np.testing.assert_array_equal(found.images, apart.argmin(axis=1))
+
+
+def test_how_near_a_copy_is_does_not_drown_in_rounding() -> None:
+    training = 1000 + normal(20, 6)
+    views = training[:, None].double() + torch.tensor([1e-4, 1e-3], dtype=torch.float64)[None, :, None]
+    found = nearest(views, training)
+    assert found.images.tolist() == list(range(20))
+    np.testing.assert_allclose(found.distances, 1e-4 * 6**0.5, rtol=1e-6)
+
+
+def test_no_more_than_a_block_of_distances_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[int, ...]] = []
+    cdist = torch.cdist
+
+    def measured(*rows: torch.Tensor, **options: str) -> torch.Tensor:
+        found = cdist(*rows, **options)
+        sizes.append(tuple(found.shape))
+        return found
+
+    monkeypatch.setattr(module, "BLOCK", 10)
+    monkeypatch.setattr(torch, "cdist", measured)
+    nearest(normal(33, 2, 3), normal(50, 3, seed=1))
+    assert set(sizes) == {(20, 10), (6, 10)}
+
+
+def test_an_image_that_is_like_all_others_is_infinitely_far_from_the_rest() -> None:
+    training = normal(3, 4)
+    found = nearest(training[:, None], training, torch.zeros(3, dtype=torch.int64))
+    assert np.isinf(found.distances).all()
 
 
 def test_real_images_are_compared_with_others_than_their_near_duplicates() -> None:

@@ -1,0 +1,63 @@
+"""Images dealt to the processes of a torchrun, and what is computed of them gathered in the first one, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from torch import Tensor
+from tqdm import tqdm
+
+from sfd_cli.errors import StageFailure
+from sfd_cli.evaluation.images import ImageSource
+from sfd_cli.processes import Processes
+
+T = TypeVar("T")
+
+
+def computed(
+    images: ImageSource, what: str, size: int, compute: Callable[[Tensor, int], T], processes: Processes
+) -> Iterator[T]:
+    """What `compute` gives of every batch, in their order; in the first process, and nothing in the others.
+
+    The processes take batches in turn. A batch has the same images whoever takes it, so that results do not depend on
+    how many they are, and no process holds more than one batch that the first one has not fetched. All must call this
+    alike, and take all that it gives.
+
+    Args:
+        images: where they come from.
+        what: what they are, for the progress bar and for messages.
+        size: images of a batch.
+        compute: from a batch, uint8 (n, 3, H, W), and the number of images up to its end; what it gives is sent from
+            process to process, so it must be picklable.
+        processes: that share the work.
+
+    Raises:
+        StageFailure: the number of images is not what was announced.
+        Whatever `images` and `compute` raise in any of the processes: once, in the first one.
+    """
+    count = images.count
+    starts = range(0, count, size)
+    share: Sequence[int] = range(count)
+    if processes.count > 1:
+        mine = starts[processes.rank :: processes.count]
+        share = [index for start in mine for index in range(start, min(start + size, count))]
+        images = images.at(share)
+    own, seen = images.batches(size), 0
+
+    def step() -> T | None:
+        nonlocal seen
+        batch = next(own, None)
+        seen += 0 if batch is None else len(batch)
+        if seen > len(share) or (batch is None and seen < len(share)):
+            raise StageFailure(what, f"expected {len(share)} images but read {seen}", "no score is computed")
+        return None if batch is None else compute(batch, share[seen - 1] + 1)
+
+    with tqdm(
+        total=len(starts), desc=f"features of {what}", unit="batch", disable=not processes.is_main or None
+    ) as bar:
+        # Once more than there are batches: an archive is only known to be whole at its end.
+        for _ in range(0, len(starts) + processes.count, processes.count):
+            found = [one for one in processes.gather(step) if one is not None]
+            bar.update(len(found))
+            yield from found
