@@ -33,10 +33,10 @@ from sfd_cli.config import Settings
 from sfd_cli.data.images import image_files
 from sfd_cli.evaluation.comparison import compare
 from sfd_cli.evaluation.extractor import LOGITS, POOLED
-from sfd_cli.evaluation.inception import inception_extractor
 from sfd_cli.evaluation.features import FeatureSet
 from sfd_cli.evaluation.frechet import frechet_distance
 from sfd_cli.evaluation.images import ImageFiles
+from sfd_cli.evaluation.inception import inception_extractor
 from sfd_cli.evaluation.inception_score import SPLIT, inception_score
 from sfd_cli.evaluation.kid import LARGEST_SUBSET, kernel_distance
 from sfd_cli.evaluation.precision_recall import precision_recall

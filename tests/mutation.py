@@ -52,6 +52,8 @@ MODULES: dict[str, list[str]] = {
     "evaluation/kid.py": ["evaluation/test_kid.py", "evaluation/test_scores.py"],
     "evaluation/precision_recall.py": ["evaluation/test_precision_recall.py", "evaluation/test_scores.py"],
     "evaluation/metric.py": ["evaluation/test_scores.py"],
+    "evaluation/image_fidelity.py": ["evaluation/test_image_fidelity.py"],
+    "evaluation/lpips.py": ["evaluation/test_image_fidelity.py"],
     "evaluation/features.py": ["evaluation/test_features.py", "evaluation/test_scores.py"],
     "evaluation/scores.py": ["evaluation/test_scores.py"],
     "data/moments.py": ["data/test_moments.py"],

@@ -1,4 +1,4 @@
-"""The sample folder: one PNG per image, their labels, and an ADM-format npz of them all.
+"""The sample folder: one PNG per image, their labels, an ADM-format npz of them all, and their semantic latents.
 
 `sfd sample` writes it, equal byte for byte every time; scores and reports also read other folders of images.
 """
@@ -18,6 +18,7 @@ from PIL import Image
 from pydantic import BaseModel, NonNegativeInt
 
 from sfd_cli.artifacts.fingerprints import finished
+from sfd_cli.artifacts.kept_semantics import SEMANTICS
 from sfd_cli.artifacts.recipe import SETTINGS, Record
 from sfd_cli.data.images import DECODE_ERRORS, image_files
 from sfd_cli.data.prefetch import threaded_map
@@ -102,6 +103,7 @@ class _Facts(BaseModel):
 
     class_names: list[str]
     protocol: dict[str, Any] = {}
+    semantics: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class Samples:
         class_names: of every class, likewise.
         given_noise: whether the noise came from a file instead of the seed.
         protocol: the record of what decided the images, as `sfd sample` noted it; empty where it did not.
+        semantics: where their semantic latents are, see `artifacts.kept_semantics`; None where none are kept.
     """
 
     files: list[Path]
@@ -127,6 +130,7 @@ class Samples:
     class_names: list[str]
     given_noise: bool = False
     protocol: dict[str, Any] = field(default_factory=dict)
+    semantics: Path | None = None
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -153,7 +157,8 @@ class Samples:
             raise UserError(folder / LABELS, f"names no class of {len(facts.class_names)}", "run `sfd sample` again")
         from_file = "noise" in record.inputs
         side, settings = _side(files[0]), record.settings
-        return cls(files, labels, side, description, settings, facts.class_names, from_file, facts.protocol)
+        semantics = Path(folder) / SEMANTICS if facts.semantics else None
+        return cls(files, labels, side, description, settings, facts.class_names, from_file, facts.protocol, semantics)
 
 
 def choose(available: int, count: int | None, seed: int) -> list[int]:

@@ -146,13 +146,18 @@ class Fid(Section):
     clip: Literal["auto", "none"] = Field(
         "none", description="auto: CMMD by CLIP ViT-L/14 at 336 px; 1.2 GB of weights"
     )
+    lpips: Literal["auto", "none"] = Field(
+        "auto", description="LPIPS of the texture codec; auto: where its weights are present (they are never fetched)"
+    )
     encoder: Encoder = Field(
         Encoder(weights="demo", image_size=112),
         description="a DINOv2 or other ViT whose class token is scored too; its name is in the scores' names",
     )
     batch_size: int = Field(64, gt=0, description="images per forward pass")
     neighbours: int = Field(3, gt=0, description="k of precision and recall")
-    baselines: bool = Field(True, description="also score an untrained model and two halves of the data")
+    baselines: bool = Field(
+        True, description="also score an untrained model, two halves of the data, and both autoencoders"
+    )
     seed: int = Field(0, ge=0, description="seed of subsets and of the untrained model")
 
 

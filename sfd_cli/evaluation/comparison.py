@@ -1,4 +1,4 @@
-"""From images to features: samples, their reference and an untrained model, each image read once for all extractors."""
+"""From images to features: samples, their reference and what both are seen against, each image read once for all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from sfd_cli.evaluation.features import FeatureSet, extract
 from sfd_cli.evaluation.gaussian import Gaussian
 from sfd_cli.evaluation.images import ImageSource
 from sfd_cli.evaluation.kept_statistics import keep, recall
-from sfd_cli.evaluation.metric import Compared
+from sfd_cli.evaluation.metric import FEWEST_TO_HALVE, Compared, Reconstructed
+from sfd_cli.evaluation.reconstructions import open_codec, reconstructed
 from sfd_cli.evaluation.reference import Reference
 from sfd_cli.evaluation.scores import gaussians_suffice, kinds_compared, kinds_with_baselines
 from sfd_cli.evaluation.untrained import UntrainedImages
@@ -43,6 +44,8 @@ def compare(
     known = _known_gaussians(settings.fid, references, extractors, processes)
     needed = kinds_compared(settings.fid)
     real: dict[str, dict[str, FeatureSet]] = {}
+    returned: dict[str, dict[str, Reconstructed]] = {}
+    why_returned = ""
     for reference in distinct:
         mine = [found for found in extractors if references[found.name] is reference]
         wanted = [rest for found in mine if (rest := found.only(needed - known[found.name].keys())).widths]
@@ -51,6 +54,13 @@ def compare(
             for extractor in wanted:
                 for kind, seen in real.get(extractor.name, {}).items():
                     keep(reference, extractor, kind, seen.gaussian())
+            kinds = kinds_with_baselines(settings.fid)
+            returning = [rest for found in wanted if (rest := found.only(kinds)).widths]
+            if settings.fid.baselines and returning and reference.images.count >= FEWEST_TO_HALVE:
+                codec, why_returned = open_codec(settings, reference.images, processes)
+                if codec is not None:
+                    options, count = settings.fid, samples.count
+                    returned |= reconstructed(codec, options, reference.images, real, returning, count, processes)
     untrained: dict[str, dict[str, FeatureSet]] = {}
     why = ""
     if settings.fid.baselines:
@@ -68,6 +78,8 @@ def compare(
                 known[name].get(kind) or references[name].statistics_of_width(width),
                 untrained.get(name, {}).get(kind),
                 why,
+                returned.get(name, {}).get(kind),
+                why_returned,
                 extractor.device,
             )
             for kind, width in extractor.widths.items()

@@ -66,6 +66,10 @@ class FeatureSet:
         """Kept features of the first half."""
         return self.rows[self._first_half[self._kept]]
 
+    def first_half_indices(self) -> Tensor:
+        """Which images the rows of `first_half_rows` are of, int64 (k,), ascending."""
+        return (self._first_half & self._kept).nonzero().flatten()
+
     def gaussian(self) -> Gaussian:
         """The Gaussian of all images."""
         first, second = self._halves

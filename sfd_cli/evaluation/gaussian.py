@@ -37,6 +37,18 @@ class Gaussian:
             raise TooFewImages(needed=2, found=moments.count)
         return cls(moments.mean, moments.covariance(correction=1), moments.count)
 
+    @classmethod
+    def of_rows(cls, rows: Tensor) -> Self:
+        """The Gaussian of features (n, D).
+
+        Raises:
+            TooFewImages: fewer than two.
+        """
+        moments = FeatureMoments(rows.shape[1])
+        for part in rows.split(GATHERED):
+            moments.update(part)
+        return cls.of(moments.moments())
+
     @property
     def width(self) -> int:
         """Features per image, D."""

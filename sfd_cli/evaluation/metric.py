@@ -24,6 +24,21 @@ from sfd_cli.evaluation.reasons import NotComputable, Scores, unavailable
 NO_REFERENCE = "the reference has neither images nor statistics of these features"
 STATISTICS_ONLY = "the reference holds statistics only, and this needs its images"
 NO_HALVES = "the reference has no images to halve"
+NO_RECONSTRUCTIONS = "the reference has no half of images to reconstruct"
+FEWEST_TO_HALVE = 4
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """Features of one kind of images that went through an autoencoder and came back.
+
+    Attributes:
+        features: of what came back.
+        originals: the Gaussian of the same images as they were.
+    """
+
+    features: FeatureSet
+    originals: Gaussian
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,8 @@ class Compared:
         statistics: published statistics of the reference; a distance between Gaussians prefers them to the images.
         untrained: of the images of an untrained model, for the baselines.
         why_untrained_is_missing: the reason where there are none.
+        reconstructed: of images of the first half of the reference that went through the autoencoder, likewise.
+        why_reconstructed_is_missing: the reason where there are none.
         device: where metrics on rows compute.
     """
 
@@ -44,6 +61,8 @@ class Compared:
     statistics: Gaussian | None = None
     untrained: FeatureSet | None = None
     why_untrained_is_missing: str = ""
+    reconstructed: Reconstructed | None = None
+    why_reconstructed_is_missing: str = ""
     device: torch.device | str = "cpu"
 
     @cached_property
@@ -107,7 +126,8 @@ class GaussianDistance:
     `<key>_untrained` is the distance of the images of an untrained model, as many as samples and to the same
     reference: the ceiling. `<key>_halves` is the distance between two random halves of the reference: the floor. Such
     a distance grows as images get fewer, so the floor is not quite on the same scale; `<key>_matched` is: see
-    `matched`.
+    `matched`. `<key>_reconstructed` is that of images of the reference that went through the autoencoder to the same
+    images before: what sampling its latents cannot be better than, and 0 of an autoencoder that loses nothing.
 
     Attributes:
         key: in `fid.json`.
@@ -129,11 +149,14 @@ class GaussianDistance:
 
     @property
     def scores(self) -> tuple[Score, ...]:
-        """The distance of the samples, ceiling and floor."""
+        """The distance of the samples, ceiling, what the autoencoder costs, and floor."""
         untrained, halves = f"{self.label} of an untrained model", f"{self.label} between two halves of the data"
+        reconstructed = f"{self.label} of images through the autoencoder"
+        originals = "{compared[0]:,} against the same {compared[1]:,} as they were"
         return (
             Score(self.key, self.label, "{samples:,} samples against {reference}"),
             Score(f"{self.key}_untrained", untrained, "{untrained:,} images against {reference}", baseline=True),
+            Score(f"{self.key}_reconstructed", reconstructed, originals, baseline=True),
             Score(f"{self.key}_halves", halves, "{compared[0]:,} against {compared[1]:,} images", baseline=True),
         )
 
@@ -153,11 +176,18 @@ class GaussianDistance:
         if not options.baselines:
             return scores, counts
         scores |= self._to_reference(f"{key}_untrained", compared.untrained, against, compared.why_untrained_is_missing)
+        scores |= self._reconstructed(compared)
+        if found := compared.reconstructed:
+            counts[f"{key}_reconstructed"] = [found.features.count, found.originals.count]
         if images is not None:
             counts[f"{key}_halves"] = list(images.half_counts)
-        if images is None or images.count < 4:
+        if images is None or images.count < FEWEST_TO_HALVE:
             return scores | unavailable([f"{key}_halves", f"{key}_matched"], NO_HALVES), counts
-        sets = {"samples": compared.samples} | ({"untrained": compared.untrained} if compared.untrained else {})
+        sets = {"samples": compared.samples}
+        if compared.reconstructed is not None:
+            sets["reconstructed"] = compared.reconstructed.features
+        if compared.untrained is not None:
+            sets["untrained"] = compared.untrained
         halves = self.function(images.half(0), images.half(1))
         matched = self.matched(sets, images, options.seed)
         return scores | {f"{key}_halves": halves, f"{key}_matched": matched}, counts
@@ -187,6 +217,12 @@ class GaussianDistance:
         if images is None or against is None:
             return unavailable([key], why or NO_REFERENCE)
         return {key: self.function(images.gaussian(), against)}
+
+    def _reconstructed(self, compared: Compared) -> Scores:
+        key, found = f"{self.key}_reconstructed", compared.reconstructed
+        if found is None:
+            return unavailable([key], compared.why_reconstructed_is_missing or NO_RECONSTRUCTIONS)
+        return {key: self.function(found.features.gaussian(), found.originals)}
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,9 @@ def summarise(
     counts: dict[str, Any] = {}
     for name, features in compared.items():
         found, images = score(features, options)
-        scores |= _renamed(name, found)
+        scores |= renamed(name, found)
         sets = list(features.values())
-        counts |= {"samples": sets[0].samples.count} | _renamed(name, images)
+        counts |= {"samples": sets[0].samples.count} | renamed(name, images)
         if untrained := next((found.untrained for found in sets if found.untrained is not None), None):
             counts["untrained"] = untrained.count
     for missed, reason in missing.items():
@@ -61,8 +61,8 @@ def summarise(
         keys = [score.key for metric in metrics for score in metric.scores if not score.baseline]
         if not keys:
             continue
-        scores |= _renamed(name, unavailable(keys[:1], reason))
-        scores |= _renamed(name, unavailable(keys[1:], f"see {name_of(name, keys[0])}_reason"))
+        scores |= renamed(name, unavailable(keys[:1], reason))
+        scores |= renamed(name, unavailable(keys[1:], f"see {name_of(name, keys[0])}_reason"))
     notes = [
         f"{counts['samples']} samples are few for {width} {extractor.name} features: their Fréchet distance"
         " is far above that of a large sample, and compares only with others from as many images."
@@ -108,5 +108,6 @@ def chosen(options: Fid, kinds: Collection[str] | None = None) -> list[Metric]:
     return [metric for metric in metrics if kinds is None or metric.features in kinds]
 
 
-def _renamed(extractor: str, values: dict[str, Any]) -> dict[str, Any]:
+def renamed(extractor: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Scores by the metrics' own keys under the names that `fid.json` has."""
     return {name_of(extractor, key): value for key, value in values.items()}

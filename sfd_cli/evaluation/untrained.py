@@ -58,6 +58,14 @@ class UntrainedImages:
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """See `ImageSource`."""
-        sample = self.sampler.sample.model_copy(update={"batch_size": size})
-        for _, images in replace(self.sampler, sample=sample).batches(self.inputs, self.indices):
+        for _, images in self._at_once(size).batches(self.inputs, self.indices):
             yield images
+
+    def semantics(self, size: int) -> Iterator[Tensor]:
+        """The semantic latents (n, C_s, h, w) of the images, not normalised."""
+        sampler = self._at_once(size)
+        for _, latents in sampler.latent_batches(self.inputs, self.indices):
+            yield sampler.space.split(latents).semantic
+
+    def _at_once(self, size: int) -> Sampler:
+        return replace(self.sampler, sample=self.sampler.sample.model_copy(update={"batch_size": size}))

@@ -125,6 +125,13 @@ class Sampler:
         for wanted, rows, latents in self._whole_batches(inputs, indices, watch):
             yield wanted, self.decode(latents)[rows]
 
+    def batches_with_semantics(
+        self, inputs: SampleInputs, indices: Iterable[int]
+    ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """As `batches`, and the semantic latents (n, C_s, h, w) float32 that stood beside them, not normalised."""
+        for wanted, rows, latents in self._whole_batches(inputs, indices, None):
+            yield wanted, self.decode(latents)[rows], self.space.split(latents).semantic[rows].float()
+
     def latent_batches(
         self, inputs: SampleInputs, indices: Iterable[int], watch: Watch | None = None
     ) -> Iterator[tuple[list[int], Tensor]]:

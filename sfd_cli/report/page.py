@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import base64
 from importlib import resources
+from math import log
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
 from sfd_cli.messages import printable
 
-WIDTH, HEIGHT, LEFT, RIGHT, BASE = 640, 92, 24, 616, 50  # of the ruler, in SVG units
+WIDTH, HEIGHT, LEFT, RIGHT, BASE = 640, 112, 24, 616, 50  # of the ruler, in SVG units
+SMALLEST = 1e-4
+"""Part of the largest distance below which distances are not told apart on the ruler."""
 
 
 def picture_uri(path: Path) -> str:
@@ -34,12 +37,26 @@ def render_page(**content: Any) -> str:
     return environment.from_string(template).render(**content)
 
 
-def draw_ruler(floor: float, value: float, ceiling: float) -> Markup:
-    """A line from floor (real images) to ceiling (an untrained model) with the samples' place on it, as SVG."""
-    low, high = min(floor, value), max(ceiling, value)
+class Marks(NamedTuple):
+    """Distances on one scale: of other real images, of real images through the autoencoder, samples, and noise."""
+
+    real: float
+    autoencoder: float | None
+    samples: float
+    untrained: float
+
+
+def draw_ruler(marks: Marks) -> Markup:
+    """A line from floor (real images) to ceiling (an untrained model) with the samples' place on it, as SVG.
+
+    By the logarithm of the distance: a ceiling is a hundred times the floor, and what lies between crowds at its foot.
+    """
+    there = [distance for distance in marks if distance is not None]
+    least = max(*there, 1e-12) * SMALLEST
+    low, high = (log(max(extreme, least)) for extreme in (min(there), max(there)))
 
     def mark(name: str, distance: float, colour: str, y: int, size: int) -> str:
-        x = LEFT + (RIGHT - LEFT) * (distance - low) / max(high - low, 1e-12)
+        x = LEFT + (RIGHT - LEFT) * (log(max(distance, least)) - low) / max(high - low, 1e-12)
         middle = (LEFT + RIGHT) / 2
         anchor = "start" if x < middle * 0.35 else "end" if x > middle * 1.65 else "middle"
         return (
@@ -47,10 +64,13 @@ def draw_ruler(floor: float, value: float, ceiling: float) -> Markup:
             f'text-anchor="{anchor}" font-size="15" fill="currentColor">{name} {distance:.4g}</text>'
         )
 
+    returned = ""
+    if marks.autoencoder is not None:
+        returned = mark("real through the autoencoder", marks.autoencoder, "semantic", BASE + 48, 6)
     return Markup(
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="samples {value:.4g}, between real {floor:.4g} and untrained {ceiling:.4g}">'
+        f'aria-label="samples {marks.samples:.4g}, between real {marks.real:.4g} and untrained {marks.untrained:.4g}">'
         f'<line x1="{LEFT}" y1="{BASE}" x2="{RIGHT}" y2="{BASE}" stroke="var(--line)" stroke-width="4"/>'
-        f"{mark('real', floor, 'good', BASE + 28, 6)}{mark('untrained', ceiling, 'soft', BASE + 28, 6)}"
-        f"{mark('samples', value, 'texture', BASE - 16, 8)}</svg>"
+        f"{mark('real', marks.real, 'good', BASE + 28, 6)}{mark('untrained', marks.untrained, 'soft', BASE + 28, 6)}"
+        f"{returned}{mark('samples', marks.samples, 'texture', BASE - 16, 8)}</svg>"
     )

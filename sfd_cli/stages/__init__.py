@@ -126,9 +126,10 @@ FID = Stage(
     "sfd_cli.stages.fid",
     IMAGES,
     "Score the samples: Fréchet distance, KID, precision and recall.\n\n"
-    "With Inception features where their weights can be had, and with DINOv2 features always.",
+    "With Inception features where their weights can be had, and with DINOv2 features always. Texture VAE, Semantic VAE"
+    " and the sampled semantics are scored too, so that one sees which of them a score is owed to.",
     {"fid": "", "foreign": "foreign-"},
-    ("samples", "images", "dit", "texture_vae", "metrics"),
+    ("samples", "images", "features", "semvae", "dit", "texture_vae", "metrics"),
     CHECKPOINT,
 )
 
@@ -149,7 +150,18 @@ MEMORISATION = Stage(
     " have to one another; writes memorisation.json and a picture of the closest pairs among the metrics.",
     {"fid": ""},
     ("samples", "images", "metrics"),
-    unread=("reference", "scores", "beside", "by_class", "inception", "neighbours", "baselines"),
+    unread=(
+        "reference",
+        "scores",
+        "beside",
+        "by_class",
+        "inception",
+        "dinov2",
+        "clip",
+        "lpips",
+        "neighbours",
+        "baselines",
+    ),
 )
 
 SHOW = Stage(

@@ -12,6 +12,7 @@ import torch
 from sfd_cli.artifacts.sample_folder import Samples
 from sfd_cli.config import Settings
 from sfd_cli.errors import StageFailure, UserError
+from sfd_cli.evaluation.autoencoders import score_autoencoders
 from sfd_cli.evaluation.by_class import class_distances, class_lines, class_notes
 from sfd_cli.evaluation.comparison import compare
 from sfd_cli.evaluation.extractor import POOLED, Extractor
@@ -21,6 +22,8 @@ from sfd_cli.evaluation.metric import Compared
 from sfd_cli.evaluation.reference import Reference, open_references
 from sfd_cli.evaluation.scored_images import ScoredImages
 from sfd_cli.evaluation.scores import chosen, headline_scores, kinds_compared, name_of, summarise
+from sfd_cli.evaluation.semantics import NAME as SEMANTICS
+from sfd_cli.evaluation.semantics import score_semantics
 from sfd_cli.evaluation.side_by_side import score_beside
 from sfd_cli.files import write_json
 from sfd_cli.machine import machine
@@ -85,10 +88,11 @@ class _Opened:
 def run(settings: Settings) -> dict[str, Any]:
     """Compute all scores and write `metrics/fid.json`, and those of the samples alone to `metrics/scores.json`.
 
-    The numbers of images stand beside the scores under `counts`; what cannot be computed is null, with the
-    reason under `<name>_reason`; under `used` is what was compared, by what settings, and under `machine` on what.
-    Where the samples' protocol is not the one that they name, `notes` say so. Under torchrun the processes take batches
-    of images in turn, and the first one computes the scores of them all.
+    The numbers of images stand beside the scores under `counts`; what cannot be computed is null, with the reason
+    under `<name>_reason`. Under `autoencoders` is what texture codec and Semantic VAE lose, under `used` what was
+    compared and by what settings, and under `machine` on what. Where the samples' protocol is not the one that they
+    name, `notes` say so. Under torchrun the processes take batches of images in turn, and the first one computes the
+    scores of them all, and those of semantics and autoencoders.
 
     Returns:
         The scores with their counts, those of each class in a line, and the path of the file that has it all; of the
@@ -113,6 +117,11 @@ def run(settings: Settings) -> dict[str, Any]:
         result["beside"] = score_beside(result, compared, images, extractors, settings.fid, processes)
     if not processes.is_main:
         return {}
+    semantics = score_semantics(settings, samples.made)
+    result |= semantics.scores | {"counts": result["counts"] | semantics.counts}
+    result["features"] |= {SEMANTICS: "decoded semantics"} if semantics.scores else {}
+    if settings.fid.baselines:
+        result["autoencoders"] = score_autoencoders(settings, samples.images.count)
     protocol = _protocol(samples.made)
     named = protocol.get("name") or settings.sample.protocol
     if protocol and named:
@@ -120,8 +129,9 @@ def run(settings: Settings) -> dict[str, Any]:
         result["notes"] += differences(named, protocol, samples.images.count, reference)
 
     metrics = settings.paths.metrics
-    write_json(metrics / "fid.json", result | {"used": _used(settings, opened, protocol), "machine": machine()})
-    write_json(metrics / "scores.json", headline_scores(result, [found.name for found in extractors]))
+    used = semantics.used | _used(settings, opened, protocol)
+    write_json(metrics / "fid.json", result | {"used": used, "machine": machine()})
+    write_json(metrics / "scores.json", headline_scores(result, [*(found.name for found in extractors), SEMANTICS]))
     seconds = round(time.monotonic() - started, 2)
     write_json(metrics / "timings" / "fid.json", [{"seconds": seconds, "resumed": False}])
     lines = class_lines(result)

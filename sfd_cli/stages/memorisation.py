@@ -88,4 +88,10 @@ def _open(
     training = ImageFiles([manifest.path(row) for row in rows], samples.side, settings.runtime.workers)
     if min(samples.images.count, training.count) < 2:
         raise UserError("samples", "one image is not enough to compare", "give more")
-    return samples, manifest, rows, training, EXTRACTORS["encoder"].open(settings, processes.device(settings.runtime.device))
+    return (
+        samples,
+        manifest,
+        rows,
+        training,
+        EXTRACTORS["encoder"].open(settings, processes.device(settings.runtime.device)),
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from sfd_cli.artifacts.kept_semantics import KeptSemantics
 from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Facts, Recipe
 from sfd_cli.artifacts.sample_folder import LABELS, NPZ, SampleFolder, read_png
@@ -40,7 +41,8 @@ def run(
 ) -> dict[str, Any]:
     """Write `000000.png` ..., `labels.json` and `samples.npz`; under torchrun the processes take batches in turn.
 
-    Image i depends on the seed and i alone, and an interrupted run goes on to the same bytes.
+    Image i depends on the seed and i alone, and an interrupted run goes on to the same bytes. Where the transformer has
+    semantics, `semantics.npy` keeps the semantic latents of the images, which are scored too.
 
     Args:
         settings: the sections `sample`, `foreign`, `paths`, `texture_vae` and `runtime` are read.
@@ -138,19 +140,34 @@ def _told(law: Mapping[str, Any]) -> str:
 def _write_images(
     inputs: SampleInputs, folder: SampleFolder, protocol: dict[str, Any], processes: Processes, sampler: Sampler
 ) -> Facts:
-    """Write this process's share of the PNGs, keeping those that are whole, and then the npz of all."""
-    wanted = folder.missing(sampler.share(inputs.count, processes))
-    images = (
-        pair
-        for indices, batch in sampler.batches(inputs, wanted)
-        for pair in zip(indices, batch.permute(0, 2, 3, 1).contiguous().cpu().numpy(), strict=True)
-    )
-    for _ in tqdm(folder.write(images), "sampling", len(wanted), unit="image", disable=not processes.is_main or None):
+    """Write this process's share of the PNGs, keeping those that are whole, and then the npz of all.
+
+    Before the PNG of an image its semantic latent is written, so that what has a PNG has both.
+    """
+    space, semantics = sampler.space, None
+    if space.semantic:
+        semantics = KeptSemantics(folder.path, (inputs.count, space.semantic, space.grid, space.grid))
+        if processes.is_main:
+            semantics.prepare()
+        processes.barrier()
+    share = sampler.share(inputs.count, processes)
+    unkept = semantics.missing(share) if semantics is not None else []
+    wanted = sorted({*folder.missing(share), *unkept})
+
+    def images() -> Iterator[tuple[int, np.ndarray]]:
+        for indices, batch, latents in sampler.batches_with_semantics(inputs, wanted):
+            if semantics is not None:
+                semantics.write(indices, latents.cpu().numpy())
+            yield from zip(indices, batch.permute(0, 2, 3, 1).contiguous().cpu().numpy(), strict=True)
+
+    hidden = not processes.is_main or None
+    for _ in tqdm(folder.write(images()), "sampling", len(wanted), unit="image", disable=hidden):
         pass
     processes.barrier()
     if processes.is_main:
         folder.finish(inputs.labels_of(range(inputs.count), len(sampler.conditions)).tolist())
-    return {"images": inputs.count, "class_names": list(sampler.conditions.names), "protocol": protocol}
+    facts = {"images": inputs.count, "class_names": list(sampler.conditions.names), "protocol": protocol}
+    return facts | ({"semantics": True} if semantics is not None else {})
 
 
 def _require_new_file(path: Path, grid: Path | None) -> None:

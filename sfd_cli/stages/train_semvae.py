@@ -16,13 +16,13 @@ from sfd_cli.config import Settings, identity
 from sfd_cli.data.store import Store
 from sfd_cli.data.validation_split import validation_split
 from sfd_cli.errors import SettingError, UserError
+from sfd_cli.evaluation.held_out import semantic_scores
 from sfd_cli.files import write_json
 from sfd_cli.formats.model_folder import save_model
 from sfd_cli.networks.semantic_vae import SemanticVAE
 from sfd_cli.processes import Processes
 from sfd_cli.tables import COMPRESSORS
 from sfd_cli.training.compressors import Compressor, Fitting
-from sfd_cli.training.held_out import semantic_scores
 from sfd_cli.training.live_log import clear_log
 from sfd_cli.weights.models import SemanticCompressor, open_semantic
 

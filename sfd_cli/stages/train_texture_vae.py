@@ -16,13 +16,13 @@ from sfd_cli.config import Settings, identity
 from sfd_cli.data.images import ImageManifest, ImageReader
 from sfd_cli.data.validation_split import validation_split
 from sfd_cli.errors import SettingError, UserError
+from sfd_cli.evaluation.held_out import save_reconstructions, texture_scores
 from sfd_cli.files import write_json
 from sfd_cli.formats.model_folder import save_model
 from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.processes import Processes
 from sfd_cli.tables import TEXTURE_COMPRESSORS
 from sfd_cli.training.compressors import Compressor
-from sfd_cli.training.held_out import save_reconstructions, texture_scores
 from sfd_cli.training.live_log import clear_log
 from sfd_cli.training.texture_compressors import TextureFitting
 from sfd_cli.training.texture_vae_task import network_config

@@ -211,8 +211,9 @@ class Costs:
         elif sample.guidance == "autoguidance" and settings.guide is not None:
             velocity += _velocity(self.transformer(settings.guide), False)
         pixels = 3 * settings.images.size**2
+        semantics = FLOAT * self.transformer(settings.dit).semantic_channels * settings.grid**2
         work = sample.num_images * (calls * velocity + self._texture_decoder_flops)
-        return Cost(sample.num_images, sample.num_images * pixels * (1 + PNG_SHARE), work)
+        return Cost(sample.num_images, sample.num_images * (pixels * (1 + PNG_SHARE) + semantics), work)
 
 
 def step_memory(config: LightningDiTConfig, section: DiT, images: int, bf16: bool) -> float:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfd_cli.data.store import Store
+from sfd_cli.evaluation.held_out import reconstruction_errors
 from sfd_cli.networks.gaussian import kl_divergence
 
 
@@ -42,9 +42,3 @@ class SemanticVAETask:
         mse, cosine = reconstruction_errors(reconstruction, tokens)
         kl = kl_divergence(mean.float(), logvar.float()).mean()
         return {"loss": mse + cosine + self.kl_weight * kl, "mse": mse, "cosine": cosine, "kl": kl}
-
-
-def reconstruction_errors(reconstruction: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean squared error and mean of 1 - cosine over the width, between two (B, N, D)."""
-    cosine = F.cosine_similarity(reconstruction.float(), tokens, dim=-1)
-    return F.mse_loss(reconstruction.float(), tokens), (1 - cosine).mean()

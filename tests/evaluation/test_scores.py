@@ -16,7 +16,7 @@ from sfd_cli.evaluation.features import FeatureSet
 from sfd_cli.evaluation.frechet import FRECHET, extrapolated, frechet_distance, standard_error
 from sfd_cli.evaluation.gaussian import Gaussian
 from sfd_cli.evaluation.kid import kernel_distance
-from sfd_cli.evaluation.metric import Compared
+from sfd_cli.evaluation.metric import Compared, Reconstructed
 from sfd_cli.evaluation.reasons import Scores
 from sfd_cli.evaluation.scores import name_of, score, summarise
 from sfd_cli.tables import METRICS
@@ -112,6 +112,13 @@ def test_the_real_baseline_is_never_drawn_from_the_half_it_is_compared_with(coun
     assert found["real"] == pytest.approx(300, abs=5)
 
 
+def test_the_rows_of_the_first_half_are_those_of_the_images_that_it_names() -> None:
+    rows = normal(41)
+    found = feature_set(rows)
+    assert found.first_half_indices().tolist() == in_first_half(41).nonzero().flatten().tolist()
+    assert torch.equal(found.first_half_rows(), rows[found.first_half_indices()])
+
+
 def test_matched_distances_are_of_equally_many_random_images_to_the_second_half() -> None:
     reference, first = normal(40), in_first_half(40)
     sets = {"samples": feature_set(normal(12, seed=1)), "untrained": feature_set(normal(30, seed=2, at=4.0))}
@@ -172,8 +179,9 @@ def test_statistics_alone_give_the_distance_and_reasons_for_the_rest() -> None:
     assert all("statistics only" in why for why in reasons(scores).values())
     found = baselines(Compared(feature_set(samples), None, fitted(published), feature_set(untrained)))
     assert found["fd_untrained"] == pytest.approx(distance(untrained, published), rel=1e-6)
-    assert reasons(found).keys() == {"fd_halves", "fd_matched"}
-    assert all("no images to halve" in why for why in reasons(found).values())
+    assert reasons(found).keys() == {"fd_halves", "fd_matched", "fd_reconstructed"}
+    assert "no half of images to reconstruct" in reasons(found)["fd_reconstructed"]
+    assert all("no images to halve" in reasons(found)[key] for key in ("fd_halves", "fd_matched"))
 
 
 def test_without_a_reference_every_score_is_none_with_a_reason() -> None:
@@ -182,7 +190,7 @@ def test_without_a_reference_every_score_is_none_with_a_reason() -> None:
     assert reasons(scores).keys() == {"fd", "kid", "precision", "recall"}
     assert all("neither images nor statistics" in why for why in reasons(scores).values())
     found = baselines(Compared(samples, None, None, samples))
-    assert reasons(found).keys() == {"fd_untrained", "fd_halves", "fd_matched"}
+    assert reasons(found).keys() == {"fd_untrained", "fd_reconstructed", "fd_halves", "fd_matched"}
     assert "neither images nor statistics" in reasons(found)["fd_untrained"]
 
 
@@ -195,8 +203,9 @@ def test_too_few_images_for_a_kth_neighbour_cost_precision_and_recall_only() -> 
 
 def test_without_an_untrained_model_its_reason_stands_there_and_the_rest_is_scored() -> None:
     samples, reference = feature_set(normal(9)), feature_set(normal(20, seed=1))
-    found = baselines(Compared(samples, reference, why_untrained_is_missing="no model"))
-    assert reasons(found) == {"fd_untrained": "no model"}
+    missing = {"why_untrained_is_missing": "no model", "why_reconstructed_is_missing": "no codec"}
+    found = baselines(Compared(samples, reference, **missing))
+    assert reasons(found) == {"fd_untrained": "no model", "fd_reconstructed": "no codec"}
     assert found["fd_matched"].keys() == {"images", "reference_images", "real", "samples"}
 
 
@@ -204,7 +213,7 @@ def test_without_an_untrained_model_its_reason_stands_there_and_the_rest_is_scor
 def test_four_images_make_two_halves(count: int, enough: bool) -> None:
     samples = feature_set(normal(9, width=1))
     found = baselines(Compared(samples, feature_set(normal(count, width=1)), None, samples))
-    assert reasons(found).keys() == (set() if enough else {"fd_halves", "fd_matched"})
+    assert reasons(found).keys() == {"fd_reconstructed"} | (set() if enough else {"fd_halves", "fd_matched"})
     assert found["fd_untrained"] > 0
 
 
@@ -225,12 +234,18 @@ def test_a_metric_is_named_as_the_field_does_or_after_its_extractor(metric: str,
 def test_every_number_has_a_row_that_says_what_it_is_and_from_how_many_images() -> None:
     pairs, samples = "{compared[0]:,} samples against {compared[1]:,} images", "{samples:,} samples against {reference}"
     halves, untrained = "{compared[0]:,} against {compared[1]:,} images", "{untrained:,} images against {reference}"
+    autoencoder, originals = (
+        "of images through the autoencoder",
+        "{compared[0]:,} against the same {compared[1]:,} as they were",
+    )
     assert [astuple(score) for metric in METRICS for score in METRICS[metric].scores] == [
         ("fd", "Fréchet distance", samples, "", False),
         ("fd_untrained", "Fréchet distance of an untrained model", untrained, "", True),
+        ("fd_reconstructed", f"Fréchet distance {autoencoder}", originals, "", True),
         ("fd_halves", "Fréchet distance between two halves of the data", halves, "", True),
         ("sfid", "Spatial Fréchet distance (sFID)", samples, "", False),
         ("sfid_untrained", "Spatial Fréchet distance (sFID) of an untrained model", untrained, "", True),
+        ("sfid_reconstructed", f"Spatial Fréchet distance (sFID) {autoencoder}", originals, "", True),
         ("sfid_halves", "Spatial Fréchet distance (sFID) between two halves of the data", halves, "", True),
         ("inception_score", "Inception score", "{samples:,} samples", "inception_score_std", False),
         ("kid", "Kernel distance (KID)", pairs, "kid_std", False),
@@ -243,15 +258,19 @@ def test_every_number_has_a_row_that_says_what_it_is_and_from_how_many_images() 
 def test_baselines_come_with_the_score_where_the_settings_say_so() -> None:
     rows = normal(12, seed=1), normal(40), normal(30, seed=2, at=4.0)
     samples, reference, untrained = (feature_set(part) for part in rows)
-    compared, options = Compared(samples, reference, None, untrained), Fid(seed=4)
+    returned = normal(15, seed=3, spread=0.9)
+    reconstructed = Reconstructed(feature_set(returned), fitted(normal(15, seed=6)))
+    compared, options = Compared(samples, reference, None, untrained, reconstructed=reconstructed), Fid(seed=4)
     plain, _ = FRECHET.compute(compared, options.model_copy(update={"baselines": False}))
     error = standard_error(samples.rows, samples.gaussian(), reference.gaussian())
     infinity = extrapolated(samples.rows, reference.gaussian(), 4)
     assert plain == {"fd": pytest.approx(distance(*rows[:2]), rel=1e-6), "fd_se": error, "fd_infinity": infinity}
-    found, _ = FRECHET.compute(compared, options)
-    sets = {"samples": samples, "untrained": untrained}
+    found, counts = FRECHET.compute(compared, options)
+    assert counts == {"fd_reference": 40, "fd_reconstructed": [15, 15], "fd_halves": [20, 20]}
+    sets = {"samples": samples, "reconstructed": reconstructed.features, "untrained": untrained}
     assert found == plain | {
         "fd_untrained": pytest.approx(distance(rows[2], rows[1]), rel=1e-6),
+        "fd_reconstructed": pytest.approx(distance(returned, normal(15, seed=6)), rel=1e-6),
         "fd_halves": frechet_distance(reference.half(0), reference.half(1)),
         "fd_matched": FRECHET.matched(sets, reference, seed=4),
     }

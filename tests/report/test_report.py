@@ -21,6 +21,7 @@ from sfd_cli.evaluation.extractor import Extractor
 from sfd_cli.files import read_json, write_json
 from sfd_cli.pipeline.trajectory import Trajectory, follow_samples, nearest, pick_progress
 from sfd_cli.report.curves import COLOURS, Curve, draw_curves, read_curves, read_validation, smooth
+from sfd_cli.report.page import Marks, draw_ruler
 from sfd_cli.report.parts import losses, spread_over_classes, tell_phases
 from sfd_cli.report.pictures import draw_trajectory, principal_colours, shorten
 from sfd_cli.report.tables import facts, setting_tables
@@ -99,6 +100,35 @@ def test_the_page_shows_scores_with_their_counts_between_floor_and_ceiling(finis
     assert "12 against 12 images" in page
     assert f"samples {scores['fd_dinov2_matched']['samples']:.4g}" in page
     assert "No Inception scores: switched off" in page
+
+
+def test_the_page_shows_what_the_autoencoders_lose_and_where_that_is_on_the_ruler(
+    finished: Settings, page: str
+) -> None:
+    scores = read_json(finished.paths.metrics / "fid.json")
+    texture = scores["autoencoders"]["texture"]
+    assert f"{scores['fd_dinov2_reconstructed']:.4g}" in page
+    assert "12 against the same 12 as they were" in page
+    assert f"real through the autoencoder {scores['fd_dinov2_matched']['reconstructed']:.4g}</text>" in page
+    for key, label in (("psnr", "PSNR, dB"), ("ssim", "SSIM")):
+        assert f'<td>Texture codec: {label}</td><td class="number">{texture[key]:.4g}</td>' in page
+    assert f"{texture['images']} images {texture['those']}" in page
+    assert "Texture codec, LPIPS: none; its weights are not here" in page
+    assert "Semantic VAE, cosine to patch tokens: none" in page
+    assert "No decoded semantics scores" in page
+
+
+def test_marks_stand_on_the_ruler_by_the_logarithm_of_their_distance() -> None:
+    def places(picture: str) -> list[float]:
+        return [float(found) for found in re.findall(r'cx="([0-9.]+)"', picture)]
+
+    real, untrained, autoencoder, samples = places(draw_ruler(Marks(10.0, 100.0, 1000.0, 100_000.0)))
+    assert (real, untrained) == (24, 616)
+    assert autoencoder == pytest.approx(24 + 592 / 4, abs=0.1)
+    assert samples == pytest.approx(24 + 592 / 2, abs=0.1)
+    assert len(places(draw_ruler(Marks(10.0, None, 1000.0, 100_000.0)))) == 3
+    assert places(draw_ruler(Marks(0.0, None, 10.0, 10_000.0)))[0] == 24, "a distance of 0 has a place"
+    assert places(draw_ruler(Marks(5.0, None, 1.0, 50.0)))[2] == 24, "samples may be nearer than real images"
 
 
 def test_the_page_shows_losses_and_settings(page: str) -> None:

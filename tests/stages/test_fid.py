@@ -104,7 +104,7 @@ def test_matched_distances_compare_equally_many_images_with_one_half_of_the_data
 def test_only_the_chosen_metrics_are_computed_with_the_numbers_they_have_beside_others(settings: Settings) -> None:
     everything, some = fid.run(settings), fid.run(with_fid(settings, scores=["precision_recall", "kid"]))
     chosen = {"kid_dinov2", "kid_dinov2_std", "precision_dinov2", "recall_dinov2"}
-    scores = {key for key in some if not key.endswith("_reason")} - {"counts", "notes", "file"}
+    scores = {key for key in some if not key.endswith("_reason")} - {"counts", "notes", "file", "autoencoders"}
     assert scores == chosen | {"kid", "precision", "recall"}
     assert {key: some[key] for key in chosen} == {key: everything[key] for key in chosen}
     assert "fid.inception: none" in some["kid_reason"]
@@ -169,7 +169,8 @@ def test_where_samples_are_not_by_the_protocol_that_they_name_is_told(settings: 
 def test_baselines_can_be_left_out(settings: Settings) -> None:
     result = fid.run(with_fid(settings, baselines=False))
     assert result["fd_dinov2"] > 0
-    assert not [key for key in result if "untrained" in key or "halves" in key]
+    assert not [key for key in result if "untrained" in key or "halves" in key or "reconstructed" in key]
+    assert "autoencoders" not in result
 
 
 def test_inception_that_cannot_be_reached_is_a_reason_and_not_a_failure(

@@ -27,7 +27,7 @@ from refusals import refusal
 from safetensors.torch import load_file, save_file
 from tiny_project import CLASSES, SIDE, tiny_settings, write_models
 
-from sfd_cli.artifacts.sample_folder import SampleFolder
+from sfd_cli.artifacts.sample_folder import SampleFolder, Samples
 from sfd_cli.config import Sample, Settings
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.errors import StageFailure, UserError
@@ -103,6 +103,7 @@ def test_images_labels_and_npz_say_the_same(tmp_path: Path) -> None:
         *RECORDS,
         "labels.json",
         "samples.npz",
+        "semantics.npy",
         *(f"{index:06d}.png" for index in range(10)),
     }
     assert read_json(folder / "labels.json") == labels
@@ -165,6 +166,57 @@ def test_a_finished_folder_that_lost_a_file_is_repaired(tmp_path: Path) -> None:
     (settings.paths.samples / "000005.png").unlink()
     stage.run(settings)
     assert _contents(settings.paths.samples) == before
+
+
+def test_the_semantics_of_the_images_are_kept_as_the_latent_store_has_them(tmp_path: Path) -> None:
+    settings = _project(tmp_path, num_images=10, batch_size=4)
+    stage.run(settings)
+    kept = np.load(settings.paths.samples / "semantics.npy")
+    stage.run(settings, latents_out=tmp_path / "latents.npy")
+    expected = np.load(tmp_path / "latents.npy")[:, 4:].astype(np.float64) * 0.9 + 0.1
+    assert (kept.dtype, kept.shape) == (np.float32, (10, 3, 2, 2))
+    assert kept == pytest.approx(expected, abs=1e-6)
+    assert Samples.open(settings.paths.samples).semantics == settings.paths.samples / "semantics.npy"
+
+
+@pytest.mark.parametrize("harm", ["lost", "cut", "half a row", "of another run"])
+def test_semantics_that_an_interrupted_run_left_half_written_are_made_again(tmp_path: Path, harm: str) -> None:
+    settings = _project(tmp_path)
+    stage.run(settings)
+    folder = settings.paths.samples
+    before, path = _contents(folder), folder / "semantics.npy"
+    record = read_json(folder / "settings.json")
+    write_json(folder / "settings.json", record | {"complete": False})
+    kept = np.load(path)
+    if harm == "lost":
+        path.unlink()
+    elif harm == "cut":
+        path.write_bytes(path.read_bytes()[:-5])
+    elif harm == "half a row":
+        kept[4, -1, 1:] = np.nan
+        np.save(path, kept)
+    else:
+        np.save(path, kept[:5])
+    stage.run(settings)
+    assert _contents(folder) == before
+
+
+def test_a_finished_folder_of_before_semantics_were_kept_stays_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = _project(tmp_path)
+    stage.run(settings)
+    folder = settings.paths.samples
+    (folder / "semantics.npy").unlink()
+    record = read_json(folder / "settings.json")
+    del record["facts"]["semantics"], record["files"]["semantics.npy"], record["seal"]
+    write_json(folder / "settings.json", record)
+    before = _contents(folder)
+    capsys.readouterr()
+    stage.run(settings)
+    assert "up to date" in capsys.readouterr().err
+    assert _contents(folder) == before
+    assert Samples.open(folder).semantics is None
 
 
 def test_a_run_that_is_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
@@ -516,7 +568,7 @@ def test_settings_json_is_all_that_says_how_samples_were_made(tmp_path: Path) ->
     assert record["settings"]["scale_texture"] == 2.0
     assert record["settings"]["scale_semantic"] == 1.5
     protocol = record["facts"].pop("protocol")
-    assert record["facts"] == {"images": 12, "class_names": CLASSES}
+    assert record["facts"] == {"images": 12, "class_names": CLASSES, "semantics": True}
     assert (protocol["class_labels"], protocol["to_uint8"], protocol["scale_texture"]) == ("balanced", "round", 2.0)
     assert (record["settings"]["device"], record["settings"]["torch"]) == ("cpu", version("torch"))
 

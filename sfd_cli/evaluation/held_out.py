@@ -7,17 +7,25 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from sfd_cli.data.images import ImageReader
 from sfd_cli.data.store import Store
+from sfd_cli.evaluation.image_fidelity import psnr
 from sfd_cli.files import atomic_path
 from sfd_cli.networks.gaussian import kl_divergence
 from sfd_cli.networks.semantic_vae import SemanticVAE
 from sfd_cli.networks.texture_vae import TextureVAE, to_pixels, to_signed
-from sfd_cli.training.semantic_vae_task import reconstruction_errors
 from sfd_cli.weights.models import SemanticCompressor, TextureCompressor
+
+
+def reconstruction_errors(reconstruction: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean squared error and mean of 1 - cosine over the width, between two (B, N, D)."""
+    cosine = F.cosine_similarity(reconstruction.float(), tokens, dim=-1)
+    return F.mse_loss(reconstruction.float(), tokens), (1 - cosine).mean()
 
 
 @torch.no_grad()
@@ -57,15 +65,14 @@ def texture_scores(
     model: TextureCompressor, reader: ImageReader, rows: np.ndarray, batch_size: int, device: torch.device
 ) -> dict[str, Any]:
     """Mean PSNR (dB, of 8-bit images) of decoded posterior means and, of a VAE, KL (nats per image) at `rows`."""
-    psnr, kl = [], []
+    ratios, kl = [], []
     batches = [rows[start : start + batch_size].tolist() for start in range(0, len(rows), batch_size)]
     for pixels in tqdm(reader.iterate(batches), "held-out images", len(batches), unit="batch", disable=None):
         mean, logvar = model.encode(to_signed(pixels).to(device))
         decoded = to_pixels(model.decode(mean)).cpu()
-        error = (decoded.double() - pixels.double()).square().mean((1, 2, 3))
-        psnr.append(10 * torch.log10(255.0**2 / error.clamp_min(1e-4)))
+        ratios.append(psnr(decoded, pixels))
         kl.append(kl_divergence(mean, logvar).cpu())
-    scores = {"images": len(rows), "psnr": torch.cat(psnr).mean().item()}
+    scores = {"images": len(rows), "psnr": torch.cat(ratios).mean().item()}
     return scores | ({"kl": torch.cat(kl).mean().item()} if isinstance(model, TextureVAE) else {})
 
 
