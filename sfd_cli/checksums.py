@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,7 +19,7 @@ from pydantic import AfterValidator, Field
 from tqdm import tqdm
 
 from sfd_cli.errors import UserError
-from sfd_cli.files import read_as, write_json
+from sfd_cli.files import fsync_folder, read_as, write_json
 from sfd_cli.messages import say
 
 SUMS = "checksums.json"
@@ -90,6 +91,32 @@ def differing(folder: Path, known: Mapping[str, str]) -> dict[str, str]:
             wrong[name] = f"has {path.stat().st_size:,} bytes instead of {size:,}"
     found = checksums_of(folder, known.keys() - wrong.keys())
     return wrong | {name: "is not what was written" for name in found if found[name] != known[name]}
+
+
+def put_in_place(temporary: Path, target: Path) -> None:
+    """Give a folder of files its checksums, force it to the disk and rename it, over an older `target` if there is one.
+
+    A kill leaves `target` as it was, absent, or whole.
+    """
+    write_json(temporary / SUMS, checksums_of(temporary, [path.name for path in temporary.iterdir()]))
+    for path in temporary.iterdir():
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+    fsync_folder(temporary)
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+    fsync_folder(target.parent)
+
+
+def damaged_by_own(folder: Path) -> dict[str, str]:
+    """What is wrong with the files of a folder that keeps its checksums itself; nothing where it keeps none.
+
+    All are read.
+
+    Raises:
+        UserError: the checksums are damaged.
+    """
+    return differing(folder, read_as(Checksums, folder / SUMS)) if (folder / SUMS).exists() else {}
 
 
 def _checksum(path: Path) -> str:

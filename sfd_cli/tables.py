@@ -202,6 +202,7 @@ STAGES = Table(
         "fid": "sfd_cli.stages:FID",
         "report": "sfd_cli.stages:REPORT",
         "memorisation": "sfd_cli.stages:MEMORISATION",
+        "curve": "sfd_cli.stages:CURVE",
         "show": "sfd_cli.stages:SHOW",
         "plan": "sfd_cli.stages:PLAN",
     },

@@ -287,6 +287,7 @@ NEW: dict[str, Any] = {
     "dispersive_depth": 3,
     "dispersive_temperature": 1.0,
     "dispersive_group": 8,
+    "keep_every": 1000,
 }
 # A law's numbers take the place of the offset.
 LAWS: list[dict[str, Any]] = [

@@ -65,6 +65,7 @@ def test_the_page_escapes_text_for_browsers_and_control_characters_for_all() -> 
         samples=nothing,
         phases=nothing,
         scores={"rows": [], "reason": ""},
+        along=[],
         schedule=None,
         learned=None,
         losses=[],

@@ -7,7 +7,7 @@ from typing import Any
 
 from sfd_cli.artifacts.damage import damage
 from sfd_cli.artifacts.recipe import Record
-from sfd_cli.checksums import damaged
+from sfd_cli.checksums import damaged, damaged_by_own
 from sfd_cli.errors import UserError
 from sfd_cli.formats.reference_shards import is_shards
 from sfd_cli.processes import Processes
@@ -35,11 +35,13 @@ def finished(folder: Path, made_by: str) -> Record:
 
 
 def finished_model(model: Model[Any], made_by: str) -> str:
-    """Fingerprint of a model that a stage must have completed, if a stage made it.
+    """Fingerprint of a model that a stage must have completed, if a stage made it; a milestone is complete by itself.
 
     Raises:
-        UserError: it is unfinished, or there are no such weights.
+        UserError: it is unfinished or damaged, or there are no such weights.
     """
     if Record.read(model.folder) is not None:
         finished(model.folder, made_by)
+    elif Processes.join().is_main and (wrong := damaged_by_own(model.folder)):
+        raise damage(model.folder, wrong, "take another milestone")
     return model.fingerprint

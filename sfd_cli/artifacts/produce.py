@@ -34,7 +34,7 @@ def produce(
     metrics: Path | None = None,
     is_done: Callable[[Facts], bool] = lambda facts: True,
     start_over: Callable[[], str | None] = lambda: None,
-    can_mend: Callable[[], bool] = lambda: False,
+    can_mend: Callable[[list[str]], bool] = lambda names: False,
     tell: Callable[[Facts], dict[str, Any]] = lambda facts: facts,
 ) -> dict[str, Any]:
     """Make the artifact of `recipe`, go on with it, or find that it is there already.
@@ -54,7 +54,7 @@ def produce(
         start_over: why an earlier run of this very recipe cannot be continued (a clause that follows the folder's
             name), or None; called in rank 0, if there was such a run.
         can_mend: whether `make` makes files of a finished artifact that are damaged or gone again, exactly, without the
-            work of the others; called in rank 0, if there are such files.
+            work of the others; called with their names in rank 0, if there are such files.
         tell: what to return of the finished artifact with these facts; called in rank 0 while the folder is held, for
             a run with other settings may put it aside the moment after.
 
@@ -150,7 +150,7 @@ class _Folder:
             if record.stage != recipe.command:
                 self.why_aside = f"was made by another stage ({record.stage or 'unknown'})"
 
-    def inspect(self, can_mend: Callable[[], bool]) -> None:
+    def inspect(self, can_mend: Callable[[list[str]], bool]) -> None:
         """Look whether a finished artifact of this recipe has all its files, and they are whole.
 
         Raises:
@@ -165,7 +165,7 @@ class _Folder:
             wrong = damaged(self.path, record.files)
         if not wrong:
             self.facts = record.facts
-        elif record.files and not can_mend():
+        elif record.files and not can_mend([*wrong]):
             raise damage(self.path, wrong, f"move {self.path} away to make it again")
         else:
             self._damaged = [name for name in wrong if name]

@@ -4,7 +4,7 @@ from sfd_cli.config.compressors import SemVAE, TextureVAE, VAETraining
 from sfd_cli.config.data import Encoder, Features, Images, Latents, Paths, Runtime
 from sfd_cli.config.elsewhere import called_here
 from sfd_cli.config.identity import LATER, identity, unsaid
-from sfd_cli.config.results import Fid, Foreign, Report, Sample
+from sfd_cli.config.results import Curve, Fid, Foreign, Report, Sample
 from sfd_cli.config.section import Section
 from sfd_cli.config.settings import (
     DEFAULT_PARAMS,
@@ -19,6 +19,7 @@ from sfd_cli.config.transformers import DiT, LearnSchedule, Probe
 __all__ = [
     "DEFAULT_PARAMS",
     "LATER",
+    "Curve",
     "DiT",
     "Encoder",
     "Features",

@@ -45,6 +45,7 @@ LATER: dict[type[Section], dict[str, Any]] = {
         "dispersive_depth": None,
         "dispersive_temperature": 0.5,
         "dispersive_group": 16,
+        "keep_every": 0,
     },
     Sample: {
         "schedule": DEFAULT_LAW,

@@ -161,6 +161,14 @@ class Fid(Section):
     seed: int = Field(0, ge=0, description="seed of subsets and of the untrained model")
 
 
+class Curve(Section):
+    """`curve`: scores along a training."""
+
+    repeats: int = Field(
+        1, gt=0, description="times that each milestone is sampled and scored, by seeds from sample.seed on"
+    )
+
+
 class Report(Section):
     """`report`: one self-contained page."""
 

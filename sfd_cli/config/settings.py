@@ -21,7 +21,7 @@ from sfd_cli.architecture import (
 from sfd_cli.config.compressors import SemVAE, TextureVAE
 from sfd_cli.config.data import Encoder, Features, Images, Latents, Paths, Runtime
 from sfd_cli.config.elsewhere import called_here
-from sfd_cli.config.results import Fid, Foreign, Report, Sample
+from sfd_cli.config.results import Curve, Fid, Foreign, Report, Sample
 from sfd_cli.config.section import Section
 from sfd_cli.config.transformers import DiT, LearnSchedule
 from sfd_cli.errors import SettingError, UserError
@@ -51,6 +51,7 @@ class Settings(Section):
     foreign: Foreign = Foreign()
     sample: Sample = Sample()
     fid: Fid = Fid()
+    curve: Curve = Curve()
     report: Report = Report()
 
     @property

@@ -138,6 +138,11 @@ class DiT(Section):
     compile: bool = Field(False, description="torch.compile the blocks: faster steps, a slower first one")
     checkpoint_activations: bool = Field(False, description="recompute block activations to save memory")
     checkpoint_every: int = Field(10_000, gt=0, description="steps between checkpoints")
+    keep_every: int = Field(
+        0,
+        ge=0,
+        description="steps between milestones, averaged weights that are kept in the model's folder; 0: none",
+    )
     log_every: int = Field(100, gt=0, description="steps between logged losses")
     sample_every: int = Field(10_000, ge=0, description="steps between sample grids; 0: none")
     seed: int = Field(0, ge=0, description="seed of weights, order, times, noise and label dropout")
@@ -167,6 +172,13 @@ class DiT(Section):
             chosen = f"delta_t is {self.delta_t}" if self.schedule == DEFAULT_LAW else f"schedule is {self.schedule}"
             problem = f"'single' has one time for both streams, but {chosen} and lead_jitter {self.lead_jitter}"
             raise SettingError("time_embedding", problem, "use 'dual', or delta_t: 0")
+        return self
+
+    @model_validator(mode="after")
+    def _keeps_some(self) -> Self:
+        if self.keep_every > self.steps:
+            problem = f"{self.keep_every} is more than steps {self.steps}, so that none would be kept"
+            raise SettingError("keep_every", problem, "use fewer, or 0 for none")
         return self
 
     @model_validator(mode="after")

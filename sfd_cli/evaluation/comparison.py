@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from sfd_cli.config import Fid, Settings
 from sfd_cli.errors import UserError
@@ -86,6 +87,29 @@ def compare(
         }
         for extractor in extractors
         for name in [extractor.name]
+    }
+
+
+def compare_others(
+    compared: dict[str, dict[str, Compared]],
+    images: ImageSource,
+    what: str,
+    extractors: list[Extractor],
+    options: Fid,
+    processes: Processes = ALONE,
+) -> dict[str, dict[str, Compared]]:
+    """Other images, `what` they are, in the place of those that were compared: the reference is not looked at again.
+
+    As by `compare`, the result is the first process's, and others get nothing.
+
+    Raises:
+        UserError: an image is damaged.
+        StageFailure: a feature is not finite.
+    """
+    features = extract(images, what, extractors, options.batch_size, options.seed, processes)
+    return {
+        name: {kind: replace(one, samples=features[name][kind]) for kind, one in kinds.items()}
+        for name, kinds in compared.items()
     }
 
 

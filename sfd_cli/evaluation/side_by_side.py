@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import hypot
 from typing import Any
 
 from sfd_cli.config import Fid
+from sfd_cli.evaluation.comparison import compare_others
 from sfd_cli.evaluation.extractor import Extractor
-from sfd_cli.evaluation.features import extract
 from sfd_cli.evaluation.images import ImageSource
 from sfd_cli.evaluation.metric import Compared, GaussianDistance
 from sfd_cli.evaluation.scores import chosen, headline_scores, name_of, summarise
@@ -45,13 +44,9 @@ def score_beside(
     plain = options.model_copy(update={"baselines": False})
     found = {}
     for name, images in others.items():
-        features = extract(images, name, extractors, options.batch_size, options.seed, processes)
+        theirs = compare_others(compared, images, name, extractors, options, processes)
         if not processes.is_main:
             continue
-        theirs = {
-            extractor: {kind: replace(one, samples=features[extractor][kind]) for kind, one in kinds.items()}
-            for extractor, kinds in compared.items()
-        }
         summary = summarise(theirs, extractors, {}, plain)
         scores: dict[str, Any] = {"samples": summary["counts"]["samples"]}
         scores |= headline_scores(summary, list(compared))

@@ -21,8 +21,9 @@ IGNORED = """\
 /data/
 /models/
 /reports
-# What depends on the clock, and pages that DVC draws.
+# What depends on the clock, locks, and pages that DVC draws.
 /metrics/timings/
+/metrics/.*
 /dvc_plots/
 .venv/
 """

@@ -19,6 +19,7 @@ TEXT = "#010203"
 NOT_LOSSES = {"learning_rate", "gradient_norm"}
 VALIDATED = ("validation_", "training_")
 """What names of errors on held-out images begin with, and those of the same errors on training images."""
+WINDOW = 15
 COLOURS = ("#3b82c4", "#d9822b", "#3f9d63", "#b65fc0", "#c9504d", "#8a7a3d", "#4aa6a8")
 
 
@@ -77,11 +78,13 @@ def _read(path: Path) -> Curve:
     return Curve(path.stem.replace("_", " "), steps, values)
 
 
-def draw_curves(title: str, curves: list[Curve], identity: str, dashed: Sequence[Curve] = ()) -> str:
-    """At least one loss curve over steps, also smoothed, as an SVG element; logarithmic where all are positive.
+def draw_curves(
+    title: str, curves: list[Curve], identity: str, dashed: Sequence[Curve] = (), window: int = WINDOW
+) -> str:
+    """At least one curve over steps, also smoothed, as an SVG element; logarithmic where all are positive.
 
     `identity` makes the element ids differ from those of other pictures on the page. `dashed` are the same quantities
-    of other images, in the same colours.
+    of other images, in the same colours. `window` is that of `smooth`; 1 smooths nothing.
     """
     import matplotlib
 
@@ -96,7 +99,7 @@ def draw_curves(title: str, curves: list[Curve], identity: str, dashed: Sequence
         axes = figure.subplots()
         for curve, colour in zip(curves, COLOURS * (len(curves) // len(COLOURS) + 1), strict=False):
             axes.plot(curve.steps, curve.values, color=colour, alpha=0.28, linewidth=0.8)
-            axes.plot(curve.steps, smooth(curve.values), color=colour, linewidth=1.6, label=curve.name)
+            axes.plot(curve.steps, smooth(curve.values, window), color=colour, linewidth=1.6, label=curve.name)
         for curve, colour in zip(dashed, COLOURS * (len(dashed) // len(COLOURS) + 1), strict=False):
             axes.plot(curve.steps, curve.values, color=colour, linewidth=1.2, linestyle="--")
         if all(curve.is_positive for curve in [*curves, *dashed]):
@@ -120,7 +123,7 @@ def draw_curves(title: str, curves: list[Curve], identity: str, dashed: Sequence
     return text[text.index("<svg") :].replace(TEXT, "currentColor")
 
 
-def smooth(values: np.ndarray, window: int = 15) -> np.ndarray:
+def smooth(values: np.ndarray, window: int = WINDOW) -> np.ndarray:
     """Centred running mean over up to `window` points, shorter at the ends."""
     reach = min(window, max(len(values) // 4, 1)) // 2
     total = np.concatenate([[0.0], np.cumsum(values)])

@@ -18,11 +18,12 @@ from sfd_cli.diffusion.latents import Streams
 from sfd_cli.diffusion.path_criterion import Preference
 from sfd_cli.diffusion.schedule import Schedule
 from sfd_cli.errors import UserError
+from sfd_cli.evaluation.curve import FOLDER, MEAN, MINIMUM, SPREAD, STEP, TABLE, distances, read_table
 from sfd_cli.files import read_as
 from sfd_cli.laws import LEARNED, law_of
 from sfd_cli.pipeline.trajectory import follow_samples
 from sfd_cli.report import inspection
-from sfd_cli.report.curves import draw_curves, read_curves, read_validation
+from sfd_cli.report.curves import Curve, draw_curves, read_curves, read_validation
 from sfd_cli.report.page import picture_uri
 from sfd_cli.report.pictures import draw_samples, draw_trajectory
 from sfd_cli.report.score_table import score_tables
@@ -113,6 +114,21 @@ def losses(metrics: Path) -> list[Markup]:
             if held_out:
                 heading = f"{title}, {stream} error, held out (dashed: trained on)"
                 pictures.append(draw_curves(heading, held_out, f"{name}-{stream}", dashed=training))
+    return [Markup(picture) for picture in pictures]
+
+
+def along_training(metrics: Path) -> list[Markup]:
+    """A picture of each Fréchet distance that `sfd curve` found along the training; none where it was not run."""
+    table = metrics / FOLDER / TABLE
+    columns = read_table(table) if table.exists() else {}
+    steps = np.array(columns.get(STEP, []))
+    if len(steps) < 2:
+        return []
+    pictures = []
+    for key, label in distances(columns).items():
+        mean, least = (Curve(label, steps, np.array(columns[key + end])) for end in (MEAN, MINIMUM))
+        repeated = [] if np.isnan(columns[key + SPREAD]).all() else [least]
+        pictures.append(draw_curves("Along the training", [mean], f"along-{key}", dashed=repeated, window=1))
     return [Markup(picture) for picture in pictures]
 
 

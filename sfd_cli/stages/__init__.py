@@ -133,6 +133,17 @@ FID = Stage(
     CHECKPOINT,
 )
 
+CURVE = Stage(
+    "sfd_cli.stages.curve",
+    IMAGES,
+    "Score the milestones of a training, each sampled from the same noise: the scores along the steps.\n\n"
+    "Milestones are what dit.keep_every keeps. Goes on where it stopped, and with what was trained since. Several"
+    " processes share them: torchrun --nproc-per-node 8 -m sfd_cli curve",
+    {"curve": "", "sample": "sample-", "fid": "fid-", "foreign": "foreign-"},
+    ("dit", "guide", "texture_vae", "images", "metrics"),
+    unread=("beside", "baselines"),
+)
+
 REPORT = Stage(
     "sfd_cli.stages.report",
     IMAGES,

@@ -55,7 +55,7 @@ def run(settings: Settings) -> dict[str, Any]:
         partial(_write_store, settings, recipe.fingerprint, manifest, indices),
         metrics=paths.metrics,
         is_done=lambda _: is_readable(paths.features),
-        can_mend=lambda: True,
+        can_mend=lambda _: True,
         tell=lambda _: _summary(settings, f"{len(indices)} of {len(manifest)}"),
     )
 

@@ -15,13 +15,12 @@ from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.evaluation.autoencoders import score_autoencoders
 from sfd_cli.evaluation.by_class import class_distances, class_lines, class_notes
 from sfd_cli.evaluation.comparison import compare
-from sfd_cli.evaluation.extractor import POOLED, Extractor
-from sfd_cli.evaluation.extractors import open_extractors
+from sfd_cli.evaluation.extractor import POOLED
 from sfd_cli.evaluation.images import ImageSource
 from sfd_cli.evaluation.metric import Compared
-from sfd_cli.evaluation.reference import Reference, open_references
 from sfd_cli.evaluation.scored_images import ScoredImages
-from sfd_cli.evaluation.scores import chosen, headline_scores, kinds_compared, name_of, summarise
+from sfd_cli.evaluation.scores import headline_scores, name_of, summarise
+from sfd_cli.evaluation.scoring import Scoring
 from sfd_cli.evaluation.semantics import NAME as SEMANTICS
 from sfd_cli.evaluation.semantics import score_semantics
 from sfd_cli.evaluation.side_by_side import score_beside
@@ -38,16 +37,12 @@ class _Opened:
     Attributes:
         samples: the images to score.
         others: those beside them, by the name they are given.
-        extractors: of the features that the chosen scores need.
-        missing: why there are no others, by name.
-        references: what each extractor's features are compared with.
+        scoring: what scores them.
     """
 
     samples: ScoredImages
     others: dict[str, ScoredImages]
-    extractors: list[Extractor]
-    missing: dict[str, str]
-    references: dict[str, Reference]
+    scoring: Scoring
 
     @classmethod
     def of(cls, settings: Settings, device: torch.device) -> Self:
@@ -57,24 +52,15 @@ class _Opened:
             if other.side != samples.side:
                 problem = f"has images of {other.side} px, and {samples.description} of {samples.side}"
                 raise UserError(name, problem, "score it by itself")
-        extractors, missing = open_extractors(settings, device)
-        kinds = {metric.features for metric in chosen(settings.fid)}
-        extractors = [wanted for found in extractors if (wanted := found.only(kinds)).widths]
-        if not extractors:
-            why = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
-            problem = f"{', '.join(settings.fid.scores)} cannot be computed ({why})"
-            raise UserError("fid.scores", problem, "add scores of the features that there are, such as fd")
-        compared = kinds_compared(settings.fid)
-        widths = {found.name: found.only(compared).widths.values() for found in extractors}
-        return cls(samples, others, extractors, missing, open_references(settings, widths, samples.side))
+        return cls(samples, others, Scoring.open(settings, samples.side, device))
 
     @property
     def seen(self) -> dict[str, Any]:
         """What every process must have before it, by what it is."""
-        found: dict[str, Any] = {f"{one.name} features": one.identity for one in self.extractors}
+        found: dict[str, Any] = {f"{one.name} features": one.identity for one in self.scoring.extractors}
         images: dict[str, ImageSource | None] = {"samples": self.samples.images}
         images |= {name: other.images for name, other in self.others.items()}
-        images |= {f"the reference of {name}": one.images for name, one in self.references.items()}
+        images |= {f"the reference of {name}": one.images for name, one in self.scoring.references.items()}
         return found | {name: None if one is None else one.count for name, one in images.items()}
 
     def require(self, first: dict[str, Any]) -> None:
@@ -106,11 +92,11 @@ def run(settings: Settings) -> dict[str, Any]:
     opened = processes.agree(lambda: _Opened.of(settings, processes.device(settings.runtime.device)))
     first = processes.broadcast(opened.seen)
     processes.agree(lambda: opened.require(first))
-    samples, extractors = opened.samples, opened.extractors
-    compared = compare(settings, samples.images, opened.references, extractors, processes)
+    samples, extractors = opened.samples, opened.scoring.extractors
+    compared = compare(settings, samples.images, opened.scoring.references, extractors, processes)
     result: dict[str, Any] = {}
     if processes.is_main:
-        result = summarise(compared, extractors, opened.missing, settings.fid)
+        result = summarise(compared, extractors, opened.scoring.missing, settings.fid)
         result |= _by_class(settings, opened, compared, result["notes"])
     if opened.others:
         images = {name: other.images for name, other in opened.others.items()}
@@ -144,18 +130,18 @@ def _by_class(
     """The distances of each class, where they are asked for; what to keep in mind of them is added to `notes`."""
     if not settings.fid.by_class:
         return {}
-    references = {name: found.labels for name, found in opened.references.items()}
+    references = {name: found.labels for name, found in opened.scoring.references.items()}
     scores = class_distances(compared, opened.samples.labels, references, settings.fid)
-    notes += class_notes(scores, {found.name: found.widths.get(POOLED, 0) for found in opened.extractors})
+    notes += class_notes(scores, {found.name: found.widths.get(POOLED, 0) for found in opened.scoring.extractors})
     return scores
 
 
 def _used(settings: Settings, opened: _Opened, protocol: dict[str, Any]) -> dict[str, Any]:
     """What was compared, and by what settings."""
     used: dict[str, Any] = {}
-    for extractor in opened.extractors:
+    for extractor in opened.scoring.extractors:
         used |= extractor.identity
-    used |= {f"{name_of(name, 'fd')}_reference": found.description for name, found in opened.references.items()}
+    used |= {f"{name_of(name, 'fd')}_reference": found.description for name, found in opened.scoring.references.items()}
     used |= {"samples": opened.samples.description, "protocol": protocol}
     return used | {"settings": settings.fid.model_dump(mode="json"), "torch_fidelity": version("torch-fidelity")}
 

@@ -51,7 +51,7 @@ def run(settings: Settings) -> dict[str, Any]:
         load=lambda processes: _load(settings, processes),
         make=lambda processes, loaded: _make(settings, *loaded, processes),
         metrics=paths.metrics,
-        can_mend=lambda: True,
+        can_mend=lambda _: True,
     )
     return facts | {"folder": str(paths.schedule), "picture": str(_picture(settings))}
 

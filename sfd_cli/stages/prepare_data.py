@@ -36,7 +36,7 @@ def run(settings: Settings) -> dict[str, Any]:
         return {"images": len(manifest), "classes": manifest.class_counts(), **images.facts}
 
     metrics = settings.paths.metrics
-    produce(recipe, lambda _: None, write, metrics=metrics, is_done=lambda _: images.is_kept, can_mend=lambda: True)
+    produce(recipe, lambda _: None, write, metrics=metrics, is_done=lambda _: images.is_kept, can_mend=lambda _: True)
     return _summary(ImageManifest.load(target)) | images.shown
 
 

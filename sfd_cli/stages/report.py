@@ -53,6 +53,7 @@ def run(settings: Settings) -> dict[str, Any]:
         samples=samples,
         phases=phases,
         scores=scores,
+        along=parts.along_training(metrics),
         schedule=parts.schedule(metrics),
         learned=learned,
         losses=parts.losses(metrics),

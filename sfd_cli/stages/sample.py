@@ -76,7 +76,7 @@ def run(
         partial(_write_images, inputs, folder, _protocol(recipe, inputs)),
         metrics=paths.metrics,
         is_done=lambda facts: folder.is_whole(facts["images"]),
-        can_mend=lambda: True,
+        can_mend=lambda _: True,
         tell=lambda facts: _summary(folder, facts["class_names"], grid),
     )
 

@@ -101,7 +101,7 @@ def import_shards(
     def make(_: Processes, __: None) -> Facts:
         return {"images": import_latents(source, target, recipe.fingerprint, **settings)}
 
-    produce(recipe, load, make, can_mend=lambda: True)
+    produce(recipe, load, make, can_mend=lambda _: True)
     store = Store(target)
     shapes = {name: " x ".join(map(str, field.shape[1:])) for name, field in store.fields.items()}
     statistics = "published" if store.attributes[ATTRIBUTE]["statistics"] else "computed"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -17,9 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sfd_cli.checksums import SUMS, Checksums, checksums_of, differing
+from sfd_cli.checksums import damaged_by_own, put_in_place
 from sfd_cli.errors import StageFailure, UserError
-from sfd_cli.files import fsync_folder, read_as, write_json
 from sfd_cli.messages import say
 from sfd_cli.training.running_means import Sums
 
@@ -127,15 +125,7 @@ class Checkpoints:
             _save(state.ema, temporary / EMA)
         facts = _Facts(step=state.step, averaged=state.ema is not None, sums=state.sums)
         _save(state.optimizer, temporary / OPTIMIZER, {"state": facts.model_dump_json()})
-        write_json(temporary / SUMS, checksums_of(temporary, [path.name for path in temporary.iterdir()]))
-        for path in temporary.iterdir():
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
-        fsync_folder(temporary)
-        # A checkpoint of this step can only be one that did not load.
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
-        fsync_folder(self.folder)
+        put_in_place(temporary, target)  # where a checkpoint of this step can only be one that did not load
         self.keep(KEPT)
 
     def keep(self, count: int) -> None:
@@ -157,9 +147,8 @@ class Checkpoints:
         """
         folder = self.path(step)
         try:
-            if (folder / SUMS).exists():  # older ones have none
-                for name, what in differing(folder, read_as(Checksums, folder / SUMS)).items():
-                    raise ValueError(f"{name} {what}")
+            for name, what in damaged_by_own(folder).items():  # older ones have no checksums
+                raise ValueError(f"{name} {what}")
             with safe_open(folder / OPTIMIZER, "pt") as file:
                 facts = _Facts.model_validate_json(file.metadata()["state"], strict=True)
             ema = load_file(folder / EMA) if facts.averaged else None

@@ -192,7 +192,7 @@ class Costs:
         return Cost(images, FLOAT * _numbers(network), images * per_image if trains else 0)
 
     def _training(self, section: DiT) -> Cost:
-        """Weights and their average, which a checkpoint has beside the optimiser's moments."""
+        """Weights, their average and its milestones; a checkpoint has the first two beside the optimiser's moments."""
         config, images = self.transformer(section), section.steps * section.batch_size
         with torch.device("meta"):
             numbers = _numbers(LightningDiT(config))
@@ -200,7 +200,8 @@ class Costs:
         moments = 2 if section.optimizer == "adamw" else 1
         project = bool(config.repa_depth)
         work = images * (3 * _velocity(config, project) + decoded)
-        return Cost(images, FLOAT * numbers * 2, work, section, FLOAT * numbers * (2 + moments))
+        kept = section.steps // section.keep_every if section.keep_every else 0
+        return Cost(images, FLOAT * numbers * (2 + kept), work, section, FLOAT * numbers * (2 + moments))
 
     def _sampling(self) -> Cost:
         settings, sample = self.settings, self.settings.sample

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,9 @@ Validate = Callable[[nn.Module], dict[str, float]]
 
 It must not draw from the global random generators."""
 OnStep = Callable[[int, nn.Module], None]
-"""Called with the steps done and the averaged module (the trained one where none is kept), in rank 0 only."""
+"""Called with the steps done and the averaged module (the trained one where none is kept), in rank 0 only.
+
+It comes before the checkpoint, so that what goes on from one has what was made up to there."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def fit(
     log: Path,
     device: torch.device,
     description: str,
-    on_step: OnStep | None = None,
+    on_step: Sequence[OnStep] = (),
     flops_per_image: int | None = None,
     validate: Validate | None = None,
 ) -> LoopResult[M]:
@@ -73,7 +75,7 @@ def fit(
         log: folder for dvclive; what depends on the clock goes to its `speed_folder`.
         device: this process's own.
         description: shown beside the progress bar and in errors.
-        on_step: called after every step in rank 0.
+        on_step: what is called after every step in rank 0.
         flops_per_image: of one forward and backward pass, for the utilisation (MFU) in the log.
         validate: called every `checkpoint_every` steps and after the last, before the checkpoint is written, so that
             what goes on from a checkpoint has in its log what was found there.
@@ -135,7 +137,7 @@ def _take_steps(
     sampler: EpochSampler,
     checkpoints: Checkpoints,
     progress: _Progress,
-    on_step: OnStep | None,
+    on_step: Sequence[OnStep],
     validate: Validate | None,
 ) -> None:
     """All remaining steps."""
@@ -156,10 +158,10 @@ def _take_steps(
             with progress.speed.paused():
                 if planned and validate is not None:
                     progress.log(validate(average))
+                for call in on_step if processes.is_main else ():
+                    call(step.number, average)
                 if stop or planned:
                     _save(step, checkpoints)
-                if on_step is not None and processes.is_main:
-                    on_step(step.number, average)
             if stop:
                 processes.barrier()
                 raise_for(requested() or signal.SIGTERM)

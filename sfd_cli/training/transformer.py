@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sfd_cli.artifacts.fingerprints import finished, finished_model
 from sfd_cli.artifacts.learned_law import with_learned_law
+from sfd_cli.artifacts.milestones import MILESTONES, Milestones
 from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Facts, Recipe, Record
 from sfd_cli.config import DiT, Settings, identity
@@ -26,8 +27,9 @@ from sfd_cli.laws import law_fact, law_of
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.processes import Processes, require_memory
 from sfd_cli.training.checkpoints import Checkpoints
-from sfd_cli.training.fit import fit
+from sfd_cli.training.fit import OnStep, fit
 from sfd_cli.training.live_log import latest_values
+from sfd_cli.training.milestones import MilestoneKeeper, kept_milestones
 from sfd_cli.training.sample_grids import SampleGrids
 from sfd_cli.training.settings import transformer_loop
 from sfd_cli.training.throughput import training_flops
@@ -36,7 +38,16 @@ from sfd_cli.training.velocity_task import VelocityTask
 from sfd_cli.weights.models import Model, open_model, open_semantic
 
 # None of these moves a result by more than rounding; the digest of the weights at `init` is among the inputs.
-FREE = {"init", "accumulate", "compile", "checkpoint_activations", "checkpoint_every", "log_every", "sample_every"}
+FREE = {
+    "init",
+    "accumulate",
+    "compile",
+    "checkpoint_activations",
+    "checkpoint_every",
+    "keep_every",
+    "log_every",
+    "sample_every",
+}
 
 SUMMARISED = (
     "loss",
@@ -88,12 +99,18 @@ class Training:
         """Of the run."""
         return Checkpoints(self.recipe.checkpoints)
 
+    @property
+    def milestones(self) -> Milestones:
+        """Of the model."""
+        return Milestones(self.folder)
+
 
 def train_transformer(settings: Settings, key: Key, section: DiT, command: str) -> dict[str, Any]:
     """Train into `models/<key>/`, with curves and sample grids under `metrics/<key>/`.
 
     Goes on from the last checkpoint; more steps continue a finished run, and with fewer steps than are done it starts
-    over. Where the learning rate decays, a run of other steps is another run from its decay on, and is not continued:
+    over. `keep_every` only adds to a run: a finished one is not begun anew for it, and what it lacks is said. Where the
+    learning rate decays, a run of other steps is another run from its decay on, and is not continued:
     whether one came in one go or in two would be seen in its weights. Under torchrun the processes share every batch.
 
     With `holdout` the rest of the images are trained on. Latents are normalised by the store's statistics all the same,
@@ -115,7 +132,8 @@ def train_transformer(settings: Settings, key: Key, section: DiT, command: str) 
         metrics=settings.paths.metrics,
         is_done=lambda facts: facts.get("steps") == section.steps,
         start_over=lambda: _why_not_on(training),
-        can_mend=lambda: training.checkpoints.is_whole(section.steps),  # which the weights are written from
+        can_mend=lambda names: _can_mend(training, names),
+        tell=lambda facts: facts | kept_milestones(training.folder, section, training.section_name),
     )
     training.log.mkdir(parents=True, exist_ok=True)
     latest = latest_values(training.log)
@@ -150,6 +168,12 @@ def _why_not_on(training: Training) -> str | None:
             f"is finished, and without its checkpoints ({training.checkpoints.folder}) it cannot go on to {steps} steps"
         )
     return None
+
+
+def _can_mend(training: Training, names: list[str]) -> bool:
+    """Whether damaged files are the weights alone, which are written from the last checkpoint."""
+    weights_alone = not any(Path(name).parts[0] == MILESTONES for name in names)
+    return weights_alone and training.checkpoints.is_whole(training.section.steps)
 
 
 def _load(training: Training, processes: Processes) -> tuple[VelocityTask, LightningDiT, Split | None]:
@@ -191,10 +215,16 @@ def _make(
     training: Training, task: VelocityTask, model: LightningDiT, split: Split | None, processes: Processes
 ) -> Facts:
     section, checkpoints, device = training.section, training.checkpoints, task.device
-    grids = None
-    if section.sample_every and processes.is_main:
-        grids = SampleGrids(training.settings, section, task, training.log / "samples")
-        grids.forget_after(max(checkpoints.steps(), default=0))
+    description = _description(training, task)
+    watching: list[OnStep] = []
+    if processes.is_main:
+        done = max(checkpoints.steps(), default=0)
+        training.milestones.forget_after(done)
+        watching.append(MilestoneKeeper(training.milestones, section.keep_every, description))
+        if section.sample_every:
+            grids = SampleGrids(training.settings, section, task, training.log / "samples")
+            grids.forget_after(done)
+            watching.append(grids)
     rows = None if split is None else split.training
     result = fit(
         task,
@@ -205,24 +235,28 @@ def _make(
         training.log,
         device,
         training.folder.name,
-        on_step=grids,
+        on_step=watching,
         flops_per_image=flops_per_image(model.config) if device.type == "cuda" else None,
         validate=None if split is None else Validation(task, section, split, processes),
     )
     if processes.is_main:
         assert result.ema is not None
         weights = {"model": result.model.state_dict(), "ema": result.ema.state_dict()}
-        description = {
-            "statistics": task.space.statistics,
-            **law_fact(law_of(section)),
-            "classes": task.store.classes,
-            "image_size": task.store.attributes["image_size"],
-            "texture_vae": training.latents.inputs.get("texture_vae"),
-        }
         save_model(training.folder, "LightningDiT", model.config, weights, description)
         # How many checkpoints there are depends on interruptions; equal settings must give equal artifacts.
         checkpoints.keep(1)
     return {"steps": result.step, "parameters": sum(parameter.numel() for parameter in result.model.parameters())}
+
+
+def _description(training: Training, task: VelocityTask) -> dict[str, Any]:
+    """What the model's folder says beside its architecture."""
+    return {
+        "statistics": task.space.statistics,
+        **law_fact(law_of(training.section)),
+        "classes": task.store.classes,
+        "image_size": task.store.attributes["image_size"],
+        "texture_vae": training.latents.inputs.get("texture_vae"),
+    }
 
 
 def network_config(section: DiT, space: LatentSpace, feature_width: int, num_classes: int) -> LightningDiTConfig:

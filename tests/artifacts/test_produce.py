@@ -45,7 +45,7 @@ def run(
     command: str = "demo-stage",
     is_done: Callable[[Facts], bool] = lambda facts: True,
     start_over: Callable[[], str | None] = lambda: None,
-    can_mend: Callable[[], bool] = lambda: False,
+    can_mend: Callable[[list[str]], bool] = lambda names: False,
     tell: Callable[[Facts], dict[str, Any]] = lambda facts: facts,
     **settings: Any,
 ) -> Facts:
@@ -242,7 +242,7 @@ def test_a_file_that_is_damaged_is_made_again_where_it_can_be_and_alone(
     first, second = (tmp_path / "artifact" / name for name in ("first", "second"))
     kept = second.stat().st_mtime_ns
     harm(first)
-    assert run(tmp_path, two_files, can_mend=lambda: True, seed=0) == {"count": 3}
+    assert run(tmp_path, two_files, can_mend=lambda names: True, seed=0) == {"count": 3}
     assert (first.read_text(), second.read_text()) == ("first", "second")
     assert second.stat().st_mtime_ns == kept
     assert str(first) in capsys.readouterr().err
@@ -312,7 +312,7 @@ def test_a_record_whose_files_lead_out_of_its_folder_touches_nothing_there(tmp_p
     for name in ("settings.json", ".settings.json"):
         (folder / name).write_text(json.dumps(content))
     with refusal(folder / "settings.json", "leads out"):
-        run(tmp_path, must_not_be_called, load=must_not_be_called, can_mend=lambda: True, seed=0)
+        run(tmp_path, must_not_be_called, load=must_not_be_called, can_mend=lambda names: True, seed=0)
     assert (tmp_path / "mine").read_text() == "precious"
 
 
@@ -603,5 +603,5 @@ def test_loading_refuses_before_anything_of_the_same_recipe_changes(tmp_path: Pa
         raise UserError("models/vae", "does not fit", "make another")
 
     with refusal("models/vae"):
-        run(tmp_path, must_not_be_called, load=refuse, can_mend=lambda: True, free={"batch_size": 3}, seed=0)
+        run(tmp_path, must_not_be_called, load=refuse, can_mend=lambda names: True, free={"batch_size": 3}, seed=0)
     assert files_below(tmp_path / "artifact") == before

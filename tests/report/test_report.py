@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from tiny_project import CLASSES, SIDE, tiny_settings, write_models, write_train
 from sfd_cli.artifacts.sample_folder import Samples
 from sfd_cli.config import Settings
 from sfd_cli.diffusion.schedule import AsynchronousSchedule
+from sfd_cli.evaluation.curve import ScoredSample, write_rows
 from sfd_cli.evaluation.extractor import Extractor
 from sfd_cli.files import read_json, write_json
 from sfd_cli.pipeline.trajectory import Trajectory, follow_samples, nearest, pick_progress
 from sfd_cli.report.curves import COLOURS, Curve, draw_curves, read_curves, read_validation, smooth
 from sfd_cli.report.page import Marks, draw_ruler
-from sfd_cli.report.parts import losses, spread_over_classes, tell_phases
+from sfd_cli.report.parts import along_training, losses, spread_over_classes, tell_phases
 from sfd_cli.report.pictures import draw_trajectory, principal_colours, shorten
 from sfd_cli.report.tables import facts, setting_tables
 from sfd_cli.stages import fid, report, sample
@@ -174,6 +176,43 @@ def test_the_errors_of_training_images_are_dashed_in_the_colours_of_those_held_o
     assert "stroke-dasharray" not in without
     dashed = re.findall(r"stroke-dasharray[^>]*stroke: (#\w+)", picture)
     assert dashed == list(COLOURS[:2])
+
+
+def test_scores_along_the_training_have_a_picture_for_each_distance_as_it_was_found(tmp_path: Path) -> None:
+    assert along_training(tmp_path) == []
+    scores = [{"fid": 9.0 - value, "fd_dinov2": 90.0 - value, "recall": 0.5} for value in range(8)]
+    rows = [ScoredSample(model="abcd"[place // 2], seed=place % 2, scores=one) for place, one in enumerate(scores)]
+    models = {10: "a", 20: "b", 30: "c", 40: "d"}
+    folder = tmp_path / "curve"
+    folder.mkdir()
+    write_rows(folder, rows, {10: "a"}, [0])
+    assert along_training(tmp_path) == []  # one point is no curve
+    write_rows(folder, rows, models, [0])
+    once = along_training(tmp_path)
+    assert [re.findall(r">(Fréchet[^<]*)</text>", picture) for picture in once] == [
+        ["Fréchet distance, DINOv2"],
+        ["Fréchet distance, Inception"],
+    ]
+    assert not any("stroke-dasharray" in picture for picture in once)
+    write_rows(folder, rows, models, [0, 1])
+    assert all(picture.count("stroke-dasharray") == 1 for picture in along_training(tmp_path))
+    (folder / "curve.tsv").write_text("step\tfid_mean\n10\tx\n")
+    with refusal(folder / "curve.tsv", "sfd curve"):
+        along_training(tmp_path)
+
+
+def test_a_page_with_scores_along_the_training_shows_them(finished: Settings, page: str) -> None:
+    folder = finished.paths.metrics / "curve"
+    folder.mkdir()
+    rows = [ScoredSample(model=model, seed=0, scores={"fd_dinov2": 3.0}) for model in "ab"]
+    write_rows(folder, rows, {10: "a", 20: "b"}, [0])
+    report.run(finished)
+    shown = (finished.paths.reports / "index.html").read_text(encoding="utf-8")
+    shutil.rmtree(folder)
+    assert "Along the training" in shown
+    assert "Along the training" not in page
+    report.run(finished)
+    assert (finished.paths.reports / "index.html").read_text(encoding="utf-8") == page
 
 
 def test_settings_on_the_page_are_those_that_made_the_artifact(finished: Settings) -> None:

@@ -26,6 +26,7 @@ from sfd_cli.config import Settings
 from sfd_cli.data.images import ImageManifest
 from sfd_cli.data.store import Store
 from sfd_cli.data.validation_split import validation_split
+from sfd_cli.evaluation.extractor import Extractor
 from sfd_cli.files import read_json, write_json
 from sfd_cli.formats.diffusers import write_autoencoder
 from sfd_cli.formats.model_folder import load_model, save_model

@@ -18,80 +18,35 @@ from model_loading import load_dit
 from refusals import refusal
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from training_project import (
+    CLASSES,
+    COUNT,
+    NETWORK,
+    PARAMS,
+    SEMANTIC,
+    TEXTURE,
+    WIDTH,
+    contents,
+    project,
+    settings_with,
+    write_latents,
+)
 
-from sfd_cli.config import DiT, Settings, load_settings
+from sfd_cli.config import DiT, load_settings
 from sfd_cli.data.near_duplicates import holdout_split
-from sfd_cli.data.shards import StoreWriter
-from sfd_cli.data.store import Field, Store
+from sfd_cli.data.store import Store
 from sfd_cli.diffusion.schedule import AsynchronousSchedule
 from sfd_cli.diffusion.training_times import TrainingTimes
 from sfd_cli.errors import SettingError
 from sfd_cli.files import read_json, write_json
-from sfd_cli.formats.model_folder import save_model
 from sfd_cli.formats.reference_dit import dit_to_reference
-from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
-from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
 from sfd_cli.processes import Processes
 from sfd_cli.stages import train, train_guide
 from sfd_cli.training.settings import LoopSettings
 from sfd_cli.training.validation import Validation
 from sfd_cli.training.velocity_task import VelocityTask
 
-COUNT, GRID, TEXTURE, SEMANTIC, WIDTH = 20, 2, 3, 2, 6
-CLASSES = ["circles", "squares", "triangles"]
 CHECKPOINTS = Path("models/.checkpoints/dit")
-NETWORK: dict[str, Any] = {
-    "width": 16,
-    "depth": 2,
-    "heads": 2,
-    "repa_width": 8,
-    "steps": 6,
-    "batch_size": 8,
-    "learning_rate": 1e-3,
-    "ema_decay": 0.8,
-    "checkpoint_every": 4,
-    "log_every": 2,
-    "sample_every": 0,
-}
-PARAMS: dict[str, Any] = {
-    "runtime": {"device": "cpu"},
-    "images": {"size": 16},
-    "encoder": {"name": "dinov2_vits14", "weights": "random", "image_size": 28},
-    "texture_vae": {"channels": TEXTURE, "block_channels": [32, 32, 32, 32]},
-    "dit": NETWORK,
-    "guide": NETWORK | {"width": 8, "depth": 1, "repa": "none", "steps": 3},
-}
-
-
-def project(root: Path) -> None:
-    """Artifacts that `sfd train` reads, random; and params.yaml."""
-    root.mkdir(parents=True)
-    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS))
-    write_latents(root / "data" / "latents")
-    torch.manual_seed(0)
-    semantic = SemanticVAEConfig(WIDTH, SEMANTIC, width=8, depth=1, heads=2)
-    save_model(root / "models" / "semvae", "SemanticVAE", semantic, {"model": SemanticVAE(semantic).state_dict()}, {})
-    texture = TextureVAEConfig(TEXTURE, (32, 32, 32, 32))
-    save_model(root / "models" / "texture_vae", "TextureVAE", texture, {"model": TextureVAE(texture).state_dict()}, {})
-
-
-def write_latents(folder: Path, features: bool = True, flips: int = 2) -> None:
-    fields = {"texture": Field((flips, TEXTURE, GRID, GRID)), "semantic": Field((flips, SEMANTIC, GRID, GRID))}
-    if features:
-        fields["features"] = Field((flips, GRID**2, WIDTH))
-    rng = np.random.default_rng(0)
-    writer = StoreWriter(folder, fields, COUNT, 8, "latents", {"image_size": 16})
-    for shard in range(writer.shard_count):
-        rows = len(writer.rows(shard))
-        writer.write_shard(
-            shard, {name: rng.normal(1, 3, (rows, *f.shape)).astype(np.float16) for name, f in fields.items()}
-        )
-    channels = TEXTURE + SEMANTIC
-    statistics = {"mean": np.full(channels, 1.0), "std": np.full(channels, 3.0)}
-    files = [f"{index}.png" for index in range(COUNT)]
-    writer.finish([index % 3 for index in range(COUNT)], files, range(COUNT), CLASSES, statistics)
-    inputs = {"texture_vae": "t"}
-    write_json(folder / "settings.json", {"fingerprint": "latents", "complete": True, "settings": {}, "inputs": inputs})
 
 
 @pytest.fixture
@@ -99,14 +54,6 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     project(tmp_path / "project")
     monkeypatch.chdir(tmp_path / "project")
     return tmp_path / "project"
-
-
-def settings_with(**dit: Any) -> Settings:
-    return load_settings(Path("params.yaml"), {"dit": dit})
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def logged(name: str = "dit") -> set[str]:

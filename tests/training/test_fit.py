@@ -118,7 +118,7 @@ def test_a_run_cut_between_checkpoints_goes_on_to_the_same_bytes(tmp_path: Path,
     settings = replace(SETTINGS, **{name: value})
     fit(tmp_path / "whole", settings, model=deep_network())
     with pytest.raises(KilledError):
-        fit(tmp_path / "cut", settings, model=deep_network(), on_step=kill_at(9))
+        fit(tmp_path / "cut", settings, model=deep_network(), on_step=[kill_at(9)])
     fit(tmp_path / "cut", settings, model=deep_network())
     whole, cut, plain = (Checkpoints(tmp_path / run / "checkpoints").path(12) for run in ("whole", "cut", "plain"))
     assert len(list(whole.iterdir())) == 4  # weights, averages, optimiser state and their checksums
@@ -244,7 +244,7 @@ def test_ten_bad_steps_in_a_row_stop_the_run_and_leave_the_last_good_checkpoint(
 
 def test_a_resume_drops_what_was_logged_beyond_its_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(KilledError):
-        fit(tmp_path, on_step=kill_at(9))
+        fit(tmp_path, on_step=[kill_at(9)])
     assert [step for step, _ in curve(tmp_path, "loss")] == [3, 5, 6, 9]
     (tmp_path / "log" / "metrics.json").write_text('{"loss": ')
     fit(tmp_path)
@@ -327,7 +327,7 @@ from test_fit import SETTINGS, fit
 
 folder, steps, pause = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 settings = replace(SETTINGS, steps=steps, checkpoint_every=2, log_every=5)
-fit(folder, settings, on_step=lambda step, model: (print(step, flush=True), time.sleep(pause)))
+fit(folder, settings, on_step=[lambda step, model: (print(step, flush=True), time.sleep(pause))])
 """
 
 
@@ -374,7 +374,7 @@ def test_a_signal_writes_a_checkpoint_and_ends_the_run(
     with pytest.raises(error) as raised:
         fit(
             tmp_path / "stopped",
-            on_step=lambda step, model: os.kill(os.getpid(), number) if step == 6 else None,
+            on_step=[lambda step, model: os.kill(os.getpid(), number) if step == 6 else None],
             validate=lambda model: {"validation": 1.0},
         )
     if number == signal.SIGTERM:
@@ -402,7 +402,7 @@ def test_a_run_that_is_told_to_stop_and_goes_on_logs_the_rows_of_one_that_is_not
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(SystemExit):
-        fit(tmp_path / "stopped", task=Regression(spoil=range(6, 8)), on_step=stop)
+        fit(tmp_path / "stopped", task=Regression(spoil=range(6, 8)), on_step=[stop])
     done = Checkpoints(tmp_path / "stopped" / "checkpoints").steps()[-1]
     fit(tmp_path / "stopped", task=Regression(spoil=range(6 - done, 8 - done)))
     assert rows(tmp_path / "stopped") == rows(tmp_path / "whole")
@@ -416,7 +416,7 @@ def test_a_stop_keeps_count_of_bad_steps_in_a_row(tmp_path: Path) -> None:
             tmp_path,
             settings,
             Regression(spoil=range(2, 20)),
-            on_step=lambda step, model: os.kill(os.getpid(), signal.SIGTERM) if step == 7 else None,
+            on_step=[lambda step, model: os.kill(os.getpid(), signal.SIGTERM) if step == 7 else None],
         )
     with refusal("test", kind=StageFailure) as failed:
         fit(tmp_path, settings, Regression(spoil=range(20)))

@@ -1,0 +1,46 @@
+"""When milestones are kept, and what is said of those that cannot be had any more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sfd_cli.artifacts.milestones import Milestones
+from sfd_cli.config import DiT
+from sfd_cli.messages import say
+
+
+@dataclass(frozen=True)
+class MilestoneKeeper:
+    """Keeps the averaged weights every `every` steps; 0: never. `description` is that of the finished model."""
+
+    milestones: Milestones
+    every: int
+    description: Mapping[str, Any]
+
+    def __call__(self, step: int, network: nn.Module) -> None:
+        """Keep them if it is time."""
+        if self.every and step % self.every == 0:
+            self.milestones.save(step, network, self.description)
+
+
+def kept_milestones(folder: Path, section: DiT, name: str) -> dict[str, Any]:
+    """How many the finished model in `folder` has, for the summary of its training.
+
+    Those that its section `name` asks for and that it lacks are told: its steps were taken without.
+    """
+    milestones = Milestones(folder)
+    kept, every = milestones.steps(), section.keep_every
+    wanted = range(every, section.steps + 1, every) if every else ()
+    if missing := [step for step in wanted if step not in kept]:
+        one = len(missing) == 1
+        steps = f"step {missing[0]}" if one else f"{len(missing)} steps from {missing[0]} to {missing[-1]}"
+        say(
+            f"{folder} has no milestones of {steps}, for it was trained there without {name}.keep_every {every};"
+            f" move it away to train it again with them"
+        )
+    return {"milestones": f"{len(kept)} in {milestones.folder}"} if kept else {}
