@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
-from tqdm import tqdm
 
 from sfd_cli.errors import UserError
 from sfd_cli.files import fsync_folder, read_as, write_json
 from sfd_cli.messages import say
+from sfd_cli.progress import progress
 
 SUMS = "checksums.json"
 """Where a folder that has no record keeps the checksums of its files."""
@@ -48,7 +48,7 @@ def checksums_of(folder: Path, names: Iterable[str]) -> Checksums:
         say(f"reading the {total / 1e9:,.0f} GB of {folder} for their checksums")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = pool.map(lambda name: _checksum(folder / name), names)
-        bar = tqdm(found, "checksums", len(names), unit="file", disable=None if total > SLOW else True)
+        bar = progress(found, "checksums", len(names), unit="file", silent=total <= SLOW)
         return dict(zip(names, bar, strict=True))
 
 

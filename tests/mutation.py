@@ -108,7 +108,7 @@ def mutants_of(module: str, names: Iterable[str] = ()) -> list[Mutant]:
         def on_visit(self, node: cst.CSTNode) -> bool:
             if isinstance(node, passed_over) or _names_a_type(node) or _called(node) == "say":
                 return False
-            if _called(node) == "tqdm":
+            if _called(node) == "progress":
                 for argument in node.args:
                     if argument.keyword is None:
                         argument.visit(self)

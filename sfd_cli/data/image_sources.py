@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from sfd_cli.data.images import ImageManifest
 from sfd_cli.data.prefetch import threaded_map
 from sfd_cli.errors import UserError
+from sfd_cli.progress import progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -47,7 +46,7 @@ class ImageSet:
 def in_threads(work: Callable[[Item], Result], items: Sequence[Item], workers: int, doing: str) -> list[Result]:
     """`work` of every item, in order, with a progress bar on a terminal."""
     with closing(threaded_map(work, items, max(workers, 1))) as results:
-        return list(tqdm(results, total=len(items), desc=doing, unit="image", disable=None))
+        return list(progress(results, total=len(items), doing=doing, unit="image"))
 
 
 def refuse_overlap(folder: Path, target: Path) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
 from sfd_cli.data.store import Store
 from sfd_cli.errors import SettingError
+from sfd_cli.progress import progress
 
 SIMILARITY = 0.95
 """Two images whose centred latents have a larger cosine are near-duplicates."""
@@ -60,7 +60,7 @@ def store_clusters(store: Store) -> np.ndarray:
     field = "semantic" if "semantic" in store.fields else "texture"
     mean = _mean_image(store, field)
     clusters = np.arange(len(store))
-    for rows in tqdm(compared_together(store.labels, MOST_COMPARED), "near-duplicates", unit="group", disable=None):
+    for rows in progress(compared_together(store.labels, MOST_COMPARED), "near-duplicates", unit="group"):
         clusters[rows] = rows[near_duplicate_clusters(_vectors(store, field, rows, mean))]
     return clusters
 

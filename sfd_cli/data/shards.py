@@ -19,6 +19,7 @@ from sfd_cli.data.store import CHECKS, INDEX, Field, checks_of, misfit, shard_na
 from sfd_cli.errors import StageFailure
 from sfd_cli.files import atomic_path
 from sfd_cli.messages import say
+from sfd_cli.progress import progress
 
 EXTRAS = "extras"
 PAGE = 4096
@@ -225,12 +226,12 @@ def write_shards(
     plan = {shard: batches_of(writer.rows(shard)) for shard in mine if shard not in finished}
     # One stream over all shards: the next shard's batches are made while this one is written.
     stream = prefetched(make([batch for batches in plan.values() for batch in batches]), AHEAD)
-    bar = tqdm(
-        desc=doing,
+    bar = progress(
+        doing=doing,
         total=sum(len(writer.rows(shard)) for shard in mine),
         initial=sum(len(writer.rows(shard)) for shard in finished),
         unit="image",
-        disable=True if rank else None,
+        silent=bool(rank),
     )
     with closing(stream), bar:
         for shard, batches in plan.items():

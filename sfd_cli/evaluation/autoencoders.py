@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sfd_cli.artifacts.fingerprints import finished
 from sfd_cli.config import Settings
@@ -20,6 +19,7 @@ from sfd_cli.evaluation.reasons import NotComputable, Scores, unavailable
 from sfd_cli.evaluation.reconstructions import TextureCodec
 from sfd_cli.evaluation.unseen import unseen_rows
 from sfd_cli.processes import choose_device
+from sfd_cli.progress import progress
 from sfd_cli.weights.models import open_semantic, open_texture_vae
 
 TEXTURE_SCORES = ("psnr", "ssim", "lpips")
@@ -69,7 +69,7 @@ def _texture(settings: Settings, most: int) -> Scores:
     size = settings.fid.batch_size
     batches = [rows[start : start + size].tolist() for start in range(0, len(rows), size)]
     values: dict[str, list[Tensor]] = {name: [] for name in similarities}
-    for pixels in tqdm(reader.iterate(batches), "reconstructions", len(batches), unit="batch", disable=None):
+    for pixels in progress(reader.iterate(batches), "reconstructions", len(batches), unit="batch"):
         returned = codec.reconstruct(pixels)
         for name, similarity in list(similarities.items()):
             try:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from torch import Tensor
-from tqdm import tqdm
 
 from sfd_cli.errors import StageFailure
 from sfd_cli.evaluation.images import ImageSource
 from sfd_cli.processes import Processes
+from sfd_cli.progress import progress
 
 T = TypeVar("T")
 
@@ -53,9 +53,7 @@ def computed(
             raise StageFailure(what, f"expected {len(share)} images but read {seen}", "no score is computed")
         return None if batch is None else compute(batch, share[seen - 1] + 1)
 
-    with tqdm(
-        total=len(starts), desc=f"features of {what}", unit="batch", disable=not processes.is_main or None
-    ) as bar:
+    with progress(doing=f"features of {what}", total=len(starts), unit="batch", silent=not processes.is_main) as bar:
         # Once more than there are batches: an archive is only known to be whole at its end.
         for _ in range(0, len(starts) + processes.count, processes.count):
             found = [one for one in processes.gather(step) if one is not None]

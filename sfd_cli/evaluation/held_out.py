@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from sfd_cli.data.images import ImageReader
 from sfd_cli.data.store import Store
@@ -19,6 +18,7 @@ from sfd_cli.files import atomic_path
 from sfd_cli.networks.gaussian import kl_divergence
 from sfd_cli.networks.semantic_vae import SemanticVAE
 from sfd_cli.networks.texture_vae import TextureVAE, to_pixels, to_signed
+from sfd_cli.progress import progress
 from sfd_cli.weights.models import SemanticCompressor, TextureCompressor
 
 
@@ -41,7 +41,7 @@ def semantic_scores(
     model.eval()
     totals = dict.fromkeys(("mse", "cosine", *(("kl",) if isinstance(model, SemanticVAE) else ())), 0.0)
     latents = []
-    for start in tqdm(range(0, len(rows), batch_size), "held-out features", unit="batch", disable=None):
+    for start in progress(range(0, len(rows), batch_size), "held-out features", unit="batch"):
         batch = rows[start : start + batch_size]
         tokens = torch.from_numpy(store.read("tokens", batch, np.zeros(len(batch), np.int64))).float().to(device)
         mean, logvar = model.encode(tokens)
@@ -67,7 +67,7 @@ def texture_scores(
     """Mean PSNR (dB, of 8-bit images) of decoded posterior means and, of a VAE, KL (nats per image) at `rows`."""
     ratios, kl = [], []
     batches = [rows[start : start + batch_size].tolist() for start in range(0, len(rows), batch_size)]
-    for pixels in tqdm(reader.iterate(batches), "held-out images", len(batches), unit="batch", disable=None):
+    for pixels in progress(reader.iterate(batches), "held-out images", len(batches), unit="batch"):
         mean, logvar = model.encode(to_signed(pixels).to(device))
         decoded = to_pixels(model.decode(mean)).cpu()
         ratios.append(psnr(decoded, pixels))

@@ -13,7 +13,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sfd_cli.artifacts.fingerprints import finished
 from sfd_cli.artifacts.kept_semantics import read_semantics
@@ -29,6 +28,7 @@ from sfd_cli.evaluation.scores import renamed
 from sfd_cli.evaluation.untrained import UntrainedImages
 from sfd_cli.pipeline.sampler import tf32
 from sfd_cli.processes import choose_device
+from sfd_cli.progress import progress
 from sfd_cli.tables import METRICS
 from sfd_cli.weights.models import SemanticCompressor, open_semantic
 
@@ -181,7 +181,7 @@ class DecodedSemantics:
         """Means over positions of patch tokens (n, N, D)."""
         found = FeatureSet(self.store.fields["tokens"].shape[-1], count, self.settings.fid.seed)
         steps = -(-count // self.settings.fid.batch_size)
-        for tokens in tqdm(batches, what, steps, unit="batch", disable=None):
+        for tokens in progress(batches, what, steps, unit="batch"):
             means = tokens.float().mean(dim=1).cpu()
             if not bool(means.isfinite().all()):
                 raise StageFailure(what, "are not finite", "no score is computed")

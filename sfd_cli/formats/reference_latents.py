@@ -32,6 +32,7 @@ from sfd_cli.formats.reference_statistics import (
     statistics_to_reference,
 )
 from sfd_cli.formats.torch_files import read_weights_file
+from sfd_cli.progress import progress
 
 ROWS_AT_ONCE = 64
 """Rows that are held in memory at a time: 50 MB with the features of a ViT-B, both flips."""
@@ -154,7 +155,7 @@ def export_latents(folder: Path, target: Path) -> int:
     if present:
         raise UserError(target / present[0], "exists already", "remove it or give another folder")
     start = 0
-    with tqdm(desc="exporting latents", total=len(store), unit="image", disable=None) as bar:
+    with progress(doing="exporting latents", total=len(store), unit="image") as bar:
         for file in origin["files"]:
             rows = range(start, start + file["count"])
             _export_shard(store, rows, target / file["name"], origin["labels"], file["metadata"], bar)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from tqdm import tqdm
-
 from sfd_cli import __version__
 from sfd_cli.artifacts.learned_law import with_learned_law
 from sfd_cli.artifacts.recipe import SETTINGS
@@ -15,6 +13,7 @@ from sfd_cli.errors import UserError
 from sfd_cli.files import atomic_path, write_json
 from sfd_cli.laws import is_synchronous
 from sfd_cli.messages import say
+from sfd_cli.progress import progress
 from sfd_cli.report import parts
 from sfd_cli.report.page import render_page
 from sfd_cli.report.tables import facts, setting_tables
@@ -36,7 +35,7 @@ def run(settings: Settings) -> dict[str, Any]:
         raise UserError(folder, problem, "give another path, or move them away")
     # First, so that what a killed run leaves is known for a report.
     write_json(folder / SETTINGS, settings.report.model_dump(mode="json"))
-    with tqdm(total=4, desc="report", unit="part", disable=None) as bar:
+    with progress(total=4, doing="report", unit="part") as bar:
         samples = parts.sample_grid(settings, folder / "samples.png")
         bar.update()
         phases = parts.trajectory(settings, folder / "trajectory.png")

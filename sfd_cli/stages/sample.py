@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from sfd_cli.artifacts.kept_semantics import KeptSemantics
 from sfd_cli.artifacts.produce import produce
@@ -26,6 +25,7 @@ from sfd_cli.pipeline.models import SamplingModels
 from sfd_cli.pipeline.protocol import effective_settings, protocol_record
 from sfd_cli.pipeline.sampler import Sampler, guidance_scale
 from sfd_cli.processes import Processes, choose_device, kind_of, require_memory
+from sfd_cli.progress import progress
 from sfd_cli.tables import SOLVERS
 
 GRID_IMAGES = 36
@@ -160,8 +160,8 @@ def _write_images(
                 semantics.write(indices, latents.cpu().numpy())
             yield from zip(indices, batch.permute(0, 2, 3, 1).contiguous().cpu().numpy(), strict=True)
 
-    hidden = not processes.is_main or None
-    for _ in tqdm(folder.write(images()), "sampling", len(wanted), unit="image", disable=hidden):
+    silent = not processes.is_main
+    for _ in progress(folder.write(images()), "sampling", len(wanted), unit="image", silent=silent):
         pass
     processes.barrier()
     if processes.is_main:
@@ -197,7 +197,7 @@ def _write_latents(load: Callable[[Processes], Sampler], inputs: SampleInputs, p
         processes.barrier()
         file = np.lib.format.open_memmap(temporary, "r+")
         share = sampler.share(inputs.count, processes)
-        with tqdm(total=len(share), desc="sampling", unit="image", disable=not processes.is_main or None) as bar:
+        with progress(total=len(share), doing="sampling", unit="image", silent=not processes.is_main) as bar:
             for indices, latents in sampler.latent_batches(inputs, share):
                 file[indices] = latents.cpu().numpy()
                 bar.update(len(indices))

@@ -10,7 +10,6 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from sfd_cli.architecture import require_components
 from sfd_cli.config import SemVAE, Settings
@@ -20,6 +19,7 @@ from sfd_cli.data.store import Store
 from sfd_cli.networks.semantic_pca import SemanticPCA, SemanticPCAConfig
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.processes import Processes, require_memory
+from sfd_cli.progress import progress
 from sfd_cli.training.fit import fit
 from sfd_cli.training.semantic_vae_task import SemanticVAETask
 from sfd_cli.training.settings import vae_loop
@@ -110,7 +110,7 @@ def fit_components(fitting: Fitting) -> SemanticPCA:
     """Principal components of the training images' tokens, of all views that are stored."""
     section, gathered = fitting.section, Moments.none(fitting.width, scatter=True)
     starts = range(0, len(fitting.rows), section.batch_size)
-    for start in tqdm(starts, "principal components", unit="batch", disable=None):
+    for start in progress(starts, "principal components", unit="batch"):
         tokens = fitting.store.read("tokens", fitting.rows[start : start + section.batch_size])
         gathered = gathered.merge(Moments.of(tokens, scatter=True))
     mean, covariance = torch.from_numpy(gathered.mean), torch.from_numpy(gathered.covariance())

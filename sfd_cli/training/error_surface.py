@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from sfd_cli.config import LearnSchedule
 from sfd_cli.data.near_duplicates import hold_out, store_clusters
@@ -15,6 +14,7 @@ from sfd_cli.diffusion.latents import LatentSpace, Streams
 from sfd_cli.diffusion.path_criterion import ErrorSurface, Preference, preferred
 from sfd_cli.laws import DEFAULT_LAW
 from sfd_cli.processes import Processes
+from sfd_cli.progress import progress
 from sfd_cli.training.validation import VelocityErrors
 from sfd_cli.training.velocity_task import VelocityTask
 
@@ -44,7 +44,7 @@ def measure(section: LearnSchedule, task: VelocityTask, model: nn.Module, proces
     texture, semantic = torch.meshgrid(levels.sigmoid(), levels.sigmoid(), indexing="ij")
     times, errors = Streams(texture.flatten(), semantic.flatten()), VelocityErrors(task, section.probe)
     total = torch.zeros(len(rows), section.levels**2, 2, 2, dtype=torch.float64)
-    seeds = tqdm(range(section.draws), "errors", unit="draw", disable=None if processes.is_main else True)
+    seeds = progress(range(section.draws), "errors", unit="draw", silent=not processes.is_main)
     for seed in seeds:
         total += errors.at(model, rows, times, processes, seed)
     mean = (total / section.draws).unflatten(1, (section.levels, section.levels))

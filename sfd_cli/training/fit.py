@@ -12,19 +12,19 @@ from typing import Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.prefetch import prefetched
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.messages import say
 from sfd_cli.processes import Processes
+from sfd_cli.progress import progress
 from sfd_cli.training.checkpoints import Checkpoints, TrainingState
 from sfd_cli.training.interrupt import raise_for, stop_requests
 from sfd_cli.training.live_log import LiveLog, speed_folder
 from sfd_cli.training.settings import LoopSettings, learning_rate
 from sfd_cli.training.step import Task, TrainingStep
-from sfd_cli.training.throughput import Throughput, peak_flops
+from sfd_cli.training.throughput import Throughput, memory, peak_flops
 
 FETCHED_AHEAD = 3
 BAD_STEPS_IN_A_ROW = 10
@@ -199,8 +199,9 @@ class _Progress:
         self.step, self.description = step, description
         self.live, self.speed, self.checkpoints = live, speed, checkpoints
         self.read_at = step.number
-        disable = True if live is None else None
-        self.bar = tqdm(desc=description, total=step.settings.steps, initial=step.number, unit="step", disable=disable)
+        self.bar = progress(
+            doing=description, total=step.settings.steps, initial=step.number, unit="step", silent=live is None
+        )
 
     def read(self) -> None:
         """Wait for the device and log what happened since the last reading.
@@ -221,8 +222,10 @@ class _Progress:
         rate = {"learning_rate": learning_rate(self.step.settings, number - 1)}
         self.log(reading.means | rate)
         self.live.speed.log(number, speed)
-        if reading.means:
-            self.bar.set_postfix(loss=f"{reading.means['loss']:.4g}", refresh=False)
+        seen = {"loss": reading.means["loss"]} if reading.means else {}
+        seen |= {"images/s": speed["images_per_second"], "GB": memory(self.step.device) / 1e9}
+        seen |= {"mfu": speed["mfu"]} if "mfu" in speed else {}
+        self.bar.set_postfix({name: f"{value:.4g}" for name, value in seen.items()}, refresh=False)
 
     def log(self, values: dict[str, float]) -> None:
         """Log values of the step just taken."""

@@ -10,7 +10,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from sfd_cli.config import Settings
 from sfd_cli.config import TextureVAE as Section
@@ -20,6 +19,7 @@ from sfd_cli.data.order import EpochSampler
 from sfd_cli.networks.texture_pca import TexturePCA, TexturePCAConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig, to_signed
 from sfd_cli.processes import Processes, require_memory
+from sfd_cli.progress import progress
 from sfd_cli.training.compressors import Compressor
 from sfd_cli.training.fit import fit
 from sfd_cli.training.settings import vae_loop
@@ -131,7 +131,7 @@ def _patch_moments(fitting: TextureFitting) -> Moments:
     patch_size, size = fitting.section.patch_size, fitting.section.batch_size
     gathered = Moments.none(3 * patch_size**2, scatter=True)
     batches = [fitting.rows[start : start + size].tolist() for start in range(0, len(fitting.rows), size)]
-    for pixels in tqdm(fitting.reader.iterate(batches), "principal components", len(batches), disable=None):
+    for pixels in progress(fitting.reader.iterate(batches), "principal components", len(batches)):
         patches = F.pixel_unshuffle(to_signed(pixels), patch_size)
         gathered = gathered.merge(Moments.of(patches.numpy(), channel_axis=1, scatter=True))
     return gathered.merge(_mirrored(gathered, patch_size)) if fitting.flips == 2 else gathered

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +38,14 @@ def peak_flops(device: torch.device, precision: Precision) -> float | None:
         if name.startswith(prefix):
             return 1e12 * (bf16 if precision == "bf16" else fp32)
     return None
+
+
+def memory(device: torch.device) -> int:
+    """Bytes that this process has had at once: of the GPU's memory, or of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def training_flops(forward: Callable[[nn.Module], object], build: Callable[[], nn.Module]) -> int:

@@ -9,10 +9,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from sfd_cli import __version__
 from sfd_cli.files import read_json, write_json
+from sfd_cli.progress import progress
 
 STALL_SECONDS = 30.0
 ATTEMPTS = 5
@@ -94,7 +93,7 @@ def _attempt(url: str, part: Path, label: str) -> None:
         length = response.headers.get("Content-Length")
         total = start + int(length) if length is not None else None
         units: dict[str, Any] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
-        with open(part, "ab") as file, tqdm(desc=label, initial=start, total=total, disable=None, **units) as bar:
+        with open(part, "ab") as file, progress(doing=label, initial=start, total=total, **units) as bar:
             while piece := response.read1(PIECE):
                 file.write(piece)
                 bar.update(len(piece))
