@@ -24,6 +24,7 @@ from sfd_cli.networks.texture_pca import TexturePCA, TexturePCAConfig
 from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.networks.visual_encoder import VisualEncoder
 from sfd_cli.tables import SOLVERS
+from sfd_cli.training.optimizers import is_inner
 from sfd_cli.training.texture_vae_task import network_config as texture_config
 from sfd_cli.training.throughput import training_flops
 from sfd_cli.training.transformer import network_config
@@ -195,13 +196,16 @@ class Costs:
         """Weights, their average and its milestones; a checkpoint has the first two beside the optimiser's moments."""
         config, images = self.transformer(section), section.steps * section.batch_size
         with torch.device("meta"):
-            numbers = _numbers(LightningDiT(config))
+            network = LightningDiT(config)
+        numbers = _numbers(network)
+        matrices = sum(weight.numel() for name, weight in network.named_parameters() if is_inner(name, weight))
         decoded = self.semantic_decoder_flops if section.repa == "decoded" else 0.0
-        moments = 2 if section.optimizer == "adamw" else 1
+        # AdamW keeps two numbers of a weight, Muon one.
+        moments = 2 * numbers - (section.optimizer == "muon") * matrices
         project = bool(config.repa_depth)
         work = images * (3 * _velocity(config, project) + decoded)
         kept = section.steps // section.keep_every if section.keep_every else 0
-        return Cost(images, FLOAT * numbers * (2 + kept), work, section, FLOAT * numbers * (2 + moments))
+        return Cost(images, FLOAT * numbers * (2 + kept), work, section, FLOAT * (2 * numbers + moments))
 
     def _sampling(self) -> Cost:
         settings, sample = self.settings, self.settings.sample

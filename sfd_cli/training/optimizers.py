@@ -25,7 +25,7 @@ def optimizers_of(model: nn.Module, settings: LoopSettings) -> list[Optimizer]:
     Every weight that is trained belongs to one of them; both have the settings' decoupled weight decay.
     """
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    muons = {name for name, weight in trained.items() if settings.optimizer == "muon" and _is_inner(name, weight)}
+    muons = {name for name, weight in trained.items() if settings.optimizer == "muon" and is_inner(name, weight)}
     rest = {"params": [weight for name, weight in trained.items() if name not in muons], PEAK: settings.learning_rate}
     betas = (0.9, settings.beta2)
     found: list[Optimizer] = [torch.optim.AdamW([rest], betas=betas, weight_decay=settings.weight_decay, fused=True)]
@@ -35,7 +35,7 @@ def optimizers_of(model: nn.Module, settings: LoopSettings) -> list[Optimizer]:
     return found
 
 
-def _is_inner(name: str, weight: Tensor) -> bool:
+def is_inner(name: str, weight: Tensor) -> bool:
     """Whether a weight is a matrix of attention, MLP or modulation of a block."""
     return name.startswith("blocks.") and weight.ndim == 2
 

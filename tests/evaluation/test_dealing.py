@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from refusals import refusal
-from stand_ins import score_by
+from stand_ins import put
 from tiny_project import SIDE, random_images, tiny_settings, write_models, write_training_images
 from torch import Tensor
 from two_processes import in_two_processes
@@ -127,7 +127,7 @@ def test_an_archive_that_is_damaged_behind_the_wanted_images_is_told(tmp_path: P
 def features() -> Extractor:
     """Cheap, of a few numbers."""
     weights = torch.randn(3 * SIDE * SIDE, 5, generator=torch.Generator().manual_seed(0)) / 30
-    return Extractor.of("dinov2", 5, CPU, lambda images: (images.float() / 255).flatten(1) @ weights)
+    return Extractor.of("pixels", 5, CPU, lambda images: (images.float() / 255).flatten(1) @ weights)
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     random_images(tmp_path / "samples", [f"{index:02}.png" for index in range(11)], seed=2, brightness=0.8)
     (pixels,) = ImageFiles(sorted((tmp_path / "samples").iterdir())).batches(11)
     np.savez(tmp_path / "beside.npz", arr_0=pixels.flip(2).permute(0, 2, 3, 1).numpy())
-    score_by(monkeypatch, features)
+    put(monkeypatch, "encoder", features)
     section = found.fid.model_copy(update={"batch_size": 3, "num_images": 10, "beside": [tmp_path / "beside.npz"]})
     return found.model_copy(update={"fid": section})
 
@@ -185,5 +185,5 @@ def test_processes_that_see_other_images_are_refused_before_any_is_scored(
 
 def test_features_are_sent_without_what_they_are_a_part_of() -> None:
     tokens = torch.zeros(4, 100, 5)
-    found = Extractor.of("dinov2", 5, CPU, lambda images: tokens[:, 0])(torch.zeros(4, 3, 1, 1, dtype=torch.uint8))
+    found = Extractor.of("pixels", 5, CPU, lambda images: tokens[:, 0])(torch.zeros(4, 3, 1, 1, dtype=torch.uint8))
     assert found[POOLED].untyped_storage().nbytes() == 4 * 5 * 4

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from training_project import project, settings_with
 
 from sfd_cli.config import DiT, Settings, load_settings
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
+from sfd_cli.stages import train
 from sfd_cli.training.costs import Cost, Costs, step_memory
 from sfd_cli.training.transformer import flops_per_image
 
 REPOSITORY = Path(__file__).parents[2]
 PRESETS = REPOSITORY / "sfd_cli" / "presets"
 LOCK = yaml.safe_load((REPOSITORY / "dvc.lock").read_text())["stages"]
-MODEL_FILES = 5
-"""Of a transformer: both sets of weights, config.json, and the record twice."""
 CONFIG = LightningDiTConfig(4, 6, 3, 2, width=48, depth=3, heads=3)
 
 
@@ -40,9 +40,19 @@ def demo() -> dict[str, Cost]:
 
 @pytest.mark.parametrize("stage", [stage for stage in LOCK if stage not in ("fid", "report", "learn-schedule")])
 def test_bytes_are_within_five_percent_of_the_demos_own(demo: dict[str, Cost], stage: str) -> None:
-    # The committed run is of a version that kept a training's last checkpoint among the model's files.
-    kept = demo[stage].checkpoint if sizes(stage)["nfiles"] > MODEL_FILES else 0
-    assert demo[stage].bytes + kept == pytest.approx(sizes(stage)["size"], rel=0.05)
+    assert demo[stage].bytes == pytest.approx(sizes(stage)["size"], rel=0.05)
+
+
+def test_a_checkpoint_takes_what_is_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project(tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    plain = {"width": 64, "repa": "none", "semantics": False, "delta_t": 0.0, "time_embedding": "single"}
+    for optimizer in ("adamw", "muon"):
+        settings = settings_with(**plain, optimizer=optimizer)
+        train.run(settings)
+        folder = max(Path("models/.checkpoints/dit").glob("*/step-*"), key=lambda path: path.stat().st_mtime_ns)
+        held = sum(path.stat().st_size for path in folder.iterdir())
+        assert Costs(settings, 20, 3, 0).stages()["train"].checkpoint == pytest.approx(held, rel=0.05), optimizer
 
 
 def test_every_stage_that_makes_something_is_planned(demo: dict[str, Cost]) -> None:
