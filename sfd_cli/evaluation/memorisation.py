@@ -1,4 +1,4 @@
-"""Whether samples are copies of training images: how near each comes to one, against how near other real images come.
+"""Whether samples are copies of training images: how near each comes to one, against how near images held out come.
 
 Small data sets are learned by heart first, and then distances between distributions and precision are at their best.
 """
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfd_cli.data.near_duplicates import near_duplicate_clusters
 from sfd_cli.errors import StageFailure
 from sfd_cli.evaluation.dealing import computed
 from sfd_cli.evaluation.extractor import POOLED, Extractor
@@ -19,7 +18,7 @@ from sfd_cli.evaluation.images import ImageSource
 from sfd_cli.processes import ALONE, Processes
 
 PERCENTILE = 1.0
-"""Of the real images' distances: what is nearer than that is near."""
+"""Of the distances of images held out: what is nearer than that is near."""
 CERTAIN = 3.0
 """Standard errors by which the share of near samples must be above PERCENTILE to speak of memorisation."""
 BLOCK = 1024
@@ -44,21 +43,26 @@ class Memorisation:
 
     Attributes:
         samples: nearest training image of each sample.
-        real: of each training image, those that are near-duplicates of it left out: what an image that is new has.
-        threshold: the 1st percentile of the distances of `real`.
-        share: of the samples that are nearer than that; 0.01 if they are as new as real images.
-        error: standard error of the share of samples that are as new as real images.
+        held_out: nearest other training image of each training image: what an image has that was not learned from.
+        threshold: the 1st percentile of the distances of `held_out`.
+        share: of the samples that are nearer than that; 0.01 if they are as new as images held out.
+        error: standard error of the share of samples that are as new.
     """
 
     samples: Nearest
-    real: Nearest
+    held_out: Nearest
     threshold: float
     share: float
     error: float
 
     @property
-    def is_found(self) -> bool:
-        """Whether more samples are near than chance explains."""
+    def is_found(self) -> bool | None:
+        """Whether more samples are near than chance explains.
+
+        None where that cannot be told: so many images are there twice that nothing is nearer than these.
+        """
+        if self.threshold == 0:
+            return None
         return self.share > PERCENTILE / 100 + CERTAIN * self.error
 
     def closest(self, count: int) -> list[int]:
@@ -95,19 +99,19 @@ def two_views(images: ImageSource, what: str, extractor: Extractor, size: int, p
     return views
 
 
-def memorisation(samples: Tensor, training: Tensor) -> Memorisation:
+def memorisation(samples: Tensor, training: Tensor, held_out: Tensor) -> Memorisation:
     """Compare samples with the training images they were learned from.
 
     The distance of an image is that of itself or of its mirror image, whichever is smaller, to the nearest training
-    image. What real images have is told by the training images themselves, each without its near-duplicates.
+    image. What an image that was not learned from has is told by the training images themselves, each compared with all
+    others: near-duplicates among them are near here as they are among new images.
 
     Args:
         samples: features (n, 2, D), as they are and mirrored, on any device.
         training: of the training images, likewise (m, 2, D), two or more.
+        held_out: of the training images as they would be had they been sampled, (m, 2, D): after the same losses.
     """
-    centred = training - training[:, 0].mean(dim=0)
-    clusters = torch.from_numpy(near_duplicate_clusters(centred.cpu().numpy())).to(training.device)
-    real = nearest(training, training[:, 0], clusters)
+    real = nearest(held_out, training[:, 0], without_itself=True)
     found = nearest(samples, training[:, 0])
     threshold = float(np.percentile(real.distances, PERCENTILE))
     chance = PERCENTILE / 100
@@ -116,7 +120,7 @@ def memorisation(samples: Tensor, training: Tensor) -> Memorisation:
     return Memorisation(found, real, threshold, float((found.distances < threshold).mean()), error)
 
 
-def nearest(views: Tensor, training: Tensor, clusters: Tensor | None = None) -> Nearest:
+def nearest(views: Tensor, training: Tensor, without_itself: bool = False) -> Nearest:
     """The nearest training image of each image, by its nearest view.
 
     It is looked for by float64 products in blocks, on the device that the features are on; beside these there is memory
@@ -126,7 +130,7 @@ def nearest(views: Tensor, training: Tensor, clusters: Tensor | None = None) -> 
     Args:
         views: features (n, views, D).
         training: of the training images (m, D).
-        clusters: of the training images, if they are the images themselves: those of the same one are left out.
+        without_itself: image i is the training image i, with which it is not compared.
     """
     distances, images = torch.empty(len(views), dtype=torch.float64), torch.empty(len(views), dtype=torch.int64)
     for rows in _blocks(len(views)):
@@ -136,8 +140,8 @@ def nearest(views: Tensor, training: Tensor, clusters: Tensor | None = None) -> 
         for others in _blocks(len(training)):
             apart = torch.cdist(block.flatten(0, 1), training[others].double(), compute_mode="use_mm_for_euclid_dist")
             apart = apart.view(*block.shape[:2], -1).amin(dim=1)
-            if clusters is not None:
-                apart[clusters[rows, None] == clusters[others]] = torch.inf
+            if without_itself and rows == others:
+                apart.fill_diagonal_(torch.inf)
             here, where = apart.min(dim=1)
             found = torch.where(here < smallest, where + others.start, found)
             smallest = torch.minimum(smallest, here)

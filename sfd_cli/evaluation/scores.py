@@ -14,6 +14,8 @@ from sfd_cli.tables import METRICS
 
 HEADLINE = "fd"
 """The number that is looked for first."""
+SEE = "see "
+"""Begins the reason of a score that another one's reason is the reason of."""
 PLAIN = ("inception", "clip")
 """Extractors of which the field's scores are without saying so."""
 
@@ -62,7 +64,7 @@ def summarise(
         if not keys:
             continue
         scores |= renamed(name, unavailable(keys[:1], reason))
-        scores |= renamed(name, unavailable(keys[1:], f"see {name_of(name, keys[0])}_reason"))
+        scores |= renamed(name, unavailable(keys[1:], f"{SEE}{name_of(name, keys[0])}_reason"))
     notes = [
         f"{counts['samples']} samples are few for {width} {extractor.name} features: their Fréchet distance"
         " is far above that of a large sample, and compares only with others from as many images."

@@ -19,7 +19,7 @@ from sfd_cli.evaluation.extractor import POOLED
 from sfd_cli.evaluation.images import ImageSource
 from sfd_cli.evaluation.metric import Compared
 from sfd_cli.evaluation.scored_images import ScoredImages
-from sfd_cli.evaluation.scores import headline_scores, name_of, summarise
+from sfd_cli.evaluation.scores import SEE, headline_scores, name_of, summarise
 from sfd_cli.evaluation.scoring import Scoring
 from sfd_cli.evaluation.semantics import NAME as SEMANTICS
 from sfd_cli.evaluation.semantics import score_semantics
@@ -81,8 +81,8 @@ def run(settings: Settings) -> dict[str, Any]:
     scores of them all, and those of semantics and autoencoders.
 
     Returns:
-        The scores with their counts, those of each class in a line, and the path of the file that has it all; of the
-        first process alone.
+        The scores with their counts, of features that cannot be had the reason once, those of each class in a line, and
+        the path of the file that has it all; of the first process alone.
 
     Raises:
         UserError: samples or reference are missing, damaged, or fewer than `fid.num_images`; or there is no extractor.
@@ -121,7 +121,14 @@ def run(settings: Settings) -> dict[str, Any]:
     seconds = round(time.monotonic() - started, 2)
     write_json(metrics / "timings" / "fid.json", [{"seconds": seconds, "resumed": False}])
     lines = class_lines(result)
-    return result | ({"by_class": lines} if lines else {}) | {"file": str(metrics / "fid.json")}
+    return _told(result) | ({"by_class": lines} if lines else {}) | {"file": str(metrics / "fid.json")}
+
+
+def _told(result: dict[str, Any]) -> dict[str, Any]:
+    """What is printed: of features that there are not, the reason once."""
+    seen = {key for key, value in result.items() if isinstance(value, str) and value.startswith(SEE)}
+    left_out = seen | {key.removesuffix("_reason") for key in seen} | {"features"}
+    return {key: value for key, value in result.items() if key not in left_out}
 
 
 def _by_class(

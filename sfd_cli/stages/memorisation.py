@@ -11,8 +11,9 @@ from sfd_cli.data.images import ImageManifest
 from sfd_cli.errors import UserError
 from sfd_cli.evaluation.extractor import Extractor
 from sfd_cli.evaluation.extractors import EXTRACTORS
-from sfd_cli.evaluation.images import ImageFiles
+from sfd_cli.evaluation.images import ImageFiles, ImageSource
 from sfd_cli.evaluation.memorisation import PERCENTILE, memorisation, two_views
+from sfd_cli.evaluation.reconstructions import ReconstructedImages, open_codec
 from sfd_cli.evaluation.scored_images import ScoredImages, choose, images_at
 from sfd_cli.files import write_json
 from sfd_cli.machine import machine
@@ -22,6 +23,7 @@ from sfd_cli.report.pictures import draw_samples
 MOST_COMPARED = 50_000
 """Training images that samples are compared with; of more, as many random ones."""
 PAIRS = 16
+AFTER_CODEC = "through the texture codec, as samples are"
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -32,21 +34,26 @@ def run(settings: Settings) -> dict[str, Any]:
     the processes take batches of images in turn, and the first one compares them.
 
     Returns:
-        The share of samples that are nearer to a training image than 99 % of real images are to another one, and what
-        that says; of the first process alone.
+        The share of samples that are nearer to a training image than 99 % of real images are to another one, and
+        whether that is memorisation: None where it cannot be told, for many images are there twice. Of the first
+        process alone.
 
     Raises:
         UserError: samples or training images are missing, of different sizes, or too few.
     """
     processes = Processes.join()
     samples, manifest, rows, training, extractor = processes.agree(lambda: _open(settings, processes))
-    views = [
-        two_views(images, what, extractor, settings.fid.batch_size, processes)
-        for images, what in ((samples.images, "samples"), (training, "training images"))
-    ]
+    held_out, after = _held_out(settings, samples, training, processes)
+    compared: dict[str, ImageSource] = {"samples": samples.images, "training images": training}
+    compared |= {"reconstructions": held_out} if held_out is not None else {}
+    views = {
+        what: two_views(images, what, extractor, settings.fid.batch_size, processes).to(extractor.device)
+        for what, images in compared.items()
+    }
     if not processes.is_main:
         return {}
-    found = memorisation(*(view.to(extractor.device) for view in views))
+    real = views["training images"]
+    found = memorisation(views["samples"], real, views.get("reconstructions", real))
     closest = found.closest(PAIRS)
     partners = [int(found.samples.images[sample]) for sample in closest]
     captions = [f"{found.samples.distances[sample] / found.threshold:.2f}" for sample in closest]
@@ -62,7 +69,8 @@ def run(settings: Settings) -> dict[str, Any]:
         "memorised": found.is_found,
         "threshold": found.threshold,
         "median_distance": float(np.median(found.samples.distances)),
-        "median_distance_of_real_images": float(np.median(found.real.distances)),
+        "median_distance_of_real_images": float(np.median(found.held_out.distances)),
+        "real_images_are": after,
     }
     pairs = [
         {
@@ -76,6 +84,19 @@ def run(settings: Settings) -> dict[str, Any]:
     file = settings.paths.metrics / "memorisation.json"
     write_json(file, summary | {"closest": pairs, "used": used})
     return summary | {"file": str(file), "picture": str(picture)}
+
+
+def _held_out(
+    settings: Settings, samples: ScoredImages, training: ImageSource, processes: Processes
+) -> tuple[ImageSource | None, str]:
+    """The training images through the texture codec, and that; None where there are only these as they are, and why.
+
+    Samples have been through its decoder: without that, what it loses would set them apart from images that have not.
+    """
+    if samples.made is None or not samples.made.settings:
+        return None, "as they are: these samples are not of `sfd sample`"
+    codec, why = open_codec(settings, training, processes)
+    return (None, f"as they are: {why}") if codec is None else (ReconstructedImages(training, codec), AFTER_CODEC)
 
 
 def _open(

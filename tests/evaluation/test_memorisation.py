@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,13 +13,15 @@ import torch
 from PIL import Image, ImageOps
 from refusals import refusal
 from stand_ins import put
-from tiny_project import random_images, tiny_settings, write_training_images
+from tiny_project import random_images, tiny_settings, write_models, write_training_images
 
 from sfd_cli.config import Settings
 from sfd_cli.evaluation import memorisation as module
 from sfd_cli.evaluation.extractor import Extractor
+from sfd_cli.evaluation.images import ImageFiles
 from sfd_cli.evaluation.memorisation import memorisation, nearest
-from sfd_cli.files import read_json
+from sfd_cli.evaluation.reconstructions import TextureCodec
+from sfd_cli.files import read_json, write_json
 from sfd_cli.stages import memorisation as stage
 
 SIDE = 32
@@ -63,30 +66,40 @@ def test_no_more_than_a_block_of_distances_is_held(monkeypatch: pytest.MonkeyPat
     assert set(sizes) == {(20, 10), (6, 10)}
 
 
-def test_an_image_that_is_like_all_others_is_infinitely_far_from_the_rest() -> None:
-    training = normal(3, 4)
-    found = nearest(training[:, None], training, torch.zeros(3, dtype=torch.int64))
-    assert np.isinf(found.distances).all()
+@pytest.mark.parametrize("block", [7, 1024])
+def test_an_image_is_not_its_own_neighbour(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK", block)
+    training = normal(30, 4)
+    found = nearest(training[:, None] + 1e-3, training, without_itself=True)
+    apart = np.linalg.norm(1e-3 + training.numpy()[:, None] - training.numpy(), axis=-1) + np.diag([np.inf] * 30)
+    np.testing.assert_allclose(found.distances, apart.min(axis=1), rtol=1e-5)
+    np.testing.assert_array_equal(found.images, apart.argmin(axis=1))
+    assert np.isinf(nearest(training[:1, None], training[:1], without_itself=True).distances).all()
 
 
-def test_real_images_are_compared_with_others_than_their_near_duplicates() -> None:
-    training = normal(40, 1, 6).repeat(1, 2, 1)
-    training[1] = training[0] + 1e-3
-    found = memorisation(training[:5], training)
-    assert found.real.images[0] not in (0, 1)
-    assert found.real.distances[:2] == pytest.approx(found.real.distances[0], rel=1e-2)
-    assert found.real.distances.min() > 0.1
-    assert found.threshold == pytest.approx(np.percentile(found.real.distances, 1))
+def test_samples_may_be_as_near_as_near_duplicates_are_to_each_other() -> None:
+    """A set that has few motifs, each in several versions: another version is no copy, what is nearer than these is."""
+    motifs, chosen = normal(150, 1, 8), torch.randint(150, (1000,), generator=torch.Generator().manual_seed(1))
+    versions = (motifs[chosen] + 0.1 * normal(1000, 1, 8, seed=2)).repeat(1, 2, 1)
+    training, new = versions.split([600, 400])
+    assert memorisation(new, training, training).is_found is False
+    assert memorisation(training[:400] + 0.01, training, training).is_found is True
+
+
+def test_where_images_are_there_twice_it_cannot_be_told() -> None:
+    training = normal(40, 1, 6).repeat(2, 2, 1)
+    found = memorisation(training[:5], training, training)
+    assert (found.threshold, found.is_found) == (0, None)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_new_samples_are_as_near_as_real_images_and_copies_nearer(seed: int) -> None:
     training, new = normal(600, 1, 8, seed=seed).repeat(1, 2, 1), normal(400, 1, 8, seed=100 + seed).repeat(1, 2, 1)
-    found = memorisation(new, training)
+    found = memorisation(new, training, training)
     assert not found.is_found
     assert found.share < 0.04
     new[:40] = training[60:100] + 0.02 * normal(40, 2, 8, seed=7)
-    copied = memorisation(new, training)
+    copied = memorisation(new, training, training)
     assert copied.is_found
     assert copied.share == pytest.approx(0.1, abs=0.04)
     assert set(copied.closest(40)) == set(range(40))
@@ -161,3 +174,22 @@ def test_one_image_is_refused(settings: Settings, tmp_path: Path) -> None:
     with refusal("samples"):
         stage.run(settings.model_copy(update={"paths": paths}))
     assert not list(settings.paths.metrics.glob("memorisation*"))
+
+
+def test_samples_of_sfd_are_compared_with_what_the_codec_makes_of_real_images(settings: Settings) -> None:
+    write_models(settings)
+    for index in range(20):
+        (settings.paths.samples / f"{index:02}.png").rename(settings.paths.samples / f"{index:06}.png")
+    write_json(settings.paths.samples / "labels.json", [0] * 20)
+    made = {"fingerprint": "f" * 64, "complete": True, "facts": {"class_names": ["circles"]}}
+    write_json(settings.paths.samples / "settings.json", made | {"settings": {"num_images": 20}})
+    found = stage.run(settings)
+    assert found["real_images_are"] == stage.AFTER_CODEC
+    codec = TextureCodec.open(settings, torch.device("cpu"))
+    (real,) = ImageFiles(sorted(settings.paths.images.rglob("*.png"))).batches(24)
+    after, before = (blurred_colours()(images)["pooled"] for images in (codec.reconstruct(real), real))
+    mirrored = blurred_colours()(codec.reconstruct(real).flip(-1))["pooled"]
+    apart = torch.minimum(*(torch.cdist(view, before) for view in (after, mirrored))).fill_diagonal_(torch.inf)
+    assert found["threshold"] == pytest.approx(np.percentile(apart.amin(1).numpy(), 1), rel=1e-5)
+    shutil.rmtree(settings.paths.texture_vae)
+    assert "as they are" in stage.run(settings)["real_images_are"]

@@ -33,8 +33,9 @@ from sfd_cli.processes import Processes
 from sfd_cli.stages import curve, fid, sample, train
 from sfd_cli.weights.models import open_model
 
-SIDE, WIDTH, IMAGES = 16, 6, 24
-SAMPLED: dict[str, Any] = {"num_images": 12, "steps": 3, "solver": "euler", "batch_size": 8, "seed": 5}
+SIDE, WIDTH, IMAGES, COUNT = 16, 6, 24, 8
+SAMPLED: dict[str, Any] = {"num_images": COUNT, "steps": 3, "solver": "euler", "batch_size": 4, "seed": 5}
+FRECHET: dict[str, Any] = {"inception": "none", "scores": ["fd"], "baselines": False}
 TABLE = Path("metrics/curve/curve.tsv")
 
 
@@ -78,7 +79,7 @@ def seen(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list
 def settings(repeats: int = 1, **sections: dict[str, Any]) -> Settings:
     base = settings_with(keep_every=2, learning_rate=0.05, ema_decay=0.0)
     values = base.model_dump() | {"curve": {"repeats": repeats}}
-    for name, section in ({"sample": SAMPLED, "fid": {"inception": "none"}} | sections).items():
+    for name, section in ({"sample": SAMPLED, "fid": FRECHET} | sections).items():
         values[name] = values[name] | section
     return Settings.model_validate(values)
 
@@ -87,8 +88,7 @@ def at(folder: str | Path, chosen: Settings, seed: int) -> dict[str, float]:
     """The scores that `sfd sample` and `sfd fid` give of a model."""
     paths = chosen.paths.model_copy(update={"dit": Path(folder), "metrics": Path("elsewhere")})
     seeded = chosen.sample.model_copy(update={"seed": seed})
-    plain = chosen.fid.model_copy(update={"baselines": False})
-    chosen = chosen.model_copy(update={"paths": paths, "sample": seeded, "fid": plain})
+    chosen = chosen.model_copy(update={"paths": paths, "sample": seeded})
     sample.run(chosen)
     fid.run(chosen)
     return dict(read_json(Path("elsewhere/scores.json")))
@@ -109,11 +109,12 @@ def sampled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_every_row_is_what_sample_and_fid_give_of_that_model(seen: list[int]) -> None:
-    chosen = settings(repeats=2, fid={"batch_size": 5, "num_images": 11})
+    chosen = settings(repeats=2, fid={"inception": "none", "batch_size": 5, "num_images": 7})
     summary = curve.run(chosen)
+    assert sum(seen) == IMAGES + 6 * 7  # the reference is looked at once
     rows = read_json(Path("metrics/curve/scores.json"))
     assert len(rows) == 6
-    checked = {0: ("models/dit/milestones/0000002", 5), 3: ("models/dit/milestones/0000004", 6), 5: ("models/dit", 6)}
+    checked = {0: ("models/dit/milestones/0000002", 5), 5: ("models/dit", 6)}
     for row, (folder, seed) in checked.items():
         assert rows[row]["scores"] == at(folder, chosen, seed)  # to the bit
     expected = [row["scores"] for row in rows]
@@ -133,6 +134,7 @@ def test_every_row_is_what_sample_and_fid_give_of_that_model(seen: list[int]) ->
     assert summary["fd_dinov2"]["lowest"].endswith(f"step {table['step'][lowest]:.0f}")
 
 
+@pytest.mark.slow
 def test_a_stochastic_solver_draws_by_the_seed_of_the_repeat(seen: list[int]) -> None:
     chosen = settings(repeats=2, sample={**SAMPLED, "solver": "euler_maruyama", "delta_t": 0.0})
     curve.run(chosen)
@@ -162,11 +164,6 @@ def test_the_table_has_mean_spread_and_minimum_as_numpy_has_them(
         assert table["fid_std"] == [pytest.approx(np.std(values, ddof=1), rel=1e-14)]
     else:
         assert np.isnan(table["fid_std"]).all()
-
-
-def test_the_reference_is_looked_at_once(seen: list[int]) -> None:
-    curve.run(settings(repeats=2))
-    assert sum(seen) == IMAGES + 6 * 12
 
 
 class KilledError(Exception):
@@ -238,6 +235,7 @@ def test_rows_of_other_settings_are_put_aside_and_those_of_another_training_not_
     assert read_table(TABLE)["step"] == [3, 6]
 
 
+@pytest.mark.slow
 def test_a_damaged_table_is_made_again_without_sampling(seen: list[int], sampled: list[int]) -> None:
     curve.run(settings())
     whole = contents(Path("metrics/curve"))
@@ -260,10 +258,9 @@ def test_milestones_of_a_training_that_is_not_finished_are_scored(
     assert "still in training" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("guidance", ["autoguidance"])
-def test_an_earlier_self_guides(seen: list[int], guidance: str) -> None:
+def test_an_earlier_self_guides(seen: list[int]) -> None:
     milestone = Path("models/dit/milestones/0000002")
-    guided = settings(sample={**SAMPLED, "guidance": guidance, "scale": 2.0})
+    guided = settings(sample={**SAMPLED, "guidance": "autoguidance", "scale": 2.0})
     guided = guided.model_copy(update={"paths": guided.paths.model_copy(update={"guide": milestone})})
     found = at("models/dit", guided, 5)
     assert found["fd_dinov2"] != at("models/dit", settings(), 5)["fd_dinov2"]
@@ -303,13 +300,14 @@ def test_a_damaged_milestone_or_reference_is_refused_before_anything_is_written(
 
 
 def test_the_command_scores_and_refuses(seen: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = ["--sample-num-images", 12, "--sample-steps", 3, "--sample-batch-size", 8, "--fid-inception", "none"]
-    printed = done("curve", "--repeats", 2, *flags).out
+    flags = ["--sample-num-images", 4, "--sample-steps", 2, "--sample-batch-size", 4, "--fid-inception", "none"]
+    printed = done("curve", *flags).out
     assert str(TABLE) in printed
     assert "fd_dinov2" in printed
     assert refusal_of("curve", "--repeats", 0).subject == "--repeats"
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_rows_and_write_the_same_table(
     seen: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,7 +323,7 @@ def test_two_processes_share_the_rows_and_write_the_same_table(
         return sum(seen)
 
     # Two rows and one, each after a look of its own at the reference.
-    assert in_two_processes(tmp_path, work) == [IMAGES + 24, IMAGES + 12]
+    assert in_two_processes(tmp_path, work) == [IMAGES + 2 * COUNT, IMAGES + COUNT]
     together = contents(Path("metrics/curve"))
     assert together["curve.tsv"] == alone["curve.tsv"]
     assert json.loads(together["scores.json"]) == json.loads(alone["scores.json"])

@@ -105,7 +105,7 @@ def test_only_the_chosen_metrics_are_computed_with_the_numbers_they_have_beside_
     everything, some = fid.run(settings), fid.run(with_fid(settings, scores=["precision_recall", "kid"]))
     chosen = {"kid_dinov2", "kid_dinov2_std", "precision_dinov2", "recall_dinov2"}
     scores = {key for key in some if not key.endswith("_reason")} - {"counts", "notes", "file", "autoencoders"}
-    assert scores == chosen | {"kid", "precision", "recall"}
+    assert scores == chosen | {"kid"}
     assert {key: some[key] for key in chosen} == {key: everything[key] for key in chosen}
     assert "fid.inception: none" in some["kid_reason"]
     with pytest.raises(ValidationError) as caught:
@@ -116,9 +116,11 @@ def test_only_the_chosen_metrics_are_computed_with_the_numbers_they_have_beside_
 def test_what_is_printed_is_the_scores_and_what_is_compared_by_is_a_file_of_its_own(settings: Settings) -> None:
     result, metrics = fid.run(settings), settings.paths.metrics
     whole = read_json(metrics / "fid.json")
-    assert result == {key: value for key, value in whole.items() if key not in ("used", "machine")} | {
-        "file": str(metrics / "fid.json")
-    }
+    again = {key for key in whole if str(whole.get(f"{key}_reason", whole[key])).startswith("see ")}
+    assert {"kid", "kid_reason", "precision", "recall"} <= again
+    told = {key: value for key, value in whole.items() if key not in {"used", "machine", "features"} | again}
+    assert result == told | {"file": str(metrics / "fid.json")}
+    assert (result["fid"], result["fid_reason"]) == (None, "switched off (fid.inception: none)")
     assert whole["used"]["settings"]["neighbours"] == 3
     assert whole["machine"] == machine()
     keys = ["fd_dinov2", "kid_dinov2", "precision_dinov2", "recall_dinov2"]
