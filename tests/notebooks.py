@@ -56,4 +56,4 @@ def require_first_hour(cells: Cells, project: Path) -> None:
         assert shown[strip][0].shape == (96, 4 * 96, 3), "a picture for each of the four steps"
     saved = SemanticFirstPipeline.from_pretrained(project / "models" / "pipeline", device="cpu")
     assert len(saved.class_names) == 9
-    assert "| `fd_dinov2` |" in (project / "models" / "pipeline" / "README.md").read_text()
+    assert "| `fd_dinov2_vits14_" in (project / "models" / "pipeline" / "README.md").read_text()

@@ -52,7 +52,7 @@ def test_it_makes_every_artifact_for_real(project: Path) -> None:
         with Image.open(project / "data" / "samples" / "000007.png") as image:
             np.testing.assert_array_equal(archive["arr_0"][7], np.asarray(image))
     scores = json.loads((project / "metrics" / "fid.json").read_text())
-    assert scores["fd_dinov2"] > 0
+    assert scores["fd_dinov2_vits14_56_random"] > 0
     page = (project / "reports" / "index.html").read_text()
     assert "data:image/png;base64," in page
 

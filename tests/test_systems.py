@@ -245,7 +245,7 @@ def check_results(settings: Settings, folder: Path) -> None:
         assert archive["arr_0"].shape == (SAMPLES, side, side, 3)
         assert archive["arr_0"].dtype == np.uint8
     scores = json.loads((folder / "metrics" / "fid.json").read_text())
-    assert math.isfinite(scores["fd_dinov2"])
+    assert math.isfinite(scores[f"fd_{settings.fid.encoder.short_name}"])
     reports = folder / "reports"
     page = (reports / "index.html").read_text()
     pictures = 2 + settings.schedule.learn  # the samples, their way from noise, and what a schedule was learned from

@@ -91,7 +91,7 @@ def test_every_stage_takes_them_and_the_page_names_them(project: Settings) -> No
     assert Store(paths.latents).fields["texture"].shape == (2, 20, 2, 2)
     assert load_config(paths.dit)["config"]["in_channels"] == 23
     assert len(list(paths.samples.glob("*.png"))) == 6
-    assert np.isfinite(json.loads((paths.metrics / "fid.json").read_text())["fd_dinov2"])
+    assert np.isfinite(json.loads((paths.metrics / "fid.json").read_text())[f"fd_{project.fid.encoder.short_name}"])
     page = (paths.reports / "index.html").read_text()
     assert "Pixel components" in page
     curves = [curve.name for curve in read_curves(paths.metrics / "texture_vae")]

@@ -48,10 +48,10 @@ class SemanticScores:
 
 
 def score_semantics(settings: Settings, samples: Samples | None) -> SemanticScores:
-    """The Fréchet distance of decoded sampled semantics to real patch tokens, where `fid.scores` has `fd`.
+    """The Fréchet distance of decoded sampled semantics to real patch tokens, where `fid.scores` has `fd` and there are semantics.
 
     Args:
-        settings: the sections `fid`, `sample`, `semvae`, `encoder`, `paths` and `runtime` are read.
+        settings: the sections `fid`, `sample`, `dit`, `semvae`, `encoder`, `paths` and `runtime` are read.
         samples: the folder that is scored; None where it is none.
 
     Returns:
@@ -61,7 +61,7 @@ def score_semantics(settings: Settings, samples: Samples | None) -> SemanticScor
     Raises:
         StageFailure: a decoded token is not finite.
     """
-    if DISTANCE not in settings.fid.scores:
+    if DISTANCE not in settings.fid.scores or not settings.dit.semantics:
         return SemanticScores()
     metric: GaussianDistance = METRICS[DISTANCE]
     try:

@@ -127,7 +127,8 @@ FID = Stage(
     IMAGES,
     "Score the samples: Fréchet distance, KID, precision and recall.\n\n"
     "With Inception features where their weights can be had, and with DINOv2 features always. Texture VAE, Semantic VAE"
-    " and the sampled semantics are scored too, so that one sees which of them a score is owed to.",
+    " and the sampled semantics are scored too, so that one sees which of them a score is owed to. Several processes:"
+    " torchrun --nproc-per-node 8 -m sfd_cli fid",
     {"fid": "", "foreign": "foreign-"},
     ("samples", "images", "features", "semvae", "dit", "texture_vae", "metrics"),
     CHECKPOINT,
