@@ -48,7 +48,9 @@ class SemanticScores:
 
 
 def score_semantics(settings: Settings, samples: Samples | None) -> SemanticScores:
-    """The Fréchet distance of decoded sampled semantics to real patch tokens, where `fid.scores` has `fd` and there are semantics.
+    """The Fréchet distance of decoded sampled semantics to real patch tokens, if `fid.scores` has `fd`.
+
+    Of a transformer without semantics there is none.
 
     Args:
         settings: the sections `fid`, `sample`, `dit`, `semvae`, `encoder`, `paths` and `runtime` are read.

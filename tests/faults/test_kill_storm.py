@@ -25,7 +25,7 @@ pytestmark = pytest.mark.faults
 KILLS = int(os.environ.get("SFD_FAULT_KILLS", "100"))
 REPRO = max(KILLS // 10, 1)
 """Kills of `dvc repro`; each takes as long as all that comes before it."""
-EACH = max((KILLS - REPRO) // len(SECTIONS), 1)
+EACH = max(-(-(KILLS - REPRO) // len(SECTIONS)), 1)
 
 Kill = Callable[[Step, Path, Path, random.Random], Ended]
 
