@@ -70,7 +70,7 @@ def headlines(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         if value is not None:
             beside = [
                 ("untrained", "an untrained model"),
-                ("reconstructed", "real images through the texture codec"),
+                ("reconstructed", "real ones through the autoencoder"),
                 ("halves", "two halves of the data"),
             ]
             there = [(found.get(name_of(extractor, f"{HEADLINE}_{key}")), what) for key, what in beside]

@@ -43,6 +43,6 @@ def _distance(found: dict[str, Any], key: str) -> dict[str, Any] | str:
     return {
         "samples": found[key],
         "untrained model (ceiling)": found.get(f"{key}_untrained"),
-        "real images through the texture codec": found.get(f"{key}_reconstructed"),
+        "real ones through the autoencoder": found.get(f"{key}_reconstructed"),
         "two halves of the data (floor)": found.get(f"{key}_halves"),
     }
