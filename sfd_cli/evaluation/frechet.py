@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sfd_cli.evaluation.extractor import SPATIAL
@@ -12,6 +13,8 @@ from sfd_cli.evaluation.reasons import TooFewImages
 
 PARTS = 6
 """Parts of the samples that an extrapolation goes by."""
+HALVES = 32
+"""Random halves of the samples that the error is estimated from where there are few."""
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
@@ -55,11 +58,14 @@ def standard_error(rows: Tensor, a: Gaussian, b: Gaussian) -> float | None:
         a: the Gaussian of the images, with their count.
         b: the Gaussian they are compared with.
 
+    Where there are not more images than features the distance is no smooth function, and the error is the spread of the
+    distances of random halves: over draws without replacement a half varies as much as all images do over new draws.
+
     Returns:
-        The error; None where there are not more images than features, for then the distance is no smooth function.
+        The error; None of fewer than four images.
     """
     if a.count is None or a.count <= a.width:
-        return None
+        return _spread_of_halves(rows, b) if len(rows) >= 4 else None
     root = _root(b.covariance)
     middle = root @ a.covariance @ root
     values, vectors = np.linalg.eigh((middle + middle.T) / 2)
@@ -72,6 +78,20 @@ def standard_error(rows: Tensor, a: Gaussian, b: Gaussian) -> float | None:
 
     # All at once they would be four times the features in float64.
     return float(np.concatenate([moved(part) for part in rows.split(GATHERED)]).std(ddof=1) / np.sqrt(a.count))
+
+
+def _spread_of_halves(rows: Tensor, b: Gaussian) -> float:
+    """Standard deviation of the distance to `b` over random halves of few rows, from matrices as large as a half."""
+    generator, size, found = torch.Generator().manual_seed(0), len(rows) // 2, []
+    for _ in range(HALVES):
+        half = rows[torch.randperm(len(rows), generator=generator)[:size]].double().numpy()
+        mean = half.mean(axis=0)
+        away = (half - mean) / np.sqrt(size - 1)
+        # The product of both covariances has the eigenvalues of this, and zeros.
+        eigenvalues = np.linalg.eigvalsh(away @ b.covariance @ away.T)
+        spread = np.square(away).sum() + np.trace(b.covariance)
+        found.append(np.square(mean - b.mean).sum() + spread - 2 * np.sqrt(eigenvalues.clip(min=0)).sum())
+    return float(np.std(found, ddof=1))
 
 
 def extrapolated(rows: Tensor, reference: Gaussian, seed: int) -> float:

@@ -133,6 +133,16 @@ def test_its_standard_error_covers_what_other_draws_give() -> None:
     assert np.mean(errors) == pytest.approx(np.std(distances, ddof=1), rel=0.3)
 
 
+@pytest.mark.parametrize(("width", "count"), [(40, 30), (40, 12), (64, 60)])
+def test_the_error_of_few_images_is_rather_too_large_than_too_small(width: int, count: int) -> None:
+    scale = torch.linspace(0.2, 2, width)
+    reference = fitted(features(3000, width, 7, shift=0.3) * scale)
+    draws = [features(count, width, 100 + seed) * scale for seed in range(80)]
+    distances = [frechet_distance(fitted(rows), reference) for rows in draws]
+    errors = [standard_error(rows, fitted(rows), reference) for rows in draws[:20]]
+    assert 1 < np.mean(errors) / np.std(distances, ddof=1) < 1.6
+
+
 def test_rows_that_were_kept_stand_for_all_images_and_too_few_images_have_no_standard_error() -> None:
     a, reference = features(400, 3, 8), fitted(features(200, 3, 9, shift=1.0))
     whole, some = standard_error(a, fitted(a), reference), standard_error(a[::2], fitted(a), reference)
