@@ -40,7 +40,9 @@ if stage == "train" and dit.get("steps") == 13:
     sys.exit(1)
 if stage == "train" and dit.get("steps") == 600:
     time.sleep(600)
-NAME = "dinov2_vits14_112"
+seen = values.get("fid", {}).get("encoder", {})
+NAME = f"{seen.get('name', 'dinov2_vits14')}_{seen.get('image_size', 112)}"
+NAME += "_random" if seen.get("weights") == "random" else ""
 if stage == "fid":
     score = 100 + 10 * dit.get("seed", 0) + dit.get("delta_t", 0.3) + values.get("sample", {}).get("steps", 24)
     folder = pathlib.Path(values["paths"]["metrics"])

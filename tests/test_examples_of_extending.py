@@ -24,6 +24,7 @@ from sfd_cli.data.images import ImageManifest, ImageReader, image_files
 from sfd_cli.diffusion.schedule import schedule_of
 from sfd_cli.evaluation.extractor import Extractor
 from sfd_cli.evaluation.images import ImageFiles
+from sfd_cli.files import read_json
 from sfd_cli.pipeline.protocol import differences, effective_settings, protocol_record
 from sfd_cli.report.score_table import score_tables
 from sfd_cli.stages import fid, train_semvae
@@ -157,7 +158,8 @@ def test_a_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         chosen = settings.model_copy(update={"fid": Fid(scores=["nearest", "shift"], inception="none")})
         found = fid.run(chosen)
-        rows = {row["name"]: row["source"] for row in score_tables(found)["rows"]}
+        whole = read_json(settings.paths.metrics / "fid.json")
+        rows = {row["name"]: row["source"] for row in score_tables(whole)["rows"]}
     folders = (settings.paths.samples, settings.paths.images)
     samples, real = (torch.cat([colour(part) for part in ImageFiles(image_files(path)).batches(8)]) for path in folders)
     nearest = (samples[:, None] - real).square().sum(dim=2).sqrt().min(dim=1).values.mean().item()
@@ -170,12 +172,14 @@ def test_a_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "nearest_dinov2": [6, 24],
         "shift_dinov2_reference": 24,
         "shift_dinov2_halves": [12, 12],
+        "shift_dinov2_reconstructed": [6, 6],
         "untrained": 6,
     }
     assert rows == {
         "Distance to the nearest image, DINOv2": "6 samples against 24 images",
         "Distance of means, DINOv2": "6 samples against 24 reference images",
         "Distance of means of an untrained model, DINOv2": "6 images against 24 reference images",
+        "Distance of means of images through the autoencoder, DINOv2": "6 against the same 6 as they were",
         "Distance of means between two halves of the data, DINOv2": "12 against 12 images",
     }
     with pytest.raises(ValidationError):

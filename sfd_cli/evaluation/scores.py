@@ -88,6 +88,14 @@ def headline_scores(found: dict[str, Any], extractors: list[str]) -> dict[str, f
     return {key: found[key] for key in keys if found.get(key) is not None}
 
 
+def compared_scores(found: dict[str, Any], extractors: list[str]) -> dict[str, float]:
+    """What a table of runs has room for: of these the scores with names of the field, and others' Fréchet distances."""
+    told = headline_scores(found, extractors)
+    known = [name_of(extractor, HEADLINE) for extractor in extractors]
+    field = {name_of(PLAIN[0], score.key) for name in METRICS for score in METRICS[name].scores}
+    return {key: value for key, value in told.items() if key in field or key in known}
+
+
 def gaussians_suffice(options: Fid) -> bool:
     """Whether no chosen score looks at single images of the reference, nor at halves or classes of it."""
     parts = options.baselines or options.by_class

@@ -19,7 +19,7 @@ from sfd_cli.evaluation.extractor import POOLED
 from sfd_cli.evaluation.images import ImageSource
 from sfd_cli.evaluation.metric import Compared
 from sfd_cli.evaluation.scored_images import ScoredImages
-from sfd_cli.evaluation.scores import SEE, headline_scores, name_of, summarise
+from sfd_cli.evaluation.scores import SEE, compared_scores, name_of, summarise
 from sfd_cli.evaluation.scoring import Scoring
 from sfd_cli.evaluation.semantics import NAME as SEMANTICS
 from sfd_cli.evaluation.semantics import score_semantics
@@ -72,7 +72,7 @@ class _Opened:
 
 
 def run(settings: Settings) -> dict[str, Any]:
-    """Compute all scores and write `metrics/fid.json`, and those of the samples alone to `metrics/scores.json`.
+    """Compute all scores and write `metrics/fid.json`, and what one compares runs by to `metrics/scores.json`.
 
     The numbers of images stand beside the scores under `counts`; what cannot be computed is null, with the reason
     under `<name>_reason`. Under `autoencoders` is what texture codec and Semantic VAE lose, under `used` what was
@@ -117,7 +117,7 @@ def run(settings: Settings) -> dict[str, Any]:
     metrics = settings.paths.metrics
     used = semantics.used | _used(settings, opened, protocol)
     write_json(metrics / "fid.json", result | {"used": used, "machine": machine()})
-    write_json(metrics / "scores.json", headline_scores(result, [*(found.name for found in extractors), SEMANTICS]))
+    write_json(metrics / "scores.json", compared_scores(result, [*(found.name for found in extractors), SEMANTICS]))
     seconds = round(time.monotonic() - started, 2)
     write_json(metrics / "timings" / "fid.json", [{"seconds": seconds, "resumed": False}])
     lines = class_lines(result)

@@ -135,7 +135,7 @@ def test_reference_files_give_the_very_images_of_the_models_imported_from_them()
     done("weights", "import", "vae.ckpt", "ours/vae")
     imported = ("--checkpoint", "ours/dit", "--guide", "ours/guide", "--texture-vae", "ours/vae")
     done("sample", *imported, *guided, *FEW, "--samples", "imported")
-    names = {f"{index:06d}.png" for index in range(6)} | {"samples.npz", "labels.json"}
+    names = {f"{index:06d}.png" for index in range(6)} | {"samples.npz", "labels.json", "semantics.npy"}
     first, second = (files_below(Path(folder)) for folder in ("as_they_are", "imported"))
     assert first.keys() == second.keys() == names | set(RECORDS)
     assert {name: first[name] for name in names} == {name: second[name] for name in names}

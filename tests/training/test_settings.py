@@ -78,7 +78,7 @@ def test_every_setting_of_a_transformer_has_one_use() -> None:
     objective |= {"repa", "repa_mode", "repa_weight", "time_mean"}
     objective |= {"lead", "lead_slope", "knots", "objective", "lead_jitter", "leader_noise"}
     objective |= {"dispersive_weight", "dispersive_depth", "dispersive_temperature", "dispersive_group"}
-    run = {"init", "checkpoint_activations", "sample_every", "holdout"}
+    run = {"init", "checkpoint_activations", "sample_every", "keep_every", "holdout"}
     assert set(DiT.model_fields) == (network | loop | objective | run) & set(DiT.model_fields)
     assert not (network & loop) | (objective & (network | loop))
 
