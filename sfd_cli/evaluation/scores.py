@@ -89,11 +89,10 @@ def headline_scores(found: dict[str, Any], extractors: list[str]) -> dict[str, f
 
 
 def compared_scores(found: dict[str, Any], extractors: list[str]) -> dict[str, float]:
-    """What a table of runs has room for: of these the scores with names of the field, and others' Fréchet distances."""
-    told = headline_scores(found, extractors)
-    known = [name_of(extractor, HEADLINE) for extractor in extractors]
-    field = {name_of(PLAIN[0], score.key) for name in METRICS for score in METRICS[name].scores}
-    return {key: value for key, value in told.items() if key in field or key in known}
+    """What a table of runs has room for: scores with the field's names, and others' Fréchet distances."""
+    distances = [name_of(extractor, HEADLINE) for extractor in extractors if extractor not in PLAIN]
+    told = {key: found[key] for key in distances if found.get(key) is not None}
+    return told | headline_scores(found, [extractor for extractor in extractors if extractor in PLAIN])
 
 
 def gaussians_suffice(options: Fid) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sfd_cli.config import Settings
+from sfd_cli.evaluation.sampled_images import SampledImages
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.pipeline.inputs import SampleInputs
 from sfd_cli.pipeline.models import SamplingModels
@@ -20,16 +21,12 @@ STEPS = 2
 
 
 @dataclass(frozen=True)
-class UntrainedImages:
+class UntrainedImages(SampledImages):
     """The images `indices` that `sfd sample` would give had the network never been trained.
 
     The same architecture with seeded random weights and the same texture VAE; noise and labels follow from
     `sample.seed`, even where the samples were made from files of noise and labels; no guidance.
     """
-
-    sampler: Sampler
-    inputs: SampleInputs
-    indices: Sequence[int]
 
     @classmethod
     def open(cls, settings: Settings, count: int, device: torch.device) -> Self:
@@ -47,17 +44,8 @@ class UntrainedImages:
         untrained = replace(trained, dit=network.to(device).eval().requires_grad_(False))
         return cls(untrained, SampleInputs.open(sample), range(count))
 
-    @property
-    def count(self) -> int:
-        """Number of images."""
-        return len(self.indices)
-
-    def at(self, indices: Sequence[int]) -> Self:
-        """See `ImageSource`."""
-        return replace(self, indices=[self.indices[index] for index in indices])
-
     def batches(self, size: int) -> Iterator[Tensor]:
-        """See `ImageSource`."""
+        """See `ImageSource`; sampled in batches of that size, for no bytes of `sfd sample` are to be matched."""
         for _, images in self._at_once(size).batches(self.inputs, self.indices):
             yield images
 

@@ -222,10 +222,10 @@ class _Progress:
         rate = {"learning_rate": learning_rate(self.step.settings, number - 1)}
         self.log(reading.means | rate)
         self.live.speed.log(number, speed)
-        seen = {"loss": reading.means["loss"]} if reading.means else {}
-        seen |= {"images/s": speed["images_per_second"], "GB": memory(self.step.device) / 1e9}
-        seen |= {"mfu": speed["mfu"]} if "mfu" in speed else {}
-        self.bar.set_postfix({name: f"{value:.4g}" for name, value in seen.items()}, refresh=False)
+        seen = {"loss": f"{reading.means['loss']:.4g}"} if reading.means else {}
+        seen |= {"images/s": f"{speed['images_per_second']:.4g}", "memory": f"{memory(self.step.device) / 1e9:.3g} GB"}
+        seen |= {"MFU": f"{speed['mfu']:.1%}"} if "mfu" in speed else {}
+        self.bar.set_postfix(seen, refresh=False)
 
     def log(self, values: dict[str, float]) -> None:
         """Log values of the step just taken."""

@@ -23,7 +23,8 @@ from sfd_cli.config import Fid, Sample, Settings
 from sfd_cli.data.images import image_files
 from sfd_cli.evaluation import extractors
 from sfd_cli.evaluation import features as features_module
-from sfd_cli.evaluation.extractor import POOLED, Extractor
+from sfd_cli.evaluation.cmmd import clip_discrepancy
+from sfd_cli.evaluation.extractor import EMBEDDING, POOLED, Extractor
 from sfd_cli.evaluation.features import extract
 from sfd_cli.evaluation.frechet import frechet_distance
 from sfd_cli.evaluation.images import ImageFiles
@@ -203,6 +204,47 @@ def test_with_inception_the_same_images_give_fid_kid_precision_and_recall(
     assert all(isinstance(result[key], float) for key in ("fid", "kid", "precision", "recall", "fid_untrained"))
     assert result["counts"]["fid_reference"] == 24
     assert used(settings)["inception"]["file"] == "inception.pth"
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stand-ins for the networks of FD-DINOv2 and CMMD and their weights; gives the names of those asked for."""
+    asked: list[str] = []
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"weights")
+    clip = crude("clip", 6)
+    embedding = Extractor("clip", {EMBEDDING: 6}, clip.device, lambda images: {EMBEDDING: clip(images)[POOLED]})
+    monkeypatch.setattr(extractors, "optional_weights", lambda name: (asked.append(name), weights)[1])
+    monkeypatch.setattr(extractors, "load_visual_encoder", lambda encoder: asked.append(encoder.name))
+    monkeypatch.setattr(extractors, "edm2_extractor", lambda network, device: crude())
+    monkeypatch.setattr(extractors, "encoder_fingerprint", lambda encoder: "f" * 64)
+    monkeypatch.setattr(extractors, "clip_extractor", lambda path, device: embedding)
+    return asked
+
+
+def test_fd_dinov2_and_cmmd_are_computed_where_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: list[str]
+) -> None:
+    settings = tiny_settings(tmp_path)
+    write_training_images(settings)
+    write_samples(settings)
+    put(monkeypatch, "encoder", lambda: crude("mine", 4))
+    result = fid.run(with_fid(settings, dinov2="auto", clip="auto", baselines=False))
+    assert published == ["dinov2_vitl14", "dinov2_vitl14", "clip_vitl14_336"]
+    samples, real = (torch.cat([*images.batches(8)]) for images in scored_and_real(settings))
+    distance = frechet_distance(*(fitted(crude()(images)[POOLED]) for images in (samples, real)))
+    assert result["fd_dinov2"] == pytest.approx(distance, rel=1e-6)
+    embedded = [crude("clip", 6)(images)[POOLED] for images in (samples, real)]
+    assert result["cmmd"] == pytest.approx(clip_discrepancy(*embedded), rel=1e-9)
+    assert result["counts"]["cmmd"] == [12, 24]
+    assert set(read_json(settings.paths.metrics / "scores.json")) == {"fd_mine", "fd_dinov2", "cmmd"}
+    whole = used(settings)
+    assert (whole["dinov2"]["name"], whole["dinov2"]["image_size"]) == ("dinov2_vitl14", 224)
+    assert whole["clip"]["file"] == "weights.pth"
+
+
+def scored_and_real(settings: Settings) -> list[ImageFiles]:
+    return [ImageFiles(sorted(path.rglob("*.png"))) for path in (settings.paths.samples, settings.paths.images)]
 
 
 def test_exactly_the_number_of_samples_asked_for_is_scored_or_none(settings: Settings) -> None:
