@@ -11,12 +11,11 @@ from sfd_cli.config import Fid
 from sfd_cli.evaluation.extractor import POOLED
 from sfd_cli.evaluation.features import FeatureSet
 from sfd_cli.evaluation.labels import Labels
-from sfd_cli.evaluation.metric import NO_REFERENCE, STATISTICS_ONLY, Compared, GaussianDistance
+from sfd_cli.evaluation.metric import FEWEST_TO_HALVE, NO_REFERENCE, STATISTICS_ONLY, Compared, GaussianDistance
 from sfd_cli.evaluation.reasons import NotComputable, Scores, TooFewImages, unavailable
 from sfd_cli.evaluation.scores import chosen, name_of
 
 KEY = "by_class"
-FEWEST_TO_HALVE = 4
 
 
 def class_distances(
