@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,13 +24,14 @@ from refusals import refusal
 from torch import nn
 from training_task import BATCH, COUNT, SETTINGS, Recorded, Regression, assert_same, deep_network, network
 
+from sfd_cli import progress
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.errors import SettingError, StageFailure
 from sfd_cli.training.checkpoints import Checkpoints, TrainingState
 from sfd_cli.training.fit import LoopResult, _batch
 from sfd_cli.training.fit import fit as fit_model
 from sfd_cli.training.settings import LoopSettings
-from sfd_cli.training.throughput import Throughput, training_flops
+from sfd_cli.training.throughput import Throughput, memory, training_flops
 
 
 def fit(
@@ -421,3 +423,20 @@ def test_a_stop_keeps_count_of_bad_steps_in_a_row(tmp_path: Path) -> None:
     with refusal("test", kind=StageFailure) as failed:
         fit(tmp_path, settings, Regression(spoil=range(20)))
     assert "18 steps in a row" in failed.value.problem
+
+
+def test_a_log_file_says_how_far_a_training_is_and_how_it_goes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
+    fit(tmp_path, replace(SETTINGS, steps=6, log_every=2))
+    last = capsys.readouterr().err.splitlines()[-1]
+    loss = curve(tmp_path, "loss")[-1][1]
+    assert last.startswith("sfd: test: 6 of 6 in ")
+    assert f"loss={loss:.4g}, images/s=" in last
+    assert re.search(r"memory=[0-9.]+ GB$", last)
+
+
+def test_memory_is_in_bytes() -> None:
+    held = np.ones(300_000_000, np.uint8)
+    assert held.nbytes < memory(torch.device("cpu")) < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
