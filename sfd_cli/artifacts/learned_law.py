@@ -51,10 +51,11 @@ def save_law(folder: Path, law: dict[str, Any]) -> None:
     write_json(folder / LAW, law)
 
 
-def save_surface(folder: Path, surface: ErrorSurface, energies: Streams[Tensor]) -> None:
+def save_surface(folder: Path, surface: ErrorSurface, control: ErrorSurface, energies: Streams[Tensor]) -> None:
     """Write the errors of every image, so that another criterion can be tried without the probe.
 
-    `energies` are the mean squares of the predicted velocities, (n, n) a channel.
+    `control` are those beside strangers' semantics, `energies` the mean squares of the predicted velocities, (n, n) a
+    channel.
     """
     with atomic_path(folder / SURFACE) as temporary, open(temporary, "wb") as file:
         np.savez(
@@ -62,6 +63,8 @@ def save_surface(folder: Path, surface: ErrorSurface, energies: Streams[Tensor])
             levels=surface.levels.numpy(),
             texture=surface.errors.texture.float().numpy(),
             semantic=surface.errors.semantic.float().numpy(),
+            texture_control=control.errors.texture.float().numpy(),
+            semantic_control=control.errors.semantic.float().numpy(),
             clusters=surface.clusters.numpy(),
             texture_energy=energies.texture.float().numpy(),
             semantic_energy=energies.semantic.float().numpy(),

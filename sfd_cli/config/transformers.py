@@ -213,6 +213,7 @@ class Probe(DiT):
     schedule: Literal["lead"] = Field("lead", description="leads around `lead`, uniform within `lead_jitter`")
     lead: float = Field(1.5, description=LEAD_HELP)
     lead_jitter: float = Field(3.5, ge=0, description=DiT.model_fields["lead_jitter"].description)
+    ema_decay: float = Field(0.999, ge=0, lt=1, description=DiT.model_fields["ema_decay"].description)
     repa: Literal["none"] = Field("none", description="the probe learns from the latents alone")
     holdout: float = Field(0.1, gt=0, lt=1, description="fraction of the images that the schedule is judged on")
     steps: int = Field(10_000, gt=0, description=DiT.model_fields["steps"].description)

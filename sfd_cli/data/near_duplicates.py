@@ -12,6 +12,7 @@ import numpy as np
 
 from sfd_cli.data.store import Store
 from sfd_cli.errors import SettingError
+from sfd_cli.processes import Processes
 from sfd_cli.progress import progress
 
 SIMILARITY = 0.95
@@ -39,13 +40,11 @@ class Split:
     control: np.ndarray
 
 
-def holdout_split(store: Store, fraction: float, seed: int) -> Split:
-    """Hold out about `fraction` of a latent store's images, drawn by `seed`, in whole clusters of near-duplicates.
-
-    Raises:
-        SettingError: nothing would be held out, or nothing left to train on.
-    """
-    return hold_out(store_clusters(store), fraction, seed)
+def shared_clusters(store: Store, processes: Processes) -> np.ndarray:
+    """`store_clusters`, found by one process: another machine's rounding must not give another process its own."""
+    found = processes.broadcast(store_clusters(store) if processes.is_main else None)
+    assert found is not None
+    return found
 
 
 def store_clusters(store: Store) -> np.ndarray:

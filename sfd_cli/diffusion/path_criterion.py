@@ -16,6 +16,11 @@ and
 
 which is linear in the errors: a path is a matrix of weights on the grid where they are known, and every image has a J.
 
+A network has an excess for more reasons than one. Beside finished semantics textures may be easier than beside noisy
+ones whatever these say, and then a lead is preferred for which the images are no reason. So J is also taken on a
+*control*, images whose semantics are those of others, and the differences there are taken off: what is left is what a
+path gains because of what the streams tell of one another.
+
 Paths are those of the law `curve`, from the lowest level of both streams to the highest: lead + slope * tanh(l / 2).
 """
 
@@ -78,6 +83,7 @@ class Preference(NamedTuple):
             family of curves leaves.
         curve_gap: the same, not held out, of the best curve.
         synchronous: J of the synchronous path, nats an image.
+        control_gap: J of the chosen path less that of the synchronous one on the control, which is taken off all gaps.
     """
 
     lead: float
@@ -87,6 +93,7 @@ class Preference(NamedTuple):
     lattice_gap: float
     curve_gap: float
     synchronous: float
+    control_gap: float
 
     @property
     def is_clear(self) -> bool:
@@ -95,40 +102,49 @@ class Preference(NamedTuple):
 
 
 def preferred(
-    surface: ErrorSurface, leads: tuple[float, ...] = LEADS, slopes: tuple[float, ...] = SLOPES
+    surface: ErrorSurface,
+    control: ErrorSurface,
+    leads: tuple[float, ...] = LEADS,
+    slopes: tuple[float, ...] = SLOPES,
 ) -> Preference:
-    """The path of least J among all leads and slopes, judged on clusters that did not choose it.
+    """The path of least J, less that on the control, judged on clusters that did not choose it.
 
     The clusters are split in two; each half is judged by the path that the other half chooses, as the least of many
     noisy values is too small on the images that chose it.
 
+    Args:
+        surface: errors on held-out images.
+        control: errors on the same images beside others' semantics, in the same order.
+        leads: to choose from.
+        slopes: to choose from.
+
     Raises:
         ValueError: there are fewer than four clusters.
     """
-    errors = surface.per_cluster()
+    own, others = surface.per_cluster(), control.per_cluster()
+    errors = Streams(*(one - other for one, other in zip(own, others, strict=True)))
     count = len(errors.texture)
     if count < 4:
         raise ValueError(f"{count} clusters of held-out images are too few to judge by")
     pairs = [(lead, slope) for lead in leads for slope in slopes]
-    weights = [path_weights(surface.levels, *pair) for pair in pairs]
-    gaps = _values(errors, weights) - _values(errors, [path_weights(surface.levels, 0.0)])  # (clusters, paths)
+    straight, paths = path_weights(surface.levels, 0.0), [path_weights(surface.levels, *pair) for pair in pairs]
+    gaps = _values(errors, paths) - _values(errors, [straight])  # (clusters, paths)
     halves = torch.arange(count) % 2 == 0
     judged = torch.empty(count, dtype=torch.float64)
     for choosing in (halves, ~halves):
         judged[~choosing] = gaps[~choosing, gaps[choosing].mean(0).argmin()]
     means = gaps.mean(0)
-    lead, slope = pairs[int(means.argmin())]
+    best = int(means.argmin())
     means_of = Streams(*(error.mean(0) for error in errors))
-    synchronous = _values(Streams(*(mean[None] for mean in means_of)), [path_weights(surface.levels, 0.0)]).item()
     lattice = least_on_lattice(surface.levels, means_of)
     return Preference(
-        lead,
-        slope,
-        judged.mean().item(),
-        (judged.std() / count**0.5).item(),
-        lattice - synchronous,
-        means.min().item(),
-        synchronous,
+        *pairs[best],
+        gap=judged.mean().item(),
+        standard_error=(judged.std() / count**0.5).item(),
+        lattice_gap=lattice - _values(errors, [straight]).mean().item(),
+        curve_gap=means[best].item(),
+        synchronous=_values(own, [straight]).mean().item(),
+        control_gap=(_values(others, [paths[best]]) - _values(others, [straight])).mean().item(),
     )
 
 

@@ -10,6 +10,7 @@ from sfd_cli.artifacts.learned_law import save_law, save_surface
 from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Facts, Recipe
 from sfd_cli.config import Settings, identity
+from sfd_cli.data.near_duplicates import shared_clusters
 from sfd_cli.data.store import Store
 from sfd_cli.errors import SettingError, UserError
 from sfd_cli.files import write_json
@@ -19,8 +20,8 @@ from sfd_cli.processes import Processes
 from sfd_cli.report.surface import draw_surface
 from sfd_cli.training.error_surface import choose, measure
 from sfd_cli.training.live_log import clear_log
+from sfd_cli.training.probe_task import ProbeTask
 from sfd_cli.training.transformer import train_transformer
-from sfd_cli.training.velocity_task import VelocityTask
 from sfd_cli.weights.models import Model, open_model
 
 COMMAND = "learn-schedule"
@@ -67,9 +68,9 @@ def _none(settings: Settings) -> dict[str, Any]:
     return {"schedule": "not learned, for schedule.learn is false", "folder": str(paths.schedule)}
 
 
-def _load(settings: Settings, processes: Processes) -> tuple[VelocityTask, LightningDiT]:
-    device = processes.device(settings.runtime.device)
-    task = VelocityTask(Store(settings.paths.latents), settings.schedule.probe, None, device)
+def _load(settings: Settings, processes: Processes) -> tuple[ProbeTask, LightningDiT]:
+    device, store = processes.device(settings.runtime.device), Store(settings.paths.latents)
+    task = ProbeTask(store, settings.schedule.probe, device, shared_clusters(store, processes))
     return task, _probe(settings).load().to(device)
 
 
@@ -77,7 +78,7 @@ def _probe(settings: Settings) -> Model[LightningDiT]:
     return open_model(settings.paths.probe, LightningDiT, weights="ema")
 
 
-def _make(settings: Settings, task: VelocityTask, model: LightningDiT, processes: Processes) -> Facts:
+def _make(settings: Settings, task: ProbeTask, model: LightningDiT, processes: Processes) -> Facts:
     section, folder = settings.schedule, settings.paths.schedule
     try:
         measured = measure(section, task, model, processes)
@@ -93,7 +94,7 @@ def _make(settings: Settings, task: VelocityTask, model: LightningDiT, processes
         told = "clearly better than" if found.is_clear else "not clearly better than"
         gap = f"{found.gap:.3g} nats an image, +- {found.standard_error:.2g}"
         say(f"the best schedule is {told} the synchronous one: {gap}")
-    facts = law | found._asdict() | {"is_clear": found.is_clear, "images": len(measured.surface.clusters)}
+    facts = {"law": law} | found._asdict() | {"is_clear": found.is_clear, "images": len(measured.surface.clusters)}
     if processes.is_main:
         write_json(_picture(settings).parent / "metrics.json", facts)
     return facts

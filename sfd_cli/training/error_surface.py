@@ -8,55 +8,63 @@ import torch
 from torch import Tensor, nn
 
 from sfd_cli.config import LearnSchedule
-from sfd_cli.data.near_duplicates import hold_out, store_clusters
 from sfd_cli.diffusion.kinetic_path import kinetic_curve
 from sfd_cli.diffusion.latents import LatentSpace, Streams
 from sfd_cli.diffusion.path_criterion import ErrorSurface, Preference, preferred
 from sfd_cli.laws import DEFAULT_LAW
 from sfd_cli.processes import Processes
 from sfd_cli.progress import progress
-from sfd_cli.training.validation import VelocityErrors
-from sfd_cli.training.velocity_task import VelocityTask
+from sfd_cli.training.probe_task import ProbeTask
+from sfd_cli.training.validation import Examples, VelocityErrors
 
 Law = dict[str, Any]
 
 
 class Measured(NamedTuple):
-    """What was measured: the errors, and the mean squares of the predicted velocities, (n, n) a channel."""
+    """What was measured.
+
+    Attributes:
+        surface: the probe's errors.
+        control: those on the same images beside strangers' semantics.
+        energies: mean squares of the predicted velocities, (n, n) a channel.
+    """
 
     surface: ErrorSurface
+    control: ErrorSurface
     energies: Streams[Tensor]
 
 
-def measure(section: LearnSchedule, task: VelocityTask, model: nn.Module, processes: Processes) -> Measured:
+def measure(section: LearnSchedule, task: ProbeTask, model: nn.Module, processes: Processes) -> Measured:
     """The probe's errors on what was kept out of its training, each image with noise of its own.
 
-    Every pair of levels has the same noise, so that what differs between pairs is not the draw. The result is the
-    same for any number of processes.
-
-    Raises:
-        SettingError: nothing is held out.
+    Every pair of levels has the same noise, and so has the control, so that what differs is not the draw. The result
+    is the same for any number of processes.
     """
-    clusters = processes.broadcast(store_clusters(task.store) if processes.is_main else None)
-    assert clusters is not None
-    rows = hold_out(clusters, section.probe.holdout, section.probe.seed).held_out
     levels = torch.linspace(section.lowest, section.highest, section.levels)
     texture, semantic = torch.meshgrid(levels.sigmoid(), levels.sigmoid(), indexing="ij")
-    times, errors = Streams(texture.flatten(), semantic.flatten()), VelocityErrors(task, section.probe)
-    total = torch.zeros(len(rows), section.levels**2, 2, 2, dtype=torch.float64)
-    seeds = progress(range(section.draws), "errors", unit="draw", silent=not processes.is_main)
-    for seed in seeds:
-        total += errors.at(model, rows, times, processes, seed)
-    mean = (total / section.draws).unflatten(1, (section.levels, section.levels))
-    of_streams = Streams(mean[..., 0, :], mean[..., 1, :])
-    sums = Streams(*(mean[..., 0] * count for mean, count in zip(of_streams, _values(task.space), strict=True)))
-    energies = Streams(*(stream[..., 1].mean(0) for stream in of_streams))
-    return Measured(ErrorSurface(levels, sums, torch.from_numpy(clusters[rows])), energies)
+    times, rows = Streams(texture.flatten(), semantic.flatten()), task.held_out
+    clusters = torch.from_numpy(task.clusters[rows])
+
+    def mean_over_draws(examples: Examples, doing: str) -> Streams[Tensor]:
+        """Of error and prediction, (images, n, n, 2) a stream."""
+        errors, total = VelocityErrors(task, section.probe, examples), torch.zeros((), dtype=torch.float64)
+        for seed in progress(range(section.draws), doing, unit="draw", silent=not processes.is_main):
+            total = total + errors.at(model, rows, times, processes, seed)
+        mean = (total / section.draws).unflatten(1, (section.levels, section.levels))
+        return Streams(mean[..., 0, :], mean[..., 1, :])
+
+    def surface(found: Streams[Tensor]) -> ErrorSurface:
+        sums = Streams(*(one[..., 0] * count for one, count in zip(found, _values(task.space), strict=True)))
+        return ErrorSurface(levels, sums, clusters)
+
+    own = mean_over_draws(task.examples, "errors")
+    control = mean_over_draws(task.control_examples, "errors of the control")
+    return Measured(surface(own), surface(control), Streams(*(stream[..., 1].mean(0) for stream in own)))
 
 
 def choose(section: LearnSchedule, measured: Measured, space: LatentSpace) -> tuple[Law, Preference]:
     """The law that the criterion chooses, as settings name it, and what the excess criterion says in any case."""
-    found = preferred(measured.surface)
+    found = preferred(measured.surface, measured.control)
     if section.criterion == "kinetic":
         means = (error.mean(0) / count for error, count in zip(measured.surface.errors, _values(space), strict=True))
         levels, energies = measured.surface.levels, measured.energies

@@ -16,7 +16,7 @@ from sfd_cli.artifacts.milestones import MILESTONES, Milestones
 from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Facts, Recipe, Record
 from sfd_cli.config import DiT, Settings, identity
-from sfd_cli.data.near_duplicates import Split, holdout_split
+from sfd_cli.data.near_duplicates import Split, hold_out, shared_clusters
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.store import Store
 from sfd_cli.diffusion.latents import LatentSpace
@@ -30,12 +30,13 @@ from sfd_cli.training.checkpoints import Checkpoints
 from sfd_cli.training.fit import OnStep, fit
 from sfd_cli.training.live_log import latest_values
 from sfd_cli.training.milestones import MilestoneKeeper, kept_milestones
+from sfd_cli.training.probe_task import ProbeTask
 from sfd_cli.training.sample_grids import SampleGrids
 from sfd_cli.training.settings import transformer_loop
 from sfd_cli.training.throughput import training_flops
 from sfd_cli.training.validation import Validation
 from sfd_cli.training.velocity_task import VelocityTask
-from sfd_cli.weights.models import Model, open_model, open_semantic
+from sfd_cli.weights.models import Model, SemanticCompressor, open_model, open_semantic
 
 # None of these moves a result by more than rounding; the digest of the weights at `init` is among the inputs.
 FREE = {
@@ -186,12 +187,12 @@ def _load(training: Training, processes: Processes) -> tuple[VelocityTask, Light
     device = processes.device(settings.runtime.device)
     decoder = open_semantic(settings).load().to(device) if section.repa == "decoded" else None
     try:
-        task = VelocityTask(Store(settings.paths.latents), section, decoder, device)
+        task = _task(training, decoder, device, processes)
         require_memory(section.batch_size, task.space.shape, device)
         config = network_config(section, task.space, task.feature_width, len(task.conditions))
         transformer_loop(section, device).micro_batch(processes.count)
         section.require_whole_groups(processes.count)
-        split = _split(task.store, section, processes) if section.holdout else None
+        split = _split(task, section, processes) if section.holdout else None
     except SettingError as error:
         raise UserError(f"{training.section_name}.{error.subject}", error.problem, error.remedy) from None
     if not isinstance(task.store.attributes.get("image_size"), int):
@@ -204,11 +205,18 @@ def _load(training: Training, processes: Processes) -> tuple[VelocityTask, Light
     return task, model, split
 
 
-def _split(store: Store, section: DiT, processes: Processes) -> Split:
-    """What is held out, found by one process: another machine's rounding must not give another process its own."""
-    split = processes.broadcast(holdout_split(store, section.holdout, section.seed) if processes.is_main else None)
-    assert split is not None
-    return split
+def _task(
+    training: Training, decoder: SemanticCompressor | None, device: torch.device, processes: Processes
+) -> VelocityTask:
+    store = Store(training.settings.paths.latents)
+    if training.key == "probe":
+        return ProbeTask(store, training.section, device, shared_clusters(store, processes))
+    return VelocityTask(store, training.section, decoder, device)
+
+
+def _split(task: VelocityTask, section: DiT, processes: Processes) -> Split:
+    clusters = task.clusters if isinstance(task, ProbeTask) else shared_clusters(task.store, processes)
+    return hold_out(clusters, section.holdout, section.seed)
 
 
 def _make(
@@ -253,7 +261,7 @@ def _description(training: Training, task: VelocityTask) -> dict[str, Any]:
     return {
         "statistics": task.space.statistics,
         **law_fact(law_of(training.section)),
-        "classes": task.store.classes,
+        "classes": list(task.conditions.names),
         "image_size": task.store.attributes["image_size"],
         "texture_vae": training.latents.inputs.get("texture_vae"),
     }

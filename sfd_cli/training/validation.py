@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,8 @@ TIMES = 4
 
 # Fixed, so that the errors of runs with other seeds are of the same noise, and no rounding follows another batch.
 NOISE_SEED, BATCH = 0, 64
+
+Examples = Callable[[np.ndarray], tuple[Tensor, Tensor]]
 
 KINDS = {(True, True): "both", (False, True): "alone", (True, False): "alone"}
 """What a phase is called by whether (textures, semantics) move in it."""
@@ -85,10 +87,11 @@ class VelocityErrors:
     Args:
         task: the latents and the classes.
         section: of the prediction and the precision.
+        examples: latents (n, C, h, w) and conditions (n,) at positions (n,); without it those of the task.
     """
 
-    def __init__(self, task: VelocityTask, section: DiT) -> None:
-        self._task = task
+    def __init__(self, task: VelocityTask, section: DiT, examples: Examples | None = None) -> None:
+        self._task, self._examples = task, examples or task.examples
         self._by_data = section.prediction == "data"
         self._precision = choose_precision(section.precision, task.device)
 
@@ -117,16 +120,9 @@ class VelocityErrors:
         return processes.sum(errors)
 
     def _of_batch(self, model: nn.Module, rows: np.ndarray, times: Streams[Tensor], seed: int) -> Tensor:
-        task, space, store = self._task, self._task.space, self._task.store
-        as_is = np.zeros(len(rows), np.int64)
-        raw = [
-            torch.from_numpy(store.read(name, rows, as_is)).to(task.device)
-            for name, width in zip(Streams._fields, (space.texture, space.semantic), strict=True)
-            if width
-        ]
-        data = space.join(Streams(raw[0], raw[-1]))
-        noise = initial_noise(seed, store.indices[rows].tolist(), space.shape).to(task.device)
-        labels = torch.from_numpy(store.labels[rows]).to(task.device)
+        task, space = self._task, self._task.space
+        data, labels = self._examples(rows)
+        noise = initial_noise(seed, task.store.indices[rows].tolist(), space.shape).to(task.device)
         found = []
         for pair in zip(*(time.tolist() for time in times), strict=True):
             at = Streams(*(torch.full((len(rows),), time, device=task.device) for time in pair))

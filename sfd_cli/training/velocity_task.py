@@ -95,10 +95,10 @@ class VelocityTask:
     def losses(self, model: nn.Module, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> dict[str, Tensor]:
         """The objective and its terms, means over the batch; groups of the dispersive loss are consecutive rows."""
         section, space, noise = self._section, self.space, draws["noise"]
-        data = space.join(Streams(batch["texture"], batch.get("semantic", batch["texture"][:, :0])))
+        data = space.join(Streams(*self._streams(batch, draws)))
         times, stream_weights = self._times.of(draws)
         weights = None if stream_weights is None else space.spread(stream_weights)
-        rows = self.conditions.drop(batch["labels"], draws["dropped"])
+        rows = self._rows(batch, draws)
         noisy = interpolate(data, noise, times, space)
         output = model(noisy, *times, rows, section.repa != "none", section.hidden_depth)
         velocity, projection, hidden = output if isinstance(output, tuple) else (output, None, None)
@@ -115,6 +115,25 @@ class VelocityTask:
             terms["dispersive"] = dispersive(hidden, section.dispersive_group, section.dispersive_temperature).mean()
             terms["loss"] = terms["loss"] + section.dispersive_weight * terms["dispersive"]
         return terms
+
+    def _streams(self, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Stored textures and semantics of a batch; semantics of no channels where there are none."""
+        return batch["texture"], batch.get("semantic", batch["texture"][:, :0])
+
+    def _rows(self, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> Tensor:
+        """Conditions (B,) of a batch."""
+        return self.conditions.drop(batch["labels"], draws["dropped"])
+
+    def examples(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Images of the store as they are, on the device: latents (n, C, h, w), normalised, and labels (n,)."""
+        as_is = np.zeros(len(rows), np.int64)
+        raw = [
+            torch.from_numpy(self.store.read(name, rows, as_is)).to(self.device)
+            for name, width in zip(Streams._fields, (self.space.texture, self.space.semantic), strict=True)
+            if width
+        ]
+        latents = self.space.join(Streams(raw[0], raw[-1]))
+        return latents, torch.from_numpy(self.store.labels[rows]).to(self.device)
 
     @torch.no_grad()
     def _features(self, batch: dict[str, Tensor]) -> Tensor:

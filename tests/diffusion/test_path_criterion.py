@@ -88,6 +88,11 @@ def surface(errors: Streams[Tensor], excess: Streams[Tensor], noise: float, coun
     return ErrorSurface(LEVELS, Streams(*map(of, errors, excess)), torch.arange(count))
 
 
+def without(surface: ErrorSurface) -> ErrorSurface:
+    """A control on which nothing is wrong and nothing to be known, so that nothing is taken off."""
+    return ErrorSurface(surface.levels, Streams(*map(torch.zeros_like, surface.errors)), surface.clusters)
+
+
 def nothing() -> Streams[Tensor]:
     zero = torch.zeros(len(LEVELS), len(LEVELS), dtype=torch.float64)
     return Streams(zero, zero)
@@ -100,10 +105,12 @@ def excess_of_textures_before_semantics() -> Streams[Tensor]:
 
 
 def test_a_network_that_needs_semantics_for_textures_prefers_a_lead() -> None:
-    found = preferred(surface(correlated(0.6), excess_of_textures_before_semantics(), 0.05))
+    measured = surface(correlated(0.6), excess_of_textures_before_semantics(), 0.05)
+    found = preferred(measured, without(measured))
     assert found.is_clear
     assert found.lead > 1
     assert found.gap < -0.05
+    assert found.control_gap == 0
     assert found.lattice_gap <= found.curve_gap + 0.01
     assert found.curve_gap < 0
 
@@ -112,15 +119,34 @@ def test_with_the_streams_exchanged_it_prefers_the_opposite() -> None:
     straight = surface(correlated(0.6), excess_of_textures_before_semantics(), 0.05)
     turned = ErrorSurface(LEVELS, Streams(*(error.mT for error in reversed(straight.errors))), straight.clusters)
     leads = tuple(0.5 * step for step in range(-6, 7))
-    one, other = (preferred(each, leads, (0.0,)) for each in (straight, turned))
+    one, other = (preferred(each, without(each), leads, (0.0,)) for each in (straight, turned))
     assert other.lead == -one.lead
     assert other.gap == pytest.approx(one.gap, rel=1e-6)
 
 
 def test_a_network_without_excess_has_no_preference() -> None:
-    found = preferred(surface(correlated(0.6), nothing(), 0.05))
+    measured = surface(correlated(0.6), nothing(), 0.05)
+    found = preferred(measured, without(measured))
     assert abs(found.gap) < 0.02
     assert not found.is_clear
+
+
+def test_what_is_as_wrong_beside_strangers_semantics_is_no_reason_for_a_lead() -> None:
+    """The errors of a network are larger before semantics are clear, though they tell nothing that it needs."""
+    easier = excess_of_textures_before_semantics()
+    own, control = surface(correlated(0.6), easier, 0.05), surface(correlated(0.0), easier, 0.05)
+    assert preferred(own, without(own)).is_clear
+    found = preferred(own, control)
+    assert not found.is_clear
+    assert abs(found.gap) < 0.03
+    # What is wrong on images alone still counts, and by as much.
+    more = Streams(2 * easier.texture, easier.semantic)
+    found = preferred(surface(correlated(0.6), more, 0.0), control_of_less := surface(correlated(0.0), easier, 0.0))
+    assert found.is_clear
+    alone = preferred(surface(correlated(0.6), easier, 0.0), without(control_of_less))
+    assert found.lead == alone.lead
+    assert found.gap == pytest.approx(alone.gap, rel=0.1)
+    assert found.control_gap == pytest.approx(alone.gap, rel=0.1)
 
 
 def test_the_least_of_many_noisy_paths_is_not_taken_for_a_preference() -> None:
@@ -129,7 +155,8 @@ def test_the_least_of_many_noisy_paths_is_not_taken_for_a_preference() -> None:
     for seed in range(40):
         generator = torch.Generator().manual_seed(seed)
         noisy = Streams(*(error * (1 + torch.randn(24, *error.shape, generator=generator)) for error in exact))
-        found = preferred(ErrorSurface(LEVELS[::4], Streams(*(one[:, ::4, ::4] for one in noisy)), torch.arange(24)))
+        measured = ErrorSurface(LEVELS[::4], Streams(*(one[:, ::4, ::4] for one in noisy)), torch.arange(24))
+        found = preferred(measured, without(measured))
         clear += found.is_clear
         chosen_looks_clear += found.curve_gap + 2 * found.standard_error < 0
     assert clear <= 4
@@ -139,10 +166,11 @@ def test_the_least_of_many_noisy_paths_is_not_taken_for_a_preference() -> None:
 def test_near_duplicates_count_as_one() -> None:
     once = surface(correlated(0.6), excess_of_textures_before_semantics(), 0.05, 20)
     repeated = ErrorSurface(LEVELS, Streams(*(error.repeat(3, 1, 1) for error in once.errors)), once.clusters.repeat(3))
-    for one, other in zip(preferred(once), preferred(repeated), strict=True):
+    pairs = zip(preferred(once, without(once)), preferred(repeated, without(repeated)), strict=True)
+    for one, other in pairs:
         assert other == pytest.approx(one)
 
 
 def test_too_few_clusters_are_refused() -> None:
     with pytest.raises(ValueError, match="3 clusters"):
-        preferred(surface(correlated(0.0), nothing(), 0.0, 3))
+        preferred(few := surface(correlated(0.0), nothing(), 0.0, 3), without(few))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sfd_cli.artifacts.learned_law import LAW, with_learned_law
 from sfd_cli.config import LearnSchedule, Settings, load_settings
+from sfd_cli.data.near_duplicates import store_clusters
 from sfd_cli.data.shards import StoreWriter
 from sfd_cli.data.store import Field, Store
 from sfd_cli.diffusion.objective import velocity_target
@@ -25,7 +26,7 @@ from sfd_cli.pipeline.inputs import initial_noise
 from sfd_cli.processes import Processes
 from sfd_cli.stages import learn_schedule, train
 from sfd_cli.training.error_surface import choose, measure
-from sfd_cli.training.velocity_task import VelocityTask
+from sfd_cli.training.probe_task import ProbeTask, strangers
 
 COUNT, GRID, TEXTURE, SEMANTIC = 48, 2, 3, 2
 TINY: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "steps": 3, "batch_size": 8, "checkpoint_every": 2}
@@ -58,6 +59,12 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return load_settings()
 
 
+def probe_task(settings: Settings) -> ProbeTask:
+    """On the stored latents."""
+    store = Store(Path("data/latents"))
+    return ProbeTask(store, settings.schedule.probe, torch.device("cpu"), store_clusters(store))
+
+
 class Halving(nn.Module):
     """Predicts x / 2, whatever the times."""
 
@@ -67,8 +74,8 @@ class Halving(nn.Module):
 
 def test_errors_are_those_of_a_plain_loop_over_levels_and_draws(settings: Settings) -> None:
     section = settings.schedule
-    task = VelocityTask(Store(Path("data/latents")), section.probe, None, torch.device("cpu"))
-    surface, energies = measure(section, task, Halving(), Processes())
+    task = probe_task(settings)
+    surface, control, energies = measure(section, task, Halving(), Processes())
     levels = torch.linspace(-4, 2.2, 5)
     torch.testing.assert_close(surface.levels, levels)
     count = len(surface.clusters)
@@ -76,9 +83,12 @@ def test_errors_are_those_of_a_plain_loop_over_levels_and_draws(settings: Settin
     assert len(surface.clusters.unique()) == count
     store, image = task.store, 3
     row = int(surface.clusters[image])  # of a cluster of one
-    raw = np.concatenate([store.read(name, [row], np.zeros(1, int)) for name in ("texture", "semantic")], axis=1)
-    data = (torch.from_numpy(raw).float() - 1) / 3
-    for i, j in ((0, 4), (3, 1)):
+    stranger = int(strangers(store.labels, task.held_out, section.probe.seed)[row])
+    assert stranger in task.held_out
+    places = ((surface, row, 0, 4), (surface, row, 3, 1), (control, stranger, 0, 4), (control, stranger, 3, 1))
+    for found, other, i, j in places:
+        parts = (store.read("texture", [row], np.zeros(1, int)), store.read("semantic", [other], np.zeros(1, int)))
+        data = (torch.from_numpy(np.concatenate(parts, axis=1)).float() - 1) / 3
         texture, semantic = levels[i].sigmoid(), levels[j].sigmoid()
         times = torch.tensor([texture] * TEXTURE + [semantic] * SEMANTIC)[None, :, None, None]
         squares = []
@@ -87,8 +97,8 @@ def test_errors_are_those_of_a_plain_loop_over_levels_and_draws(settings: Settin
             error = (times * data + (1 - times) * noise) / 2 - velocity_target(data, noise)
             squares.append(error.square().double()[0])
         mean = torch.stack(squares).mean(0)
-        assert surface.errors.texture[image, i, j].item() == pytest.approx(mean[:TEXTURE].sum().item(), rel=1e-6)
-        assert surface.errors.semantic[image, i, j].item() == pytest.approx(mean[TEXTURE:].sum().item(), rel=1e-6)
+        assert found.errors.texture[image, i, j].item() == pytest.approx(mean[:TEXTURE].sum().item(), rel=1e-6)
+        assert found.errors.semantic[image, i, j].item() == pytest.approx(mean[TEXTURE:].sum().item(), rel=1e-6)
     assert energies.texture.shape == (5, 5)
     # The data has variance 1 here as the noise has: (t^2 + (1 - t)^2) / 4.
     expected = (levels.sigmoid().square() + (1 - levels.sigmoid()).square()) / 4
@@ -98,6 +108,7 @@ def test_errors_are_those_of_a_plain_loop_over_levels_and_draws(settings: Settin
 def test_the_schedule_is_learned_once_and_the_transformer_and_its_samples_follow_it(settings: Settings) -> None:
     facts = learn_schedule.run(settings)
     assert facts["images"] > 10
+    assert facts["law"] == read_json(Path("models/schedule") / LAW)
     assert read_json(Path("models/schedule") / LAW)["schedule"] in ("curve", "offset")
     with np.load("models/schedule/surface.npz") as surface:
         assert surface["texture"].shape == (facts["images"], 5, 5)
@@ -105,6 +116,8 @@ def test_the_schedule_is_learned_once_and_the_transformer_and_its_samples_follow
     assert read_json(Path("metrics/learn_schedule/metrics.json"))["gap"] == facts["gap"]
     probe, about = load_dit(Path("models/probe"))
     assert (probe.config.width, about["schedule"]) == (16, {"schedule": "lead", "lead": 1.5})
+    assert about["classes"][:4] == ["a", "b", "c", "a, a stranger's semantics"]
+    assert (len(about["classes"]), probe.config.num_classes) == (6, 6)
 
     before = {path: path.read_bytes() for path in Path("models").rglob("*") if path.is_file()}
     assert learn_schedule.run(settings) == facts
@@ -123,7 +136,7 @@ def test_the_schedule_is_learned_once_and_the_transformer_and_its_samples_follow
 
 def test_the_kinetic_criterion_is_told_from_the_other(settings: Settings) -> None:
     section = settings.schedule
-    task = VelocityTask(Store(Path("data/latents")), section.probe, None, torch.device("cpu"))
+    task = probe_task(settings)
     measured = measure(section, task, Halving(), Processes())
     plain, found = choose(section, measured, task.space)
     # x / 2 has an error of its own in either stream, the same whatever the other's level: no path is better.
@@ -133,6 +146,13 @@ def test_the_kinetic_criterion_is_told_from_the_other(settings: Settings) -> Non
     assert same == found
     assert law["schedule"] == "curve"
     assert abs(law["lead"]) < 0.3
+
+
+def test_what_the_kinetic_criterion_chose_is_recorded_beside_what_the_other_one_says(settings: Settings) -> None:
+    section = settings.schedule.model_copy(update={"criterion": "kinetic"})
+    facts = learn_schedule.run(settings.model_copy(update={"schedule": section}))
+    assert facts["law"] == read_json(Path("models/schedule") / LAW)
+    assert {"lead", "slope", "gap", "control_gap"} <= set(facts)
 
 
 def test_without_a_learned_schedule_there_is_only_the_record_of_that(settings: Settings) -> None:

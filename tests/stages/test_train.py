@@ -33,7 +33,7 @@ from training_project import (
 )
 
 from sfd_cli.config import DiT, load_settings
-from sfd_cli.data.near_duplicates import holdout_split
+from sfd_cli.data.near_duplicates import hold_out, store_clusters
 from sfd_cli.data.store import Store
 from sfd_cli.diffusion.schedule import AsynchronousSchedule
 from sfd_cli.diffusion.training_times import TrainingTimes
@@ -150,7 +150,7 @@ def test_images_held_out_are_never_trained_on_and_validated_at_every_checkpoint(
     original = VelocityTask.fetch
     monkeypatch.setattr(VelocityTask, "fetch", lambda task, i, f: (fetched.append(i), original(task, i, f))[1])
     summary = train.run(settings_with(holdout=0.2, steps=9))
-    split = holdout_split(Store(Path("data/latents")), 0.2, seed=0)
+    split = hold_out(store_clusters(Store(Path("data/latents"))), 0.2, seed=0)
     assert len(split.held_out) == 4
     # Nine batches of eight are four and a half epochs of the other sixteen.
     assert set(np.concatenate(fetched).tolist()) == set(split.training.tolist())
