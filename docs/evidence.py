@@ -49,7 +49,8 @@ def of_learned(world: str) -> list[str]:
     found = read_json(ORDER)["learned"][world]
     law = f"lead {found['lead']:g}, slope {found['slope']:g}" if found["is_clear"] else "no preference"
     gap = f"{found['gap']:.3g} ± {found['standard_error']:.2g} nats an image"
-    return [f"`sfd learn-schedule` says: {law} ({gap} against the synchronous path)."]
+    related = f"{found['related_gap']:.3g} ± {found['related_error']:.2g} more than beside strangers' semantics"
+    return [f"`sfd learn-schedule` says: {law} ({gap} against the synchronous path; {related})."]
 
 
 def of_order(world: str) -> list[str]:

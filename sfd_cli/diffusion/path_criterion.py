@@ -18,8 +18,8 @@ which is linear in the errors: a path is a matrix of weights on the grid where t
 
 A network has an excess for more reasons than one. Beside finished semantics textures may be easier than beside noisy
 ones whatever these say, and then a lead is preferred for which the images are no reason. So J is also taken on a
-*control*, images whose semantics are those of others, and the differences there are taken off: what is left is what a
-path gains because of what the streams tell of one another.
+*control*, images whose semantics are those of others: a path is preferred because of what the streams tell of one
+another only if it gains more than it gains there.
 
 Paths are those of the law `curve`, from the lowest level of both streams to the highest: lead + slope * tanh(l / 2).
 """
@@ -83,7 +83,9 @@ class Preference(NamedTuple):
             family of curves leaves.
         curve_gap: the same, not held out, of the best curve.
         synchronous: J of the synchronous path, nats an image.
-        control_gap: J of the chosen path less that of the synchronous one on the control, which is taken off all gaps.
+        related_gap: the gap less that of the same path on the control: what it gains because of what the streams tell
+            of one another.
+        related_error: standard error of this, over clusters.
     """
 
     lead: float
@@ -93,12 +95,18 @@ class Preference(NamedTuple):
     lattice_gap: float
     curve_gap: float
     synchronous: float
-    control_gap: float
+    related_gap: float
+    related_error: float
 
     @property
     def is_clear(self) -> bool:
-        """Whether the path is better than the synchronous one by more than chance and rounding, see CLEAR and EXACT."""
-        return self.gap + CLEAR * self.standard_error < -EXACT * abs(self.synchronous)
+        """Whether the path is better than the synchronous one, and more so than on the control.
+
+        By more than chance and rounding, see CLEAR and EXACT.
+        """
+        exact = EXACT * abs(self.synchronous)
+        gaps = ((self.gap, self.standard_error), (self.related_gap, self.related_error))
+        return all(gap + CLEAR * error < -exact for gap, error in gaps)
 
 
 def preferred(
@@ -107,7 +115,7 @@ def preferred(
     leads: tuple[float, ...] = LEADS,
     slopes: tuple[float, ...] = SLOPES,
 ) -> Preference:
-    """The path of least J, less that on the control, judged on clusters that did not choose it.
+    """The path of least J among all leads and slopes, judged on clusters that did not choose it.
 
     The clusters are split in two; each half is judged by the path that the other half chooses, as the least of many
     noisy values is too small on the images that chose it.
@@ -121,30 +129,36 @@ def preferred(
     Raises:
         ValueError: there are fewer than four clusters.
     """
-    own, others = surface.per_cluster(), control.per_cluster()
-    errors = Streams(*(one - other for one, other in zip(own, others, strict=True)))
+    errors = surface.per_cluster()
     count = len(errors.texture)
     if count < 4:
         raise ValueError(f"{count} clusters of held-out images are too few to judge by")
     pairs = [(lead, slope) for lead in leads for slope in slopes]
     straight, paths = path_weights(surface.levels, 0.0), [path_weights(surface.levels, *pair) for pair in pairs]
-    gaps = _values(errors, paths) - _values(errors, [straight])  # (clusters, paths)
+
+    def gaps_of(found: Streams[Tensor]) -> Tensor:
+        return _values(found, paths) - _values(found, [straight])  # (clusters, paths)
+
+    gaps = gaps_of(errors)
+    related = gaps - gaps_of(control.per_cluster())
     halves = torch.arange(count) % 2 == 0
-    judged = torch.empty(count, dtype=torch.float64)
+    judged = torch.empty(2, count, dtype=torch.float64)
     for choosing in (halves, ~halves):
-        judged[~choosing] = gaps[~choosing, gaps[choosing].mean(0).argmin()]
+        chosen = gaps[choosing].mean(0).argmin()
+        judged[:, ~choosing] = torch.stack((gaps, related))[:, ~choosing, chosen]
+    gap, related_gap = judged.mean(1).tolist()
+    standard_error, related_error = (judged.std(1) / count**0.5).tolist()
     means = gaps.mean(0)
-    best = int(means.argmin())
-    means_of = Streams(*(error.mean(0) for error in errors))
-    lattice = least_on_lattice(surface.levels, means_of)
+    synchronous = _values(errors, [straight]).mean().item()
     return Preference(
-        *pairs[best],
-        gap=judged.mean().item(),
-        standard_error=(judged.std() / count**0.5).item(),
-        lattice_gap=lattice - _values(errors, [straight]).mean().item(),
-        curve_gap=means[best].item(),
-        synchronous=_values(own, [straight]).mean().item(),
-        control_gap=(_values(others, [paths[best]]) - _values(others, [straight])).mean().item(),
+        *pairs[int(means.argmin())],
+        gap=gap,
+        standard_error=standard_error,
+        lattice_gap=least_on_lattice(surface.levels, Streams(*(error.mean(0) for error in errors))) - synchronous,
+        curve_gap=means.min().item(),
+        synchronous=synchronous,
+        related_gap=related_gap,
+        related_error=related_error,
     )
 
 

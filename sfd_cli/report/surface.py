@@ -57,7 +57,7 @@ def surface_summary(
         ("held out", f"{images:,} images, {len(surface.clusters.unique()):,} that are not alike"),
         ("J of the synchronous schedule", f"{found.synchronous:.4g} nats an image"),
         ("the best curve less that", _gap(found)),
-        ("of it beside strangers' semantics, taken off", f"{found.control_gap:.3g}"),
+        ("less the same beside strangers' semantics", f"{found.related_gap:.3g} ± {found.related_error:.2g}"),
         ("on images that chose it", f"{found.curve_gap:.3g}, and {found.lattice_gap:.3g} for a path of any shape"),
     ]
 

@@ -23,7 +23,7 @@ from sfd_cli.stages import report
 LEVELS = torch.linspace(-4, 2.2, 5)
 CURVE = {"schedule": "curve", "lead": 0.75, "lead_slope": -1.5}
 NONE = {"schedule": "offset", "delta_t": 0.0}
-FOUND = Preference(0.75, -1.5, -85.7, 4.7, -92.3, -86.1, 3742.4, -12.7)
+FOUND = Preference(0.75, -1.5, -85.7, 4.7, -92.3, -86.1, 3742.4, -12.7, 3.1)
 LEARNED: dict[str, Any] = {"dit": {"schedule": "learned"}, "schedule": {"learn": True}}
 
 
@@ -71,7 +71,7 @@ def test_the_page_shows_the_schedule_that_was_learned_and_by_how_much_it_is_bett
         "-85.7 ± 4.7",
         "-86.1",
         "-92.3",
-        "-12.7",
+        "-12.7 ± 3.1",
     ):
         assert words in told, words
     assert "The transformer is trained along it." in told

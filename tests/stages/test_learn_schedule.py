@@ -152,7 +152,7 @@ def test_what_the_kinetic_criterion_chose_is_recorded_beside_what_the_other_one_
     section = settings.schedule.model_copy(update={"criterion": "kinetic"})
     facts = learn_schedule.run(settings.model_copy(update={"schedule": section}))
     assert facts["law"] == read_json(Path("models/schedule") / LAW)
-    assert {"lead", "slope", "gap", "control_gap"} <= set(facts)
+    assert {"lead", "slope", "gap", "related_gap"} <= set(facts)
 
 
 def test_without_a_learned_schedule_there_is_only_the_record_of_that(settings: Settings) -> None:
