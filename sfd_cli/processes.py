@@ -1,4 +1,4 @@
-"""The processes of a torchrun, or this one alone, and their devices."""
+"""The processes that share a command's work, or this one alone, and their devices; `launch.py` starts them."""
 
 from __future__ import annotations
 

@@ -295,7 +295,7 @@ ELSEWHERE = {
     "dvc exp run -S sample.delta_t=0.2": (
         "test_dvc_pipeline.py::test_a_new_offset_reruns_sampling_and_scoring_and_nothing_else"
     ),
-    "torchrun --nproc-per-node 8 -m sfd_cli train": (
+    "sfd train --processes 2": (
         "stages/test_train.py::test_two_processes_and_their_micro_batches_give_the_model_and_the_curves_of_one"
     ),
     "sfd preset use imagenet256-xl --images /data/imagenet/train": (

@@ -20,6 +20,8 @@ from sfd_cli.stages import Stage
 
 PARAMS = Annotated[Path, typer.Option("--params", help="the settings file", rich_help_panel="Other")]
 DEBUG = Annotated[bool, typer.Option("--debug", help="show tracebacks (also SFD_DEBUG=1)", rich_help_panel="Other")]
+ARGUMENTS = "sfd.arguments"
+"""Where the context has the command's name and arguments as they were typed."""
 # Between section and key in the name of a parameter, where a dot cannot be.
 DOT = "__"
 
@@ -49,6 +51,7 @@ class SettingsCommand(TyperCommand):
             if name not in own and (keys := called_here(name)):
                 here = [flags.get(key.replace(".", DOT), f"{key} (of params.yaml)") for key in keys]
                 ctx.fail(f"{name} is called {' or '.join(here)} here")
+        ctx.meta[ARGUMENTS] = [ctx.info_name, *args]
         return super().parse_args(ctx, args)
 
 
@@ -100,7 +103,8 @@ def _option(name: str, info: FieldInfo, flags: list[str], panel: str) -> list[in
     """A typer option for one key of params.yaml; none for a nested section, which has no flag."""
     kind = info.annotation
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+        first, *others = (part for part in typing.get_args(kind) if part is not type(None))
+        kind = str if others else first  # pydantic tells which of them a text is
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return []
     extra: dict[str, Any] = {}

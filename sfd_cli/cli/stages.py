@@ -12,9 +12,10 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from sfd_cli.cli.options import DEBUG, PARAMS, SettingsCommand, settings_from_flags, stage_options
+from sfd_cli.cli.options import ARGUMENTS, DEBUG, PARAMS, SettingsCommand, settings_from_flags, stage_options
 from sfd_cli.cli.terminal import friendly_errors, print_result
 from sfd_cli.config import DEFAULT_PARAMS
+from sfd_cli.launch import is_member, launch, wanted
 from sfd_cli.stages import Stage
 from sfd_cli.tables import STAGES
 
@@ -38,12 +39,17 @@ def stage_command(name: str, stage: Stage | None = None) -> Any:
         *stage_options(stage),
         inspect.Parameter("params", keyword, default=DEFAULT_PARAMS, annotation=PARAMS),
         inspect.Parameter("debug", keyword, default=False, annotation=DEBUG),
+        inspect.Parameter("context", keyword, annotation=typer.Context),
     ]
 
-    def call(params: Path = DEFAULT_PARAMS, **flags: Any) -> None:
+    def call(context: typer.Context, params: Path = DEFAULT_PARAMS, **flags: Any) -> None:
         arguments = own(**{option.name: flags.pop(option.name) for option in own_options})
         chosen: Stage = STAGES[arguments.pop("stage")] if "stage" in arguments else stage
         settings = settings_from_flags(params, flags, stage, chosen)
+        if chosen.shares and not is_member():
+            count = wanted(settings.runtime.processes, settings.runtime.device)
+            if count > 1:
+                raise SystemExit(launch(count, context.meta[ARGUMENTS]))
         print_result(importlib.import_module(chosen.module).run(settings, **arguments))
         if "WORLD_SIZE" in os.environ:  # of torchrun
             from sfd_cli.processes import Processes

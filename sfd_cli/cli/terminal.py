@@ -6,6 +6,7 @@ import errno
 import functools
 import os
 import signal
+import time
 import traceback
 import types
 from collections.abc import Callable
@@ -22,6 +23,9 @@ UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Characters of an error that are shown: it may quote names from a file, which are as long as the file likes.
 LONGEST = 2000
+PATIENCE = 2
+"""Seconds that other processes than the first wait with their sentence: what all have to say is said once, for as soon
+as the first one has said it and is gone, the others are ended."""
 
 
 def _terminate(signum: int, _frame: types.FrameType | None) -> None:
@@ -70,6 +74,8 @@ def _is_about_room(error: Exception) -> bool:
 
 def _ended(code: int, sentence: str) -> SystemExit:
     shown = printable(sentence)
+    if int(os.environ.get("RANK", "0")):
+        time.sleep(PATIENCE)
     if len(shown) > LONGEST:
         shown = f"{shown[: LONGEST // 2]} ... {shown[-LONGEST // 2 :]}"
     typer.secho(f"sfd: error: {shown}", fg="red", err=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     model_validator,
 )
@@ -17,10 +18,22 @@ from sfd_cli.errors import SettingError
 from sfd_cli.tables import IMAGE_SOURCES
 
 
+def _count_of_processes(value: Any) -> Any:
+    count = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+    if count != "auto" and (type(count) is not int or count < 1):
+        raise SettingError("", f"{value!r} is no number of processes", "give one from 1 on, or auto")
+    return count
+
+
 class Runtime(Section):
     """Where and how fast the work runs. Never part of a fingerprint: it must not change a result."""
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes CUDA where there is one")
+    processes: Annotated[int | Literal["auto"], BeforeValidator(_count_of_processes)] = Field(
+        "auto",
+        description="processes that share a stage's work; auto: one for every GPU, one on a CPU; under torchrun or srun"
+        " those that it has started",
+    )
     workers: int = Field(2, ge=0, description="processes or threads that read and decode images")
 
 

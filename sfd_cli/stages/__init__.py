@@ -18,6 +18,7 @@ class Stage:
         aliases: further names of such flags.
         own: `module:function` whose parameters become flags too and which returns keyword arguments of `run`.
         unread: keys of the sections that other stages read and this one does not; they become no flags.
+        shares: whether several processes share its work.
     """
 
     module: str
@@ -28,6 +29,7 @@ class Stage:
     aliases: dict[str, str] = field(default_factory=dict)
     own: str = ""
     unread: tuple[str, ...] = ()
+    shares: bool = False
 
 
 DATA, MODELS, IMAGES = "1. Data", "2. Models", "3. Images and scores"
@@ -52,6 +54,7 @@ EXTRACT_FEATURES = Stage(
     "Resumes shard by shard after an interruption.",
     {"features": "", "encoder": "encoder-"},
     ("images", "features"),
+    shares=True,
 )
 
 TRAIN_SEMVAE = Stage(
@@ -62,6 +65,7 @@ TRAIN_SEMVAE = Stage(
     "Reports reconstruction MSE, cosine and KL on held-out images. Resumes from its last checkpoint.",
     {"semvae": ""},
     ("features", "semvae", "metrics"),
+    shares=True,
 )
 
 TRAIN_TEXTURE_VAE = Stage(
@@ -71,6 +75,7 @@ TRAIN_TEXTURE_VAE = Stage(
     "Reports PSNR on held-out images and writes a picture of reconstructions. Resumes from its last checkpoint.",
     {"texture_vae": ""},
     ("images", "texture_vae", "metrics"),
+    shares=True,
 )
 
 ENCODE_LATENTS = Stage(
@@ -80,6 +85,7 @@ ENCODE_LATENTS = Stage(
     "Centre crop, texture VAE and Semantic VAE; posterior samples; per-channel statistics. Resumes shard by shard.",
     {"latents": "", "encoder": "encoder-"},
     ("images", "features", "semvae", "texture_vae", "latents"),
+    shares=True,
 )
 
 LEARN_SCHEDULE = Stage(
@@ -89,17 +95,18 @@ LEARN_SCHEDULE = Stage(
     "Only where schedule.learn is true; for dit.schedule: learned. Says no preference where the error bar says so.",
     {"schedule": ""},
     ("latents", "probe", "schedule", "metrics"),
+    shares=True,
 )
 
 TRAIN = Stage(
     "sfd_cli.stages.train",
     MODELS,
     "Train the diffusion transformer with the asynchronous objective.\n\n"
-    "Resumes exactly after an interruption; more --steps continue a finished run."
-    " Several processes: torchrun --nproc-per-node 8 -m sfd_cli train",
+    "Resumes exactly after an interruption; more --steps continue a finished run.",
     {"dit": ""},
     ("latents", "semvae", "texture_vae", "dit", "guide", "metrics"),
     own="sfd_cli.cli.own_flags:train",
+    shares=True,
 )
 
 TRAIN_GUIDE = Stage(
@@ -108,6 +115,7 @@ TRAIN_GUIDE = Stage(
     "Train the weaker model that AutoGuidance guides by.\n\nAs `sfd train`, from the section `guide`.",
     {"guide": ""},
     ("latents", "semvae", "texture_vae", "guide", "metrics"),
+    shares=True,
 )
 
 SAMPLE = Stage(
@@ -120,6 +128,7 @@ SAMPLE = Stage(
     ("dit", "guide", "texture_vae", "samples", "metrics"),
     CHECKPOINT,
     "sfd_cli.cli.own_flags:sample",
+    shares=True,
 )
 
 FID = Stage(
@@ -127,22 +136,22 @@ FID = Stage(
     IMAGES,
     "Score the samples: Fréchet distance, KID, precision and recall.\n\n"
     "With Inception features where their weights can be had, and with DINOv2 features always. Texture VAE, Semantic VAE"
-    " and the sampled semantics are scored too, so that one sees which of them a score is owed to. Several processes:"
-    " torchrun --nproc-per-node 8 -m sfd_cli fid",
+    " and the sampled semantics are scored too, so that one sees which of them a score is owed to.",
     {"fid": "", "foreign": "foreign-"},
     ("samples", "images", "features", "semvae", "dit", "texture_vae", "metrics"),
     CHECKPOINT,
+    shares=True,
 )
 
 CURVE = Stage(
     "sfd_cli.stages.curve",
     IMAGES,
     "Score the milestones of a training, each sampled from the same noise: the scores along the steps.\n\n"
-    "Milestones are what dit.keep_every keeps. Goes on where it stopped, and with what was trained since. Several"
-    " processes share them: torchrun --nproc-per-node 8 -m sfd_cli curve",
+    "Milestones are what dit.keep_every keeps. Goes on where it stopped, and with what was trained since.",
     {"curve": "", "sample": "sample-", "fid": "fid-", "foreign": "foreign-"},
     ("dit", "guide", "texture_vae", "images", "metrics"),
     unread=("beside", "baselines"),
+    shares=True,
 )
 
 REPORT = Stage(
@@ -174,6 +183,7 @@ MEMORISATION = Stage(
         "neighbours",
         "baselines",
     ),
+    shares=True,
 )
 
 SHOW = Stage(

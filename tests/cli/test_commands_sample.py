@@ -354,16 +354,20 @@ def run_alone(folder: str, arguments: tuple[Any, ...], environment: dict[str, st
     raise SystemExit(sfd(*arguments).code)
 
 
-def run_together(*arguments: Any) -> list[int]:
-    """Exit codes of the command in two processes, as torchrun starts them."""
+def run_together(*arguments: Any, slurm: bool = False) -> list[int]:
+    """Exit codes of the command in two processes, as torchrun or `srun` starts them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    started = [
-        PROCESSES.Process(target=run_alone, args=(os.getcwd(), arguments, world | {"RANK": str(rank)}))
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
+    worlds = [
+        step | {"MASTER_PORT": port, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+        if slurm
+        else meeting | {"WORLD_SIZE": "2", "RANK": str(rank)}
         for rank in range(2)
     ]
+    started = [PROCESSES.Process(target=run_alone, args=(os.getcwd(), arguments, world)) for world in worlds]
     for process in started:
         process.start()
     for process in started:
@@ -371,11 +375,12 @@ def run_together(*arguments: Any) -> list[int]:
     return [process.exitcode for process in started]
 
 
-def test_two_processes_write_the_latents_that_one_writes() -> None:
+@pytest.mark.parametrize("slurm", [False, True])
+def test_two_processes_write_the_latents_that_one_writes(slurm: bool) -> None:
     project(batch_size=2)
     command = ("sample", "--noise", "z.npy", "--labels", "y.npy", "--latents-out")
     done(*command, "one.npy")
-    assert run_together(*command, "two.npy") == [0, 0]
+    assert run_together(*command, "two.npy", slurm=slurm) == [0, 0]
     assert Path("one.npy").read_bytes() == Path("two.npy").read_bytes()
     assert not list(Path().glob(".*.tmp"))
 

@@ -1,4 +1,4 @@
-"""One of two processes under torchrun dies or hangs: the other ends or waits, and the run goes on to the same bytes."""
+"""One of two processes dies or hangs, or both are told to stop: the run ends or waits, and goes on as it would have."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from pipeline_project import environment
 pytestmark = pytest.mark.faults
 
 STUCK = 240.0
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sfd_cli"]
 
 
 @dataclass
@@ -37,7 +36,7 @@ class Run:
         with open(log, "wb") as said:
             changes = {"SFD_CACHE": str(project / "cache"), "HF_HUB_OFFLINE": "1"}
             process = subprocess.Popen(
-                [*TORCHRUN, stage],
+                [sys.executable, "-m", "sfd_cli", stage, "--processes", "2"],
                 cwd=project,
                 env=environment(**changes),
                 stdout=said,
@@ -102,7 +101,9 @@ def test_a_dead_rank_ends_the_run_and_it_goes_on(
         run.wait_for(project, moment)
         os.kill(victim, signal.SIGKILL)
         code, seconds = run.end()
-        wrong = [] if code and seconds < 60 else [f"the run ended with {code} after {seconds:.0f} s"]
+        wrong = [] if code == 1 and seconds < 60 else [f"the run ended with {code} after {seconds:.0f} s"]
+        if f"process {rank} of 2: was ended by SIGKILL" not in run.log.read_text():
+            wrong.append(run.log.read_text())
         went_on(project, undisturbed, ledger, "a process of torchrun that dies", wrong)
 
 
@@ -124,6 +125,20 @@ def test_a_stuck_rank_is_waited_for_and_a_run_that_is_given_up_goes_on(
         code, _ = run.end()
         wrong = [] if waits and bool(code) != goes_on else [f"the run ended with {code}: {run.log.read_text()}"]
         went_on(project, undisturbed, ledger, "a process of torchrun that hangs", wrong)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_told_to_stop_writes_a_checkpoint_and_goes_on(
+    number: signal.Signals, history: dict[str, Step], undisturbed: dict[str, str], tmp_path: Path, ledger: Ledger
+) -> None:
+    with history["train"].project(tmp_path) as project:
+        run = Run.start(project, "train")
+        run.ranks()
+        run.wait_for(project, "models/dit/settings.json")
+        run.process.send_signal(number)
+        code, seconds = run.end()
+        wrong = [] if code == 128 + number and seconds < 60 else [f"the run ended with {code} after {seconds:.0f} s"]
+        went_on(project, undisturbed, ledger, "two processes that are told to stop", wrong)
 
 
 def went_on(project: Path, undisturbed: dict[str, str], ledger: Ledger, fault: str, wrong: list[str]) -> None:
