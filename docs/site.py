@@ -162,6 +162,8 @@ def _kind(annotation: Any, limits: list[Any]) -> str:
         words = _kind(args[0], [])
     elif origin in (list, tuple):
         words = f"list of {_kind(args[0], [])}"
+    elif origin is dict:
+        words = f"mapping of {_kind(args[0], [])} to {_kind(args[1], [])}"
     else:
         words = {str: "text", int: "whole number", float: "number", bool: "yes or no", Path: "path"}.get(
             annotation, str(annotation)

@@ -1,7 +1,7 @@
-"""The computed columns of docs/systems.md: parameters, arithmetic and cost of every preset, from its settings alone.
+"""The computed columns of docs/systems.md and docs/finetune.md: parameters, arithmetic and cost, from settings alone.
 
-`python docs/systems.py` prints the rows of that table, and those of the protocols. Nothing is allocated and nothing is
-measured: networks stand on the meta device, and GPU hours follow from a stated share of a data sheet's peak.
+`python docs/systems.py` prints the rows of these tables, and those of the protocols. Nothing is allocated and nothing
+is measured: networks stand on the meta device, and GPU hours follow from a stated share of a data sheet's peak.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.protocols import Protocol
 from sfd_cli.tables import PROTOCOLS
+from sfd_cli.training.costs import Cost, Costs, step_memory
 from sfd_cli.training.throughput import PEAKS
 from sfd_cli.training.transformer import flops_per_image, network_config
 
@@ -25,6 +26,7 @@ CLASSES = 1000
 # Assumed, not measured: the share of the bf16 peak that training reaches on one H100 SXM.
 SHARE_OF_PEAK = 0.4
 PEAK = PEAKS["NVIDIA H100"][0] * 1e12
+GPUS = ("NVIDIA H100", "NVIDIA A100", "NVIDIA GeForce RTX 4090")
 TOKEN_WIDTH = {"s": 384, "b": 768, "l": 1024, "g": 1536}
 
 
@@ -94,9 +96,45 @@ def row(preset: str) -> Row:
 
 
 def rows() -> list[Row]:
-    """Every preset of ImageNet: of the user's own folder, which the others do without."""
+    """Every preset of ImageNet: of a folder, which others do without, and trained from nothing."""
     names = [path.stem for path in sorted(PRESETS.glob("*.yaml"))]
-    return [row(name) for name in names if load_settings(PRESETS / f"{name}.yaml").images.source == "folder"]
+    settings = {name: load_settings(PRESETS / f"{name}.yaml") for name in names}
+    return [row(name) for name in names if settings[name].images.source == "folder" and settings[name].dit.init is None]
+
+
+def finetune_rows(images: int = 1000, classes: int = 10) -> list[str]:
+    """What each stage of `finetune-sfd-xl` takes on so many images of one's own, as docs/finetune.md has it."""
+    settings = load_settings(PRESETS / "finetune-sfd-xl.yaml")
+    stages = Costs(settings, images, classes, prepared=0).stages()
+    rows, total = [], dict.fromkeys(GPUS, 0.0)
+    for stage, cost in stages.items():
+        if cost.operations:
+            hours = {gpu: cost.operations / (SHARE_OF_PEAK * _peak(gpu, cost)) / 3600 for gpu in GPUS}
+            total = {gpu: total[gpu] + hours[gpu] for gpu in GPUS}
+            rows.append(f"| `sfd {stage}` | {cost.images:,} | {cost.operations / 1e15:,.1f} | {_cells(hours)} |")
+    return [*rows, f"| all | | | {_cells(total)} |"]
+
+
+def _peak(gpu: str, cost: Cost) -> float:
+    """FLOP/s of matrix products by the data sheet: transformers are trained in bf16, as `sfd plan` has it."""
+    bf16, fp32 = PEAKS[gpu]
+    return 1e12 * (fp32 if cost.section is None else bf16)
+
+
+def _cells(hours: dict[str, float]) -> str:
+    return " | ".join(f"{value:.2f}" for value in hours.values())
+
+
+def finetune_memory() -> dict[str, float]:
+    """GB that a training step of its transformers takes, as `sfd plan` estimates it, and of XL without recomputing."""
+    settings = load_settings(PRESETS / "finetune-sfd-xl.yaml")
+    costs, dit, guide = Costs(settings, 1000, 10, prepared=0), settings.dit, settings.guide
+    assert guide is not None
+    sections = {"dit": dit, "kept": dit.model_copy(update={"checkpoint_activations": False}), "guide": guide}
+    return {
+        name: step_memory(costs.transformer(section), section, section.batch_size, bf16=True) / 1e9
+        for name, section in sections.items()
+    }
 
 
 def protocol_rows() -> list[str]:
@@ -118,4 +156,4 @@ def _protocol_row(name: str, protocol: Protocol) -> str:
 
 
 if __name__ == "__main__":
-    print(*rows(), "", *protocol_rows(), sep="\n")
+    print(*rows(), "", *protocol_rows(), "", *finetune_rows(), finetune_memory(), sep="\n")

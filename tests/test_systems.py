@@ -26,13 +26,16 @@ from sfd_cli.artifacts.learned_law import LAW
 from sfd_cli.cli import app
 from sfd_cli.config import Settings, load_settings
 from sfd_cli.data.store import Store
+from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.files import read_json
 from sfd_cli.formats.ldm import texture_vae_to_ldm
-from sfd_cli.formats.model_folder import load_config
+from sfd_cli.formats.model_folder import load_config, save_model
 from sfd_cli.laws import law_fact, law_of
+from sfd_cli.networks.lightning_dit import LightningDiT
+from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.presets import list_presets, use_preset
-from sfd_cli.training import texture_vae_task
+from sfd_cli.training import texture_vae_task, transformer
 
 # The structurally most different ones; the others are left to `pytest -m systems`.
 ALWAYS = {"demo", "redi-sfd", "imagenet512-xl", "dit-xl2"}
@@ -74,6 +77,8 @@ SMALL: Params = {
 def shrunk(preset: Params) -> Params:
     """A preset with other sizes: a quarter of the pixels along each side, and small networks trained for moments."""
     small = {name: {**section, **SMALL.get(name, {})} if section else section for name, section in preset.items()}
+    if "keep_every" in preset["dit"]:
+        small["dit"]["keep_every"] = TRANSFORMER["steps"]
     if "probe" in small["schedule"]:
         small["schedule"]["probe"] = preset["schedule"]["probe"] | {**TRANSFORMER, "holdout": 0.4}
     small["images"] |= {"size": preset["images"]["size"] // 4}
@@ -116,6 +121,25 @@ def texture_weights(folder: Path, registered: str, settings: Settings) -> Path:
     return path
 
 
+def semantic_weights(folder: Path, settings: Settings) -> Path:
+    """A random Semantic VAE of the settings' size, in place of the published one."""
+    section = settings.semvae
+    config = SemanticVAEConfig(384, section.channels, section.width, section.depth, section.heads)
+    save_model(folder / "published-semvae", "SemanticVAE", config, {"model": SemanticVAE(config).state_dict()}, {})
+    return folder / "published-semvae"
+
+
+def source_weights(folder: Path, settings: Settings, key: str) -> Path:
+    """A random transformer of seven classes, of a section's architecture, in place of a published one."""
+    section = getattr(settings, key)
+    space = LatentSpace(settings.texture_vae.latent_channels, settings.semvae.channels, settings.grid)
+    config = transformer.network_config(section, space, 384, 7)
+    torch.manual_seed(1)
+    statistics = {"mean": [0.1] * space.channels, "std": [0.9] * space.channels}
+    save_model(folder, "LightningDiT", config, {"ema": LightningDiT(config).state_dict()}, {"statistics": statistics})
+    return folder
+
+
 def prepare(name: str, folder: Path) -> Settings:
     """Make `folder` a project that uses a preset, shrunk, as its user would."""
     params, own = folder / "params.yaml", folder / "own"
@@ -132,6 +156,11 @@ def prepare(name: str, folder: Path) -> Settings:
         np.savez(folder / "reference.npz", arr_0=noise)
     params.write_text(yaml.safe_dump(values, sort_keys=False))
     settings = load_settings(params)
+    if settings.semvae.weights is not None:
+        values["semvae"]["weights"] = str(semantic_weights(folder, settings))
+    for key in ("dit", "guide"):
+        if values[key] is not None and "init" in values[key]:
+            values[key]["init"] = str(source_weights(folder / f"published-{key}", settings, key))
     if settings.texture_vae.weights is not None:
         weights = texture_weights(folder, settings.texture_vae.weights, settings)
         values["texture_vae"]["weights"] = str(weights)
@@ -165,6 +194,7 @@ PAPERS = Expected((32, 4, 4), (16, 4, 4))
 EXPECTED = {
     "demo": Expected((96, 4, 4), (8, 4, 4), features=16, flips=1),
     "dit-xl2": Expected((4, 8, 8), None),
+    "finetune-sfd-xl": PAPERS,
     "fashion-mnist": Expected((48, 4, 4), (8, 4, 4), features=16, flips=1),
     "imagenet256-1p0b": PAPERS,
     "imagenet256-b": PAPERS,
@@ -224,6 +254,8 @@ def check_transformers(settings: Settings, expected: Expected, models: Path) -> 
     assert config.grid == expected.texture[-1]
     assert (config.repa_depth > 0) == (section.repa != "none")
     assert config.feature_width == (384 if section.repa != "none" else 0)
+    if section.init is not None:
+        assert about["statistics"] == load_dit(Path(section.init))[1]["statistics"]
     law = read_json(models / "schedule" / LAW) if settings.schedule.learn else law_of(section)
     assert law_fact(law).items() <= about.items()
     if settings.guide is None:

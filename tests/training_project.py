@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,21 @@ def project(root: Path) -> None:
     save_model(root / "models" / "texture_vae", "TextureVAE", texture, {"model": TextureVAE(texture).state_dict()}, {})
 
 
-def write_latents(folder: Path, features: bool = True, flips: int = 2) -> None:
-    fields = {"texture": Field((flips, TEXTURE, GRID, GRID)), "semantic": Field((flips, SEMANTIC, GRID, GRID))}
+def write_latents(
+    folder: Path,
+    features: bool = True,
+    flips: int = 2,
+    classes: Sequence[str] = CLASSES,
+    grid: int = GRID,
+    channels: tuple[int, int] = (TEXTURE, SEMANTIC),
+    width: int = WIDTH,
+    std: float = 3.0,
+) -> None:
+    """Twenty random images in turn of these classes; `channels` are of textures and semantics, `std` is the index's."""
+    texture, semantic = channels
+    fields = {"texture": Field((flips, texture, grid, grid)), "semantic": Field((flips, semantic, grid, grid))}
     if features:
-        fields["features"] = Field((flips, GRID**2, WIDTH))
+        fields["features"] = Field((flips, grid**2, width))
     rng = np.random.default_rng(0)
     writer = StoreWriter(folder, fields, COUNT, 8, "latents", {"image_size": 16})
     for shard in range(writer.shard_count):
@@ -65,10 +77,9 @@ def write_latents(folder: Path, features: bool = True, flips: int = 2) -> None:
         writer.write_shard(
             shard, {name: rng.normal(1, 3, (rows, *f.shape)).astype(np.float16) for name, f in fields.items()}
         )
-    channels = TEXTURE + SEMANTIC
-    statistics = {"mean": np.full(channels, 1.0), "std": np.full(channels, 3.0)}
+    statistics = {"mean": np.full(texture + semantic, 1.0), "std": np.full(texture + semantic, std)}
     files = [f"{index}.png" for index in range(COUNT)]
-    writer.finish([index % 3 for index in range(COUNT)], files, range(COUNT), CLASSES, statistics)
+    writer.finish([index % len(classes) for index in range(COUNT)], files, range(COUNT), classes, statistics)
     inputs = {"texture_vae": "t"}
     write_json(folder / "settings.json", {"fingerprint": "latents", "complete": True, "settings": {}, "inputs": inputs})
 

@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from sfd_cli.checksums import put_in_place
-from sfd_cli.formats.model_folder import save_model
+from sfd_cli.formats.model_folder import dit_weights, save_model
+from sfd_cli.networks.lightning_dit import LightningDiT
 
 MILESTONES = "milestones"
 _NAME = re.compile(r"\d{7,}")
@@ -39,18 +38,18 @@ class Milestones:
         """The folder of the milestone after `step` steps."""
         return self.folder / f"{step:07d}"
 
-    def save(self, step: int, network: nn.Module, description: Mapping[str, Any]) -> None:
+    def save(self, step: int, network: LightningDiT, description: Mapping[str, Any]) -> None:
         """Keep the averaged `network` after `step` steps; a kill leaves none of it or all.
 
         Args:
             step: steps taken.
-            network: a LightningDiT.
+            network: the transformer.
             description: further keys of its `config.json`, those of the finished model.
         """
         target = self.path(step)
         temporary = self.folder / f".{target.name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        save_model(temporary, type(network).__name__, network.config, {"ema": network.state_dict()}, description)
+        save_model(temporary, type(network).__name__, network.config, dit_weights(network, "ema"), description)
         put_in_place(temporary, target)
 
     def forget_after(self, step: int) -> None:

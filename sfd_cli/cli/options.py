@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
@@ -111,6 +112,9 @@ def _option(name: str, info: FieldInfo, flags: list[str], panel: str) -> list[in
     if typing.get_origin(kind) is list:
         extra["parser"] = PARSERS.get(typing.get_args(kind)[0], _names)
         kind = str
+    elif typing.get_origin(kind) is dict:
+        extra["parser"] = _mapping
+        kind = str
     names = [flag.replace("_", "-") for flag in flags]
     option = typer.Option(
         *(f"--{name}/--no-{name}" if kind is bool else f"--{name}" for name in names),
@@ -138,6 +142,16 @@ def _integers(text: str) -> list[int]:
 
 def _names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",")]
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict):
+        raise typer.BadParameter(f"{text!r} is not a mapping such as '{{cat: [281, 282]}}'")
+    return found
 
 
 PARSERS: dict[Any, Callable[[str], list[Any]]] = {int: _integers, float: _floats}

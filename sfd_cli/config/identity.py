@@ -46,6 +46,9 @@ LATER: dict[type[Section], dict[str, Any]] = {
         "dispersive_temperature": 0.5,
         "dispersive_group": 16,
         "keep_every": 0,
+        "init_classes": {},
+        "statistics": None,
+        "init_learning_rate_scale": 1.0,
     },
     Sample: {
         "schedule": DEFAULT_LAW,

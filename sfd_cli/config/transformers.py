@@ -15,6 +15,7 @@ from sfd_cli.architecture import (
     require_transformer,
 )
 from sfd_cli.config.section import Section
+from sfd_cli.config.start import Start
 from sfd_cli.errors import SettingError
 from sfd_cli.laws import (
     DEFAULT_LAW,
@@ -34,12 +35,9 @@ def _law(name: str) -> str:
     return name if name == LEARNED else SCHEDULES.require(name)
 
 
-class DiT(Section):
+class DiT(Start):
     """`train`: a LightningDiT trained with the asynchronous objective."""
 
-    init: str | None = Field(
-        None, description="start from these weights: a model folder, a reference .pt, a name from `sfd weights list`"
-    )
     width: int = Field(1152, gt=0, description="width of the tokens")
     depth: int = Field(28, gt=0, description="transformer blocks")
     heads: int = Field(16, gt=0, description="attention heads; must divide the width")

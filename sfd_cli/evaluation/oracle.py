@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfd_cli.artifacts.trained_on import other_latents
 from sfd_cli.config import Settings
-from sfd_cli.data.latent_space import read_latents, space_of_store
+from sfd_cli.data.latent_space import read_latents
 from sfd_cli.data.moments import Moments
 from sfd_cli.data.store import Store
 from sfd_cli.errors import UserError
@@ -114,7 +115,7 @@ class Oracle:
         sampler = SamplingModels.open(settings).load(sample, choose_device(settings.runtime.device))
         if not sampler.space.semantic:
             raise UserError(settings.paths.dit, "has no semantic channels", "train one that has")
-        if (why := sampler.space.difference(space_of_store(store))) is not None:
+        if (why := other_latents(settings.paths.dit, sampler.space, store)) is not None:
             problem = f"was trained on other latents than those in {store.folder}, which have {why}"
             raise UserError(settings.paths.dit, problem, "name its own store, or train it again")
         return cls(settings, sampler, store)

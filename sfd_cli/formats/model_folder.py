@@ -280,7 +280,7 @@ def _separate(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def dit_weights(network: LightningDiT, stem: str) -> dict[str, dict[str, Tensor]]:
     """A transformer's weights for `save_model`, with its tables of positions where they are not just ours."""
-    with torch.device("cpu"):
+    with torch.device("cpu"), torch.random.fork_rng(devices=()):  # the weights it draws are of no account
         fresh = dict(LightningDiT(replace(network.config, depth=0, repa_depth=0)).named_buffers())
     tables = {
         name: table

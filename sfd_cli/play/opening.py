@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from sfd_cli.artifacts.recipe import Record
+from sfd_cli.artifacts.trained_on import other_latents
 from sfd_cli.config import Sample, Settings
-from sfd_cli.data.latent_space import read_latents, space_of_store
+from sfd_cli.data.latent_space import read_latents
 from sfd_cli.data.store import Store
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.errors import UserError
@@ -66,18 +67,19 @@ def open_studio(settings: Settings, sources: Sources) -> Studio:
     sampler.require_texture_vae()
     record = Record.read(models.dit.folder)
     training = {} if record is None else record.settings
-    return Studio(sampler, models.fingerprints, training, training_palette(settings.paths.latents, sampler.space))
+    palette = training_palette(settings.paths.latents, sampler.space, models.dit.folder)
+    return Studio(sampler, models.fingerprints, training, palette)
 
 
-def training_palette(latents: Path, space: LatentSpace) -> Palette | None:
-    """Colours of the semantics that the model was trained on; None where its latents are not here."""
+def training_palette(latents: Path, space: LatentSpace, model: Path | None = None) -> Palette | None:
+    """Colours of the semantics that the model in a folder was trained on; None where its latents are not here."""
     if not (space.semantic and space.is_scaled and Path(latents).is_dir()):
         return None
     try:
         store = Store(latents)
     except UserError:
         return None
-    if space.difference(space_of_store(store)) is not None:
+    if other_latents(model, space, store) is not None:
         return None
     rows = np.unique(np.linspace(0, len(store) - 1, PAINTED).round().astype(np.int64))
     return Palette.of(space.views(read_latents(store, rows, space)).semantic.numpy())

@@ -22,7 +22,7 @@ from sfd_cli.training.error_surface import choose, measure
 from sfd_cli.training.live_log import clear_log
 from sfd_cli.training.probe_task import ProbeTask
 from sfd_cli.training.transformer import train_transformer
-from sfd_cli.weights.models import Model, open_model
+from sfd_cli.weights.models import Model, open_model, space_of
 
 COMMAND = "learn-schedule"
 
@@ -70,8 +70,9 @@ def _none(settings: Settings) -> dict[str, Any]:
 
 def _load(settings: Settings, processes: Processes) -> tuple[ProbeTask, LightningDiT]:
     device, store = processes.device(settings.runtime.device), Store(settings.paths.latents)
-    task = ProbeTask(store, settings.schedule.probe, device, shared_clusters(store, processes))
-    return task, _probe(settings).load().to(device)
+    task, probe = ProbeTask(store, settings.schedule.probe, device, shared_clusters(store, processes)), _probe(settings)
+    task.space = space_of(probe)
+    return task, probe.load().to(device)
 
 
 def _probe(settings: Settings) -> Model[LightningDiT]:

@@ -12,6 +12,7 @@ from torch import nn
 from sfd_cli.artifacts.milestones import Milestones
 from sfd_cli.config import DiT
 from sfd_cli.messages import say
+from sfd_cli.networks.lightning_dit import LightningDiT
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class MilestoneKeeper:
     def __call__(self, step: int, network: nn.Module) -> None:
         """Keep them if it is time."""
         if self.every and step % self.every == 0:
+            assert isinstance(network, LightningDiT)
             self.milestones.save(step, network, self.description)
 
 

@@ -6,7 +6,8 @@ directions move alike. Embeddings, the first and last layers, norms and biases a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,17 +23,29 @@ PEAK = "peak"
 def optimizers_of(model: nn.Module, settings: LoopSettings) -> list[Optimizer]:
     """AdamW, fused, with betas 0.9 and `beta2`; after it Muon, with momentum 0.95, where the settings ask for it.
 
-    Every weight that is trained belongs to one of them; both have the settings' decoupled weight decay.
+    Every weight that is trained belongs to one of them; both have the settings' decoupled weight decay. Weights with a
+    learning rate of their own (`rate_scales`) are groups after the others.
     """
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     muons = {name for name, weight in trained.items() if settings.optimizer == "muon" and is_inner(name, weight)}
-    rest = {"params": [weight for name, weight in trained.items() if name not in muons], PEAK: settings.learning_rate}
+    rest = _groups([name for name in trained if name not in muons], trained, settings.learning_rate, settings)
     betas = (0.9, settings.beta2)
-    found: list[Optimizer] = [torch.optim.AdamW([rest], betas=betas, weight_decay=settings.weight_decay, fused=True)]
+    found: list[Optimizer] = [torch.optim.AdamW(rest, betas=betas, weight_decay=settings.weight_decay, fused=True)]
     if settings.optimizer == "muon":
-        matrices = {"params": [trained[name] for name in trained if name in muons], PEAK: settings.muon_learning_rate}
-        found.append(torch.optim.Muon([matrices], momentum=MOMENTUM, weight_decay=settings.weight_decay))
+        matrices = _groups([name for name in trained if name in muons], trained, settings.muon_learning_rate, settings)
+        found.append(torch.optim.Muon(matrices, momentum=MOMENTUM, weight_decay=settings.weight_decay))
     return found
+
+
+def _groups(
+    names: list[str], weights: Mapping[str, Tensor], peak: float, settings: LoopSettings
+) -> list[dict[str, Any]]:
+    """Parameter groups of these weights, one for every learning rate; the order of weights is kept within each."""
+    scales = {name: settings.rate_scales.get(name, 1.0) for name in names}
+    return [
+        {"params": [weights[name] for name in names if scales[name] == scale], PEAK: peak * scale}
+        for scale in sorted(set(scales.values()), reverse=True) or [1.0]
+    ]
 
 
 def is_inner(name: str, weight: Tensor) -> bool:

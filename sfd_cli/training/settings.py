@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,8 @@ class LoopSettings:
     """How to optimise; see the section `dit` of params.yaml for the units.
 
     `decay` is the fraction of the steps at the end over which the learning rate falls linearly to 0, or "cosine": half
-    a cosine over all steps after the warmup.
+    a cosine over all steps after the warmup. `rate_scales` has the learning rates of weights, by name, over that of all
+    others.
     """
 
     steps: int
@@ -39,6 +41,7 @@ class LoopSettings:
     ema_warmup: bool = False
     precision: Precision = "fp32"
     compile: bool = False
+    rate_scales: Mapping[str, float] = field(default_factory=dict)
 
     def micro_batch(self, processes: int) -> int:
         """Images of one micro-batch of one of so many processes.

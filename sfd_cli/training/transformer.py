@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sfd_cli.artifacts.fingerprints import finished, finished_model
 from sfd_cli.artifacts.learned_law import with_learned_law
@@ -21,22 +21,23 @@ from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.store import Store
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.errors import SettingError, UserError
-from sfd_cli.formats.format import Hints
-from sfd_cli.formats.model_folder import save_model
+from sfd_cli.formats.model_folder import dit_weights, save_model
 from sfd_cli.laws import law_fact, law_of
+from sfd_cli.messages import say
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.processes import Processes, require_memory
 from sfd_cli.training.checkpoints import Checkpoints
 from sfd_cli.training.fit import OnStep, fit
+from sfd_cli.training.inherit import Source, settled
 from sfd_cli.training.live_log import latest_values
 from sfd_cli.training.milestones import MilestoneKeeper, kept_milestones
 from sfd_cli.training.probe_task import ProbeTask
 from sfd_cli.training.sample_grids import SampleGrids
-from sfd_cli.training.settings import transformer_loop
+from sfd_cli.training.settings import LoopSettings, transformer_loop
 from sfd_cli.training.throughput import training_flops
 from sfd_cli.training.validation import Validation
 from sfd_cli.training.velocity_task import VelocityTask
-from sfd_cli.weights.models import Model, SemanticCompressor, open_model, open_semantic
+from sfd_cli.weights.models import SemanticCompressor, open_semantic
 
 # None of these moves a result by more than rounding; the digest of the weights at `init` is among the inputs.
 FREE = {
@@ -95,6 +96,14 @@ class Training:
         """What makes the model."""
         return _recipe(self)
 
+    @cached_property
+    def source(self) -> Source | None:
+        """The transformer that training starts from, where there is one."""
+        if self.section.init is None:
+            return None
+        semantic = Store(self.settings.paths.latents).fields["semantic"].shape[1] if self.section.semantics else 0
+        return Source.open(self.settings, self.section, self.section_name, semantic)
+
     @property
     def checkpoints(self) -> Checkpoints:
         """Of the run."""
@@ -115,7 +124,7 @@ def train_transformer(settings: Settings, key: Key, section: DiT, command: str) 
     whether one came in one go or in two would be seen in its weights. Under torchrun the processes share every batch.
 
     With `holdout` the rest of the images are trained on. Latents are normalised by the store's statistics all the same,
-    which are of all images, those held out too.
+    which are of all images, those held out too; or by those of the transformer that training starts from (`Source`).
 
     Returns:
         The summary to print.
@@ -124,7 +133,7 @@ def train_transformer(settings: Settings, key: Key, section: DiT, command: str) 
         UserError: an input is missing or does not fit.
         StageFailure: the loss was not finite for several steps in a row.
     """
-    section = with_learned_law(section, settings.paths.schedule)
+    section = settled(with_learned_law(section, settings.paths.schedule))
     training = Training(settings, key, section, finished(settings.paths.latents, "sfd encode-latents"), command)
     facts = produce(
         training.recipe,
@@ -151,8 +160,8 @@ def _recipe(training: Training) -> Recipe:
             raise UserError(
                 paths.latents, f"was encoded by another Semantic VAE than {paths.semvae}", "run `sfd encode-latents`"
             )
-    if section.init is not None:
-        inputs["init"] = _initial(training).fingerprint
+    if training.source is not None:
+        inputs["init"] = training.source.model.fingerprint
     free = FREE if section.decay else FREE | {"steps"}
     chosen, recorded = identity(section, exclude=free), identity(section, include=free)
     return Recipe(training.command, training.folder, chosen, inputs, recorded)
@@ -177,20 +186,24 @@ def _can_mend(training: Training, names: list[str]) -> bool:
     return weights_alone and training.checkpoints.is_whole(training.section.steps)
 
 
-def _load(training: Training, processes: Processes) -> tuple[VelocityTask, LightningDiT, Split | None]:
-    """The task on the stored latents, the network with its first weights, and what is held out, where something is.
+def _load(training: Training, processes: Processes) -> tuple[VelocityTask, LightningDiT, LoopSettings, Split | None]:
+    """The task on the stored latents, the network with its first weights, how to optimise it, and what is held out.
 
     Raises:
         UserError: they are missing or do not fit together.
     """
-    settings, section = training.settings, training.section
+    settings, section, source = training.settings, training.section, training.source
     device = processes.device(settings.runtime.device)
     decoder = open_semantic(settings).load().to(device) if section.repa == "decoded" else None
     try:
         task = _task(training, decoder, device, processes)
         require_memory(section.batch_size, task.space.shape, device)
         config = network_config(section, task.space, task.feature_width, len(task.conditions))
-        transformer_loop(section, device).micro_batch(processes.count)
+        if source is not None:
+            source.require_fit(config)
+            task.space = source.space(task.space)
+        loop = transformer_loop(section, device)
+        loop.micro_batch(processes.count)
         section.require_whole_groups(processes.count)
         split = _split(task, section, processes) if section.holdout else None
     except SettingError as error:
@@ -199,10 +212,13 @@ def _load(training: Training, processes: Processes) -> tuple[VelocityTask, Light
         raise UserError(task.store.folder, "does not say how large its images are", "run `sfd encode-latents` again")
     torch.manual_seed(section.seed)
     model = LightningDiT(config)
-    if section.init is not None:
-        model.load_state_dict(_initial_weights(training, config))
+    if source is not None:
+        inherited = source.fill(model, task.conditions)
+        loop = replace(loop, rate_scales=source.rate_scales(inherited))
+        if processes.is_main:
+            say(source.summary(task.conditions, training.latents.inputs.get("texture_vae")))
     model.checkpoint_activations = section.checkpoint_activations
-    return task, model, split
+    return task, model, loop, split
 
 
 def _task(
@@ -220,7 +236,12 @@ def _split(task: VelocityTask, section: DiT, processes: Processes) -> Split:
 
 
 def _make(
-    training: Training, task: VelocityTask, model: LightningDiT, split: Split | None, processes: Processes
+    training: Training,
+    task: VelocityTask,
+    model: LightningDiT,
+    loop: LoopSettings,
+    split: Split | None,
+    processes: Processes,
 ) -> Facts:
     section, checkpoints, device = training.section, training.checkpoints, task.device
     description = _description(training, task)
@@ -238,7 +259,7 @@ def _make(
         task,
         model,
         EpochSampler(len(task.store), section.batch_size, section.seed, rows, task.store.flips),
-        transformer_loop(section, device),
+        loop,
         checkpoints.folder,
         training.log,
         device,
@@ -249,7 +270,7 @@ def _make(
     )
     if processes.is_main:
         assert result.ema is not None
-        weights = {"model": result.model.state_dict(), "ema": result.ema.state_dict()}
+        weights = dit_weights(result.model, "model") | dit_weights(result.ema, "ema")
         save_model(training.folder, "LightningDiT", model.config, weights, description)
         # How many checkpoints there are depends on interruptions; equal settings must give equal artifacts.
         checkpoints.keep(1)
@@ -304,31 +325,3 @@ def flops_per_image(config: LightningDiTConfig) -> int:
         model(x, torch.empty(1), torch.empty(1), torch.empty(1, dtype=torch.int64), bool(config.repa_depth))
 
     return training_flops(forward, lambda: LightningDiT(config))
-
-
-def _initial(training: Training) -> Model[LightningDiT]:
-    """The transformer that training starts from; settings and latents give what a file of other code does not say."""
-    section, fields = training.section, Store(training.settings.paths.latents).fields
-    semantic = fields["semantic"].shape[1] if section.semantics else 0
-    hints = Hints(section.heads, repa_depth=section.repa_depth, semantic_channels=semantic)
-    try:
-        return open_model(str(section.init), LightningDiT, hints)
-    except UserError as error:
-        raise UserError(f"{training.section_name}.init", f"{error.subject} {error.problem}", error.remedy) from None
-
-
-def _initial_weights(training: Training, config: LightningDiTConfig) -> dict[str, Tensor]:
-    """Averaged weights of the transformer to start from.
-
-    Raises:
-        UserError: it is damaged or of another architecture than `config`; names what differs.
-    """
-    network = _initial(training).load()
-    ours, theirs = asdict(config), asdict(network.config)
-    wrong = [f"{key} {value} instead of {ours[key]}" for key, value in theirs.items() if value != ours[key]]
-    if wrong:
-        problem = f"{training.section.init} has {', '.join(wrong)}"
-        raise UserError(
-            f"{training.section_name}.init", problem, "set these in the section, or start from another file"
-        )
-    return network.state_dict()

@@ -38,7 +38,8 @@ class VelocityTask:
         device: the training device.
 
     Attributes:
-        space: layout of the composite latents, with the statistics of the store.
+        space: layout of the composite latents, with the statistics that normalise them: those of the store, unless
+            training starts from a transformer with others.
         conditions: the store's classes.
 
     Raises:

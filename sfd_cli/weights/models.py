@@ -190,7 +190,7 @@ def open_semantic(settings: Settings, source: str | Path | None = None) -> Model
     """
     source, section = source or settings.paths.semvae, settings.semvae
     hints = Hints(tiles=settings.encoder.tiles)
-    if not _is_registered(source):
+    if not is_registered(source):
         sizes = {"channels": section.channels, "width": section.width, "depth": section.depth}
         hints = replace(hints, heads=section.heads, sizes=sizes)
     return open_model(source, tuple(compressors()), hints)
@@ -290,19 +290,20 @@ def locate(source: str | Path, *kinds: Kind) -> Path:
     Raises:
         UserError: registered weights that cannot be had, or of another kind, which are not fetched.
     """
-    if not _is_registered(source):
+    if not is_registered(source):
         return Path(source)
     weights = find_weights(str(source), *kinds)
     return fetch_weights(weights)
 
 
-def _is_registered(source: str | Path) -> bool:
+def is_registered(source: str | Path) -> bool:
+    """Whether it is the name of published weights, and no path that exists."""
     return str(source) in REGISTRY and not Path(source).exists()
 
 
 def with_registered(hints: Hints, source: str | Path) -> Hints:
     """The hints, completed with what the registry knows about the weights of this name."""
-    if not _is_registered(source):
+    if not is_registered(source):
         return hints
     entry = REGISTRY[str(source)]
     known = {key: value for key, value in entry.hints.items() if getattr(hints, key) is None}

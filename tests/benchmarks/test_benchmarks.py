@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_project import tiny_settings, write_models
+from tiny_project import random_images, tiny_settings, write_models
+
+from sfd_cli.data.images import ImageManifest
+from sfd_cli.formats.model_folder import save_model
+from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
+from sfd_cli.networks.texture_pca import TexturePCA, TexturePCAConfig
 
 pytestmark = pytest.mark.benchmarks
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -109,3 +114,33 @@ def test_encoding_at_the_same_time_writes_the_bytes_of_one_thing_after_the_other
     printed = run("encode_latents.py", *options, "--device", "cpu", "--out", str(tmp_path))
     assert printed.count("both ways write the same bytes") == 2
     assert len(written(tmp_path, "encode_latents")["timings"]) == 12
+
+
+def test_fine_tuning_puts_three_starts_beside_one_another(tmp_path: Path) -> None:
+    project = demo_project(tmp_path / "demo")
+    options = ("--project", str(project), "--work", str(tmp_path / "work"), "--images", "8", "--quick")
+    run("finetune.py", *options, "--seeds", "--device", "cpu", "--out", str(tmp_path))
+    assert not list(tmp_path.glob("*.json"))
+    printed = run("finetune.py", *options, "--seeds", "0", "1", "--device", "cpu", "--out", str(tmp_path))
+    found = written(tmp_path, "finetune")
+    starts = {"inherited statistics", "own statistics", "from nothing"}
+    assert set(found["found"]) == set(found["runs"]) == starts
+    assert all(list(curve) == ["2", "4"] for by_seed in found["found"].values() for curve in by_seed.values())
+    assert found["seeds"] == [0, 1]
+    assert "from nothing" in printed
+    assert (tmp_path / "finetune.png").stat().st_size > 10_000
+
+
+def demo_project(folder: Path) -> Path:
+    """Images of five of the demo's categories, and compressors of the demo's sizes, all of them random."""
+    names = ("food-drink", "objects", "travel-places", "flags", "symbols")
+    files = [f"{name}/{index}.png" for name in names for index in range(6)]
+    random_images(folder / "data" / "images", files, seed=0)
+    ImageManifest.of(folder / "data" / "images", dict.fromkeys(files, "0")).save(folder / "data" / "images", root=".")
+    texture = TexturePCAConfig(16, 96, decoder_channels=(8, 8), norm_groups=8)
+    semantic = SemanticVAEConfig(384, 8, width=16, depth=1, heads=2)
+    for name, network in (("texture_vae", TexturePCA(texture)), ("semvae", SemanticVAE(semantic))):
+        save_model(
+            folder / "models" / name, type(network).__name__, network.config, {"model": network.state_dict()}, {}
+        )
+    return folder

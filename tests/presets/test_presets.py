@@ -18,13 +18,14 @@ from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.tables import PROTOCOLS
 from sfd_cli.training import texture_vae_task
+from sfd_cli.training.inherit import settled
 from sfd_cli.weights.registry import REGISTRY
 
 REPOSITORY = Path(__file__).parents[2]
 PRESETS = REPOSITORY / "sfd_cli" / "presets"
 NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
 # The others bring their own images.
-IMAGENET = [name for name in NAMES if name not in {"demo", "fashion-mnist"}]
+IMAGENET = [name for name in NAMES if name not in {"demo", "fashion-mnist", "finetune-sfd-xl"}]
 # Millions, as published: SFD's README and table 1 (B, L, XL, XXL), DiT's table 1 (XL/2; S is DiT-S/2's 33 M, which
 # SwiGLU and a smaller patch hardly change). SFD's supplement has 682.77 M for XL with the REPA projector of 8.1 M and
 # with the fixed positions counted, so the published sizes are without it.
@@ -211,6 +212,34 @@ def test_the_documented_rows_are_the_computed_ones() -> None:
         assert str(row) in text, f"docs/systems.md is out of date: python docs/systems.py prints {row}"
     for name in IMAGENET:
         assert f"| `{name}` |" in text
+
+
+def test_fine_tuning_starts_from_published_models_of_the_same_architecture_and_latents() -> None:
+    """Whatever a `Source` compares: sizes, times, what is predicted, channels; and their statistics are inherited."""
+    own, published = preset("finetune-sfd-xl"), preset("imagenet256-xl")
+    for section, theirs in ((own.dit, published.dit), (own.guide, published.guide)):
+        assert section is not None
+        assert theirs is not None
+        assert systems().architecture(own, section) == systems().architecture(published, theirs)
+        assert law_of(section) == law_of(theirs)
+        assert REGISTRY[str(section.init)].kind == "dit"
+        assert REGISTRY[str(section.init)].statistics == ("sfd_texture_statistics", "sfd_semantic_statistics")
+        assert settled(section).statistics == "init"
+        assert section.ema_decay**section.steps < 0.4, "the average is not mostly of the source"
+    assert own.texture_vae.weights == published.texture_vae.weights == "sdvae_f16d32"
+    assert own.semvae.weights == "sfd_semvae"
+    assert own.semvae.model_copy(update={"weights": None}).width == published.semvae.width
+    assert own.encoder == published.encoder
+    assert own.fid.reference is None, "own images are compared with own images"
+    assert law_of(own.sample.with_law(law_of(own.dit))) == law_of(own.dit)
+
+
+def test_what_fine_tuning_is_documented_to_cost_is_what_is_computed() -> None:
+    text = (REPOSITORY / "docs" / "finetune.md").read_text()
+    for row in systems().finetune_rows():
+        assert row in text, f"docs/finetune.md is out of date: python docs/systems.py prints {row}"
+    for memory in systems().finetune_memory().values():
+        assert f"{memory:.0f} GB" in text, memory
 
 
 def test_the_documented_protocols_are_the_records() -> None:

@@ -608,17 +608,18 @@ def test_training_can_start_from_given_weights(root: Path, form: str) -> None:
     train.run(settings_with())
     given = Path("models/dit").rename("given")
     network, _ = load_dit(given)
-    source = "given"
+    source, statistics = "given", "init"
     if form == "reference checkpoint":
-        source = "given.pt"
+        source, statistics = "given.pt", "own"  # it has none
         torch.save({"ema": dit_to_reference(network.config, network.state_dict())}, source)
-    train.run(settings_with(init=source, steps=1, learning_rate=1e-9, ema_decay=0.0))
+    start = {"statistics": statistics, "steps": 1, "learning_rate": 1e-9, "ema_decay": 0.0}
+    train.run(settings_with(init=source, **start))
     started, _ = load_dit(Path("models/dit"))
     for name, tensor in network.state_dict().items():
         torch.testing.assert_close(started.state_dict()[name], tensor, atol=1e-7, rtol=0)
     before = contents(Path("models/dit"))
     moved = str(Path(source).rename(f"moved-{source}"))
-    train.run(settings_with(init=moved, steps=1, learning_rate=1e-9, ema_decay=0.0))
+    train.run(settings_with(init=moved, **start))
     assert contents(Path("models/dit")) == before
     source = moved
     with refusal("dit.init", moved, "depth 2", "1"):

@@ -68,6 +68,7 @@ def test_a_network_with_repa_has_its_projector() -> None:
 
 def test_the_transformer_is_optimised_as_its_section_says() -> None:
     found = asdict(transformer_loop(DiT(**UNUSUAL), CPU))
+    assert found.pop("rate_scales") == {}, "these follow from the weights to start from"
     assert found == {name: UNUSUAL[name] for name in found}
 
 
@@ -78,7 +79,16 @@ def test_every_setting_of_a_transformer_has_one_use() -> None:
     objective |= {"repa", "repa_mode", "repa_weight", "time_mean"}
     objective |= {"lead", "lead_slope", "knots", "objective", "lead_jitter", "leader_noise"}
     objective |= {"dispersive_weight", "dispersive_depth", "dispersive_temperature", "dispersive_group"}
-    run = {"init", "checkpoint_activations", "sample_every", "keep_every", "holdout"}
+    run = {
+        "init",
+        "init_classes",
+        "statistics",
+        "init_learning_rate_scale",
+        "checkpoint_activations",
+        "sample_every",
+        "keep_every",
+        "holdout",
+    }
     assert set(DiT.model_fields) == (network | loop | objective | run) & set(DiT.model_fields)
     assert not (network & loop) | (objective & (network | loop))
 
@@ -124,6 +134,7 @@ def test_what_is_left_out_is_adamw_without_decay_average_or_clipping() -> None:
         "ema_warmup": False,
         "precision": "fp32",
         "compile": False,
+        "rate_scales": {},
     }
 
 
