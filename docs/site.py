@@ -142,13 +142,16 @@ def settings_reference() -> str:
 
 
 def _keys(kind: type[BaseModel], own: BaseModel, prefix: str = "") -> Iterator[tuple[str, ...]]:
-    """A row for every key of a section, and of the sections in it."""
+    """A row for every key of a section, and of the sections in it, those too that are left out by default."""
     for key, field in kind.model_fields.items():
         value, name = getattr(own, key), f"{prefix}{key}"
         if isinstance(value, BaseModel):
             yield from _keys(type(value), value, f"{name}.")
         else:
             yield f"`{name}`", _kind(field.annotation, field.metadata), _value(value), _plain(field.description or "")
+            for part in typing.get_args(field.annotation):
+                if isinstance(part, type) and issubclass(part, BaseModel):  # one that may be left out
+                    yield from _keys(part, part(), f"{name}.")
 
 
 def _kind(annotation: Any, limits: list[Any]) -> str:
@@ -164,6 +167,8 @@ def _kind(annotation: Any, limits: list[Any]) -> str:
         words = f"list of {_kind(args[0], [])}"
     elif origin is dict:
         words = f"mapping of {_kind(args[0], [])} to {_kind(args[1], [])}"
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        words = f"section of {', '.join(f'`{key}`' for key in annotation.model_fields)}"
     else:
         words = {str: "text", int: "whole number", float: "number", bool: "yes or no", Path: "path"}.get(
             annotation, str(annotation)

@@ -150,6 +150,12 @@ WRONG: dict[str, tuple[str, ...]] = {
     "dit: {holdout: 1}": ("dit.holdout", "less than 1"),
     "guide: {holdout: -0.1}": ("guide.holdout", "greater than or equal to 0"),
     "dit: {dispersive_weight: -0.5}": ("dit.dispersive_weight", "greater than or equal to 0"),
+    "dit: {adapter: {rank: 16}}": ("dit.adapter", "init"),
+    "dit: {init: a.pt, adapter: true}": ("dit.adapter", "true"),
+    "dit: {init: a.pt, adapter: {rnk: 16}}": ("dit.adapter.rnk", "'rank'"),
+    "dit: {init: a.pt, adapter: {rank: -1}}": ("dit.adapter.rank", "-1"),
+    "dit: {init: a.pt, adapter: {alpha: 0}}": ("dit.adapter.alpha", "0"),
+    "guide: {init: a.pt, width: 64, heads: 4, adapter: {rank: 65}}": ("guide.adapter.rank", "65", "width 64"),
     "dit: {dispersive_weight: .inf}": ("dit.dispersive_weight", "finite"),
     "dit: {dispersive_weight: 0.5, dispersive_depth: 29}": ("dit.dispersive_depth", "29", "28 blocks"),
     "dit: {dispersive_depth: 0}": ("dit.dispersive_depth", "greater than 0"),
@@ -292,6 +298,7 @@ NEW: dict[str, Any] = {
     "init_classes": {"cat": [281, 282]},
     "statistics": "own",
     "init_learning_rate_scale": 0.5,
+    "adapter": {"rank": 16, "alpha": None},
 }
 # A law's numbers take the place of the offset.
 LAWS: list[dict[str, Any]] = [
@@ -305,7 +312,8 @@ def test_a_later_key_is_part_of_an_identity_where_it_says_something_new() -> Non
     """Artifacts made before there was a key have none in their record, and go on."""
     assert identity(DiT()).keys() == DiT.model_fields.keys() - LATER[DiT].keys()
     for key, value in NEW.items():
-        section = DiT(**{key: value}, init="source" if key in Start.model_fields else None)
+        beside = {"init": "source"} if key in Start.model_fields or key == "adapter" else {}
+        section = DiT(**{key: value}, **beside)
         assert identity(section, exclude={"init"}) == identity(DiT(), exclude={"init"}) | {key: value}
     for law in LAWS:
         assert identity(DiT(**law)) == {key: value for key, value in identity(DiT()).items() if key != "delta_t"} | law

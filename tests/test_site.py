@@ -139,3 +139,5 @@ def test_the_reference_has_every_setting_with_its_kind_limits_and_default(hook: 
     assert row(text, "sample", "classes")[1:3] == ["list of whole number", "unset"]
     assert row(text, "fid", "encoder.image_size")[1:3] == ["whole number, > 0", "`112`"]
     assert row(text, "images", "mirror")[1:3] == ["yes or no", "`true`"]
+    assert row(text, "dit", "adapter")[1:3] == ["section of `rank`, `alpha`", "unset"]
+    assert row(text, "dit", "adapter.rank")[1:3] == ["whole number, ≥ 0", "`16`"]

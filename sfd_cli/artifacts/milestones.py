@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,14 @@ from sfd_cli.formats.model_folder import dit_weights, save_model
 from sfd_cli.networks.lightning_dit import LightningDiT
 
 MILESTONES = "milestones"
+Write = Callable[[Path, LightningDiT, Mapping[str, Any]], None]
+"""Writes a model folder of a network, with further keys of its `config.json`."""
 _NAME = re.compile(r"\d{7,}")
+
+
+def save_averaged(folder: Path, network: LightningDiT, description: Mapping[str, Any]) -> None:
+    """Write all weights of a transformer, as averaged ones."""
+    save_model(folder, type(network).__name__, network.config, dit_weights(network, "ema"), description)
 
 
 class Milestones:
@@ -38,18 +45,21 @@ class Milestones:
         """The folder of the milestone after `step` steps."""
         return self.folder / f"{step:07d}"
 
-    def save(self, step: int, network: LightningDiT, description: Mapping[str, Any]) -> None:
+    def save(
+        self, step: int, network: LightningDiT, description: Mapping[str, Any], write: Write = save_averaged
+    ) -> None:
         """Keep the averaged `network` after `step` steps; a kill leaves none of it or all.
 
         Args:
             step: steps taken.
             network: the transformer.
             description: further keys of its `config.json`, those of the finished model.
+            write: writes what is kept of it.
         """
         target = self.path(step)
         temporary = self.folder / f".{target.name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        save_model(temporary, type(network).__name__, network.config, dit_weights(network, "ema"), description)
+        write(temporary, network, description)
         put_in_place(temporary, target)
 
     def forget_after(self, step: int) -> None:

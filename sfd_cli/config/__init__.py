@@ -1,5 +1,6 @@
 """`params.yaml` as typed, validated sections: one per stage, checked once, at the door."""
 
+from sfd_cli.config.adapters import Adapter
 from sfd_cli.config.compressors import SemVAE, TextureVAE, VAETraining
 from sfd_cli.config.data import Encoder, Features, Images, Latents, Paths, Runtime
 from sfd_cli.config.elsewhere import called_here
@@ -19,6 +20,7 @@ from sfd_cli.config.transformers import DiT, LearnSchedule, Probe
 __all__ = [
     "DEFAULT_PARAMS",
     "LATER",
+    "Adapter",
     "Curve",
     "DiT",
     "Encoder",

@@ -49,6 +49,7 @@ LATER: dict[type[Section], dict[str, Any]] = {
         "init_classes": {},
         "statistics": None,
         "init_learning_rate_scale": 1.0,
+        "adapter": None,
     },
     Sample: {
         "schedule": DEFAULT_LAW,

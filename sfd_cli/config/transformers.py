@@ -14,6 +14,7 @@ from sfd_cli.architecture import (
     require_block,
     require_transformer,
 )
+from sfd_cli.config.adapters import Adapter, unless_nothing
 from sfd_cli.config.section import Section
 from sfd_cli.config.start import Start
 from sfd_cli.errors import SettingError
@@ -108,6 +109,9 @@ class DiT(Start):
         description="fraction of the images kept out of training, near-duplicates together, on which the averaged"
         " weights are validated at every checkpoint_every and at the end; 0: none",
     )
+    adapter: Annotated[Adapter | None, AfterValidator(unless_nothing)] = Field(
+        None, description="train low-rank updates of the transformer at init and leave it as it is; unset: train it all"
+    )
     steps: int = Field(
         400_000, gt=0, description="optimiser steps; more steps continue a finished run, unless decay shapes it by them"
     )
@@ -177,6 +181,19 @@ class DiT(Start):
         if self.keep_every > self.steps:
             problem = f"{self.keep_every} is more than steps {self.steps}, so that none would be kept"
             raise SettingError("keep_every", problem, "use fewer, or 0 for none")
+        return self
+
+    @model_validator(mode="after")
+    def _adapts_something(self) -> Self:
+        if self.adapter is not None and self.init is None:
+            problem = "needs a transformer to adapt, but init is unset"
+            raise SettingError("adapter", problem, "name one, or leave the adapter out")
+        if self.adapter is not None and self.adapter.rank > self.width:
+            problem = f"{self.adapter.rank} is more than width {self.width}, where an update has full rank already"
+            raise SettingError("adapter.rank", problem, "lower it, or leave the adapter out to train all weights")
+        if self.adapter is not None and self.init_learning_rate_scale != 1:
+            problem = f"{self.init_learning_rate_scale:g} is for weights that an adapter leaves as they are"
+            raise SettingError("init_learning_rate_scale", problem, "leave it or the adapter out")
         return self
 
     @model_validator(mode="after")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -42,27 +42,38 @@ def read_file(source: Path, hints: Hints | None = None, kind: str | None = None)
 def export_model(folder: Path, target: Path) -> tuple[str, list[Path]]:
     """Write one of our model folders in the first format for its type that can be written.
 
+    Args and errors as of `export_parts`.
+    """
+    folder = Path(folder)
+    kind = str(load_config(folder).get("type"))
+    return kind, export_parts(folder, kind, target, lambda config_type: read_parts(folder, config_type))
+
+
+def export_parts(source: Path, kind: str, target: Path, read: Callable[[type], ModelParts]) -> list[Path]:
+    """Write a model in the first format for its type that can be written.
+
     Args:
-        folder: the model folder.
+        source: what it is of, for messages.
+        kind: its type, as in `ModelParts.kind`.
+        read: gives the model, by the configuration dataclass of its kind.
         target: the file, .pt, .pth or .ckpt. Formats may add files beside it; all appear whole or none of them.
 
     Returns:
-        The type of the model, as in `ModelParts.kind`, and the files, `target` first.
+        The files, `target` first.
 
     Raises:
         UserError: no model, of a type that no format writes, or a target that exists or has another suffix.
     """
-    folder, target = Path(folder), Path(target)
+    target = Path(target)
     if target.suffix not in EXPORT_SUFFIXES:
         raise UserError(target, "is no name of a file of torch", f"end it in {', '.join(EXPORT_SUFFIXES)}")
-    kind = str(load_config(folder).get("type"))
     writers = [(form.config, form.write) for form in _formats(kind) if form.write is not None]
     if not writers:
         known = ", ".join(sorted({form.kind for form in _formats() if form.write is not None}))
-        raise UserError(folder, f"holds a {kind}, which no format for export can hold", f"export one of {known}")
+        raise UserError(source, f"holds a {kind}, which no format for export can hold", f"export one of {known}")
     config_type, write = writers[0]
-    with about(folder):
-        contents = write(read_parts(folder, config_type))
+    with about(source):
+        contents = write(read(config_type))
     files = {
         target.with_name(f"{target.stem}{suffix}.pt") if suffix else target: content
         for suffix, content in contents.items()
@@ -71,7 +82,7 @@ def export_model(folder: Path, target: Path) -> tuple[str, list[Path]]:
         if path.exists():
             raise UserError(path, "exists already", "remove it or give another name")
     _save_together(files)
-    return kind, list(files)
+    return list(files)
 
 
 def _formats(kind: str | None = None) -> Iterator[Format]:

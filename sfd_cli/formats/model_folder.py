@@ -155,12 +155,21 @@ def load_model(folder: Path, stem: str) -> nn.Module:
     network = _built(kind, config)
     network.load_state_dict(tensors)
     if tables.exists():
-        buffers = dict(network.named_buffers())
-        for name, table in read_safetensors(tables).items():
-            if name not in buffers or buffers[name].shape != table.shape:
-                raise UserError(tables, f"does not fit its weights: {name} {tuple(table.shape)}", "import them again")
-            buffers[name].copy_(table)
+        place_tables(network, read_safetensors(tables), tables)
     return network.eval().requires_grad_(False)
+
+
+def place_tables(network: nn.Module, tables: Mapping[str, Tensor], path: Path) -> None:
+    """Put tables of positions, which come from the file at `path`, into a network.
+
+    Raises:
+        UserError: one does not fit.
+    """
+    buffers = dict(network.named_buffers())
+    for name, table in tables.items():
+        if name not in buffers or buffers[name].shape != table.shape:
+            raise UserError(path, f"does not fit its weights: {name} {tuple(table.shape)}", "import them again")
+        buffers[name].copy_(table)
 
 
 def read_parts(folder: Path, config_type: type) -> ModelParts:

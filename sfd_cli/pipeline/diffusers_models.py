@@ -19,7 +19,8 @@ from sfd_cli.config import Sample
 from sfd_cli.formats.model_folder import described, texture_compressors
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.pipeline.arguments import as_dtype, as_sample
-from sfd_cli.weights.models import LoadedModel, Model, open_model
+from sfd_cli.weights.model import LoadedModel, Model
+from sfd_cli.weights.models import open_model
 
 
 class TransformerOutput(BaseOutput):

@@ -24,7 +24,8 @@ from sfd_cli.pipeline.layout import SOLVING
 from sfd_cli.pipeline.models import SamplingModels
 from sfd_cli.pipeline.semantic_first import SemanticFirstPipeline
 from sfd_cli.pipeline.steps import LATENTS, OnStepEnd
-from sfd_cli.weights.models import LoadedModel, Model, TextureCompressor, conditions_of, space_of
+from sfd_cli.weights.model import LoadedModel, Model
+from sfd_cli.weights.models import TextureCompressor, conditions_of, space_of
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 

@@ -23,9 +23,8 @@ from sfd_cli.pipeline.image_encoder import require_encoders
 from sfd_cli.pipeline.layout import INDEX, SavedPipeline, read_saved
 from sfd_cli.pipeline.models import SamplingModels
 from sfd_cli.pipeline.sampler import Sampler
+from sfd_cli.weights.model import LoadedModel, Model
 from sfd_cli.weights.models import (
-    LoadedModel,
-    Model,
     SemanticCompressor,
     TextureCompressor,
     open_model,

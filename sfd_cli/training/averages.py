@@ -19,16 +19,19 @@ class EMA:
             little of its first weights, with a constant decay 0.997^150 = 64% after 150 steps.
 
     Attributes:
-        model: the averaged module, frozen and in evaluation mode. Its buffers are those of the start.
+        model: the averaged module, frozen and in evaluation mode. Its buffers are those of the start; weights that are
+            not trained are the model's own, and take no memory twice.
     """
 
     def __init__(self, model: nn.Module, decay: float, warmup: bool = False) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        shared = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
+        self.model = copy.deepcopy(model, dict(shared)).eval().requires_grad_(False)
         self._decay, self._warmup = decay, warmup
-        self._averaged = list(self.model.parameters())
+        self._averaged = [weight for weight in self.model.parameters() if id(weight) not in shared]
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Take one step towards the weights of `model` after step `step`, in a few kernels for all of them."""
         decay = min(self._decay, (1 + step) / (10 + step)) if self._warmup else self._decay
-        get_ema_multi_avg_fn(decay)(self._averaged, list(model.parameters()), 0)
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        get_ema_multi_avg_fn(decay)(self._averaged, trained, 0)

@@ -30,6 +30,8 @@ _NAME = re.compile(r"step-(\d{7,})")
 class TrainingState:
     """What training goes on from: the order of images and all noise follow from the seed and the step.
 
+    Weights that are not trained are not part of it.
+
     `optimizer` is the per-parameter state by `<parameter's number>.<name>`, the numbers of a second optimiser going on
     after those of the first; their settings are the run's. `sums` are of the losses since they were last logged.
     """
@@ -45,20 +47,26 @@ class TrainingState:
         cls, step: int, model: nn.Module, ema: nn.Module | None, *optimizers: Optimizer, sums: Sums | None = None
     ) -> TrainingState:
         """The state of objects that have trained `step` steps; its tensors are theirs, not copies."""
-        averaged = None if ema is None else ema.state_dict()
+        frozen = _frozen(model)
+
+        def weights(module: nn.Module) -> dict[str, Tensor]:
+            return {name: tensor for name, tensor in module.state_dict().items() if name not in frozen}
+
         flat = {
             f"{first + number}.{name}": tensor
             for optimizer, first in _numbered(optimizers)
             for number, part in optimizer.state_dict()["state"].items()
             for name, tensor in part.items()
         }
-        return cls(step, model.state_dict(), averaged, flat, sums or Sums())
+        return cls(step, weights(model), None if ema is None else weights(ema), flat, sums or Sums())
 
     def restore(self, model: nn.Module, ema: nn.Module | None, *optimizers: Optimizer) -> None:
         """Put the state into objects like those it was of."""
-        model.load_state_dict(self.model)
-        if ema is not None and self.ema is not None:
-            ema.load_state_dict(self.ema)
+        frozen = _frozen(model)
+        for module, tensors in ((model, self.model), (ema, self.ema)):
+            if module is not None and tensors is not None:
+                held = {name: tensor for name, tensor in module.state_dict().items() if name in frozen}
+                module.load_state_dict(held | tensors)
         parts: dict[int, dict[str, Tensor]] = {}
         for key, tensor in self.optimizer.items():
             number, _, name = key.partition(".")
@@ -67,6 +75,11 @@ class TrainingState:
             groups = optimizer.state_dict()["param_groups"]
             own = {number: parts[first + number] for number in _numbers(groups) if first + number in parts}
             optimizer.load_state_dict({"state": own, "param_groups": groups})
+
+
+def _frozen(model: nn.Module) -> set[str]:
+    """The weights of a model that are not trained: it has them from elsewhere, and its average shares them."""
+    return {name for name, weight in model.named_parameters() if not weight.requires_grad}
 
 
 def _numbered(optimizers: Sequence[Optimizer]) -> Iterator[tuple[Optimizer, int]]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sfd_cli.config import DiT, Encoder, Settings
 from sfd_cli.diffusion.latents import LatentSpace
+from sfd_cli.networks.adapters import adapter_numbers
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.networks.semantic_pca import SemanticPCA, SemanticPCAConfig
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
@@ -24,6 +25,7 @@ from sfd_cli.networks.texture_pca import TexturePCA, TexturePCAConfig
 from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.networks.visual_encoder import VisualEncoder
 from sfd_cli.tables import SOLVERS
+from sfd_cli.training.adapter import SHARE_OF_FLOPS
 from sfd_cli.training.optimizers import is_inner
 from sfd_cli.training.texture_vae_task import network_config as texture_config
 from sfd_cli.training.throughput import training_flops
@@ -197,15 +199,17 @@ class Costs:
         config, images = self.transformer(section), section.steps * section.batch_size
         with torch.device("meta"):
             network = LightningDiT(config)
-        numbers = _numbers(network)
+        numbers, trained, thin = _counts(network, section)
         matrices = sum(weight.numel() for name, weight in network.named_parameters() if is_inner(name, weight))
-        decoded = self.semantic_decoder_flops if section.repa == "decoded" else 0.0
         # AdamW keeps two numbers of a weight, Muon one.
-        moments = 2 * numbers - (section.optimizer == "muon") * matrices
-        project = bool(config.repa_depth)
-        work = images * (3 * _velocity(config, project) + decoded)
+        moments = 2 * trained - (section.optimizer == "muon") * (thin if section.adapter else matrices)
+        decoded = self.semantic_decoder_flops if section.repa == "decoded" else 0.0
+        share = SHARE_OF_FLOPS if section.adapter else 1
+        work = images * (3 * share * _velocity(config, bool(config.repa_depth)) + decoded)
         kept = section.steps // section.keep_every if section.keep_every else 0
-        return Cost(images, FLOAT * numbers * (2 + kept), work, section, FLOAT * (2 * numbers + moments))
+        # Of an adapter the merged average and the adapter itself are left, and milestones are the adapter alone.
+        artifact = numbers + trained * (1 + kept)
+        return Cost(images, FLOAT * artifact, work, section, FLOAT * (2 * trained + moments))
 
     def _sampling(self) -> Cost:
         settings, sample = self.settings, self.settings.sample
@@ -224,6 +228,8 @@ class Costs:
 def step_memory(config: LightningDiTConfig, section: DiT, images: int, bf16: bool) -> float:
     """Bytes of a training step on one device: weights, gradients, moments, the average, and what is kept for backward.
 
+    Of an adapter's training gradients, moments and average are those of the adapter alone.
+
     Args:
         config: of the network.
         section: how it is trained.
@@ -231,14 +237,23 @@ def step_memory(config: LightningDiTConfig, section: DiT, images: int, bf16: boo
         bf16: whether activations are half as large.
     """
     with torch.device("meta"):
-        numbers = _numbers(LightningDiT(config))
+        network = LightningDiT(config)
+    numbers, trained, thin = _counts(network, section)
     short, long = (_kept(dataclasses.replace(config, depth=depth, repa_depth=0)) for depth in (1, 2))
     block, rest = long - short, 2 * short - long
     kept = rest + config.depth * block
     if section.checkpoint_activations:
         tokens = (config.grid // config.patch_size) ** 2
         kept = rest + block + config.depth * tokens * config.width * FLOAT
-    return FLOAT * numbers * 5 + images * kept * (0.5 if bf16 else 1)
+    return FLOAT * (numbers + thin + 4 * trained) + images * kept * (0.5 if bf16 else 1)
+
+
+def _counts(network: LightningDiT, section: DiT) -> tuple[int, int, int]:
+    """Numbers of a network, those that are trained, and those of an adapter's matrices, which it has beside its own."""
+    if section.adapter is None:
+        return _numbers(network), _numbers(network), 0
+    thin = adapter_numbers(network, section.adapter.rank)
+    return _numbers(network), network.class_embedding.weight.numel() + thin, thin
 
 
 def _kept(config: LightningDiTConfig) -> float:

@@ -22,7 +22,8 @@ from sfd_cli.errors import UserError
 from sfd_cli.formats.format import Hints
 from sfd_cli.formats.model_folder import POSITIONS
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
-from sfd_cli.weights.models import Model, conditions_of, is_registered, open_model, space_of
+from sfd_cli.weights.model import Model
+from sfd_cli.weights.models import conditions_of, is_registered, open_model, space_of
 
 LABELS = "class_embedding.weight"
 PROJECTOR = "projector."

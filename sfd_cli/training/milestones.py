@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from sfd_cli.artifacts.milestones import Milestones
+from sfd_cli.artifacts.milestones import Milestones, Write, save_averaged
 from sfd_cli.config import DiT
 from sfd_cli.messages import say
 from sfd_cli.networks.lightning_dit import LightningDiT
@@ -22,12 +22,13 @@ class MilestoneKeeper:
     milestones: Milestones
     every: int
     description: Mapping[str, Any]
+    write: Write = save_averaged
 
     def __call__(self, step: int, network: nn.Module) -> None:
         """Keep them if it is time."""
         if self.every and step % self.every == 0:
             assert isinstance(network, LightningDiT)
-            self.milestones.save(step, network, self.description)
+            self.milestones.save(step, network, self.description, self.write)
 
 
 def kept_milestones(folder: Path, section: DiT, name: str) -> dict[str, Any]:

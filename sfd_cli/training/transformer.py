@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import nn
 
 from sfd_cli.artifacts.fingerprints import finished, finished_model
 from sfd_cli.artifacts.learned_law import with_learned_law
-from sfd_cli.artifacts.milestones import MILESTONES, Milestones
+from sfd_cli.artifacts.milestones import MILESTONES, Milestones, save_averaged
 from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Facts, Recipe, Record
 from sfd_cli.config import DiT, Settings, identity
@@ -26,6 +27,7 @@ from sfd_cli.laws import law_fact, law_of
 from sfd_cli.messages import say
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.processes import Processes, require_memory
+from sfd_cli.training.adapter import SHARE_OF_FLOPS, Adaptation
 from sfd_cli.training.checkpoints import Checkpoints
 from sfd_cli.training.fit import OnStep, fit
 from sfd_cli.training.inherit import Source, settled
@@ -138,7 +140,7 @@ def train_transformer(settings: Settings, key: Key, section: DiT, command: str) 
     facts = produce(
         training.recipe,
         load=lambda processes: _load(training, processes),
-        make=lambda processes, loaded: _make(training, *loaded, processes),
+        make=lambda processes, loaded: _make(training, loaded, processes),
         metrics=settings.paths.metrics,
         is_done=lambda facts: facts.get("steps") == section.steps,
         start_over=lambda: _why_not_on(training),
@@ -186,8 +188,27 @@ def _can_mend(training: Training, names: list[str]) -> bool:
     return weights_alone and training.checkpoints.is_whole(training.section.steps)
 
 
-def _load(training: Training, processes: Processes) -> tuple[VelocityTask, LightningDiT, LoopSettings, Split | None]:
-    """The task on the stored latents, the network with its first weights, how to optimise it, and what is held out.
+@dataclass(frozen=True)
+class Prepared:
+    """What a training is made with, whole and fitting.
+
+    Attributes:
+        task: the objective on the stored latents.
+        model: the network with its first weights.
+        loop: how it is optimised.
+        split: what is held out, where something is.
+        adaptation: what is trained beside the network, where it stays as it is.
+    """
+
+    task: VelocityTask
+    model: LightningDiT
+    loop: LoopSettings
+    split: Split | None
+    adaptation: Adaptation | None
+
+
+def _load(training: Training, processes: Processes) -> Prepared:
+    """Open and check everything that the training is made with.
 
     Raises:
         UserError: they are missing or do not fit together.
@@ -212,13 +233,27 @@ def _load(training: Training, processes: Processes) -> tuple[VelocityTask, Light
         raise UserError(task.store.folder, "does not say how large its images are", "run `sfd encode-latents` again")
     torch.manual_seed(section.seed)
     model = LightningDiT(config)
+    adaptation = None
     if source is not None:
         inherited = source.fill(model, task.conditions)
+        adaptation = _adaptation(training, model, source, inherited)
         loop = replace(loop, rate_scales=source.rate_scales(inherited))
         if processes.is_main:
             say(source.summary(task.conditions, training.latents.inputs.get("texture_vae")))
     model.checkpoint_activations = section.checkpoint_activations
-    return task, model, loop, split
+    return Prepared(task, model, loop, split, adaptation)
+
+
+def _adaptation(
+    training: Training, model: LightningDiT, source: Source, inherited: Collection[str]
+) -> Adaptation | None:
+    """What the section's adapter makes of the training, put into the network; None where there is none."""
+    if training.section.adapter is None:
+        return None
+    try:
+        return Adaptation.of(training.section.adapter, model, source.model, inherited)
+    except SettingError as error:
+        raise UserError(f"{training.section_name}.{error.subject}", error.problem, error.remedy) from None
 
 
 def _task(
@@ -235,21 +270,16 @@ def _split(task: VelocityTask, section: DiT, processes: Processes) -> Split:
     return hold_out(clusters, section.holdout, section.seed)
 
 
-def _make(
-    training: Training,
-    task: VelocityTask,
-    model: LightningDiT,
-    loop: LoopSettings,
-    split: Split | None,
-    processes: Processes,
-) -> Facts:
+def _make(training: Training, prepared: Prepared, processes: Processes) -> Facts:
+    task, model, split, adaptation = prepared.task, prepared.model, prepared.split, prepared.adaptation
     section, checkpoints, device = training.section, training.checkpoints, task.device
     description = _description(training, task)
     watching: list[OnStep] = []
     if processes.is_main:
         done = max(checkpoints.steps(), default=0)
         training.milestones.forget_after(done)
-        watching.append(MilestoneKeeper(training.milestones, section.keep_every, description))
+        write = save_averaged if adaptation is None else adaptation.save
+        watching.append(MilestoneKeeper(training.milestones, section.keep_every, description, write))
         if section.sample_every:
             grids = SampleGrids(training.settings, section, task, training.log / "samples")
             grids.forget_after(done)
@@ -259,22 +289,31 @@ def _make(
         task,
         model,
         EpochSampler(len(task.store), section.batch_size, section.seed, rows, task.store.flips),
-        loop,
+        prepared.loop,
         checkpoints.folder,
         training.log,
         device,
         training.folder.name,
         on_step=watching,
-        flops_per_image=flops_per_image(model.config) if device.type == "cuda" else None,
+        flops_per_image=_flops(model, adaptation) if device.type == "cuda" else None,
         validate=None if split is None else Validation(task, section, split, processes),
     )
+    numbers = {"parameters": sum(parameter.numel() for parameter in result.model.parameters())}
     if processes.is_main:
         assert result.ema is not None
-        weights = dit_weights(result.model, "model") | dit_weights(result.ema, "ema")
-        save_model(training.folder, "LightningDiT", model.config, weights, description)
+        if adaptation is None:
+            weights = dit_weights(result.model, "model") | dit_weights(result.ema, "ema")
+            save_model(training.folder, "LightningDiT", model.config, weights, description)
+        else:
+            numbers = adaptation.finish(training.folder, result.ema, description)
         # How many checkpoints there are depends on interruptions; equal settings must give equal artifacts.
         checkpoints.keep(1)
-    return {"steps": result.step, "parameters": sum(parameter.numel() for parameter in result.model.parameters())}
+    return {"steps": result.step, **numbers}
+
+
+def _flops(model: LightningDiT, adaptation: Adaptation | None) -> int:
+    """FLOPs of a step for an image; an adapter's own few per cent are not counted."""
+    return round(flops_per_image(model.config) * (1 if adaptation is None else SHARE_OF_FLOPS))
 
 
 def _description(training: Training, task: VelocityTask) -> dict[str, Any]:

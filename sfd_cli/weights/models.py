@@ -1,19 +1,16 @@
 """The one door to models: whatever a source is, what comes back is one of our model folders.
 
-A source is a folder made here, a file or folder of other code, or a registered name. Files of other code are converted
-once, into the cache, under a key of their digest and of the hints that their formats use.
+A source is a folder made here, a file or folder of other code, a registered name, or an adapter and its base. Files of
+other code are converted once, into the cache, under a key of their digest and of the hints that their formats use.
 """
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
-import torch
 from torch import nn
 
 from sfd_cli.config import Settings
@@ -21,17 +18,15 @@ from sfd_cli.diffusion.conditions import Conditions
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.errors import UserError
 from sfd_cli.files import fingerprint
+from sfd_cli.formats.adapter_folder import AdapterFolder, is_adapter
 from sfd_cli.formats.files import hints_of, read_file
 from sfd_cli.formats.format import Hints, about
 from sfd_cli.formats.model_folder import (
     CONFIG,
     ONLY_WEIGHTS,
-    TABLES,
     compressors,
     configured,
     load_config,
-    load_model,
-    load_model_config,
     save_parts,
     texture_compressors,
     type_of,
@@ -42,12 +37,13 @@ from sfd_cli.networks.semantic_pca import SemanticPCA
 from sfd_cli.networks.semantic_vae import SemanticVAE
 from sfd_cli.networks.texture_pca import TexturePCA
 from sfd_cli.networks.texture_vae import TextureVAE
+from sfd_cli.weights.adapted import adapted
 from sfd_cli.weights.fetch import cache_folder, digest, fetch_weights, sole_writer
+from sfd_cli.weights.model import M, Model
 from sfd_cli.weights.registry import REGISTRY, Kind, find_weights
 
 SemanticCompressor = SemanticVAE | SemanticPCA
 TextureCompressor = TextureVAE | TexturePCA
-M = TypeVar("M", bound=nn.Module)
 
 CONVERTED = "converted"
 CONVERTER_VERSION = 1
@@ -59,80 +55,6 @@ REGISTERED_AS: dict[str, Kind] = {
     "TextureVAE": "vae",
     "LatentStatistics": "statistics",
 }
-
-
-@dataclass(frozen=True)
-class Model(Generic[M]):
-    """A model folder that is there; its weights are read when they are asked for.
-
-    Attributes:
-        source: what it was opened as, for messages.
-        folder: the model folder: `config.json` and a file for each set of weights.
-        weights: which set of weights, "ema" or "model".
-    """
-
-    source: str
-    folder: Path
-    weights: str
-
-    @cached_property
-    def config(self) -> Any:
-        """The configuration dataclass of the network."""
-        return load_model_config(self.folder)
-
-    @cached_property
-    def facts(self) -> dict[str, Any]:
-        """What its `config.json` says beside type and architecture: `statistics`, `delta_t`, `classes` ..."""
-        return {key: value for key, value in load_config(self.folder).items() if key not in ("type", "config")}
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Of the model's own bytes: more training changes them while its settings stay the same.
-
-        Raises:
-            UserError: it has no such weights.
-        """
-        return fingerprint({"description": load_config(self.folder), "weights": digest(self._file())})
-
-    def load(self) -> M:
-        """The network with these weights, on the CPU, frozen, in evaluation mode.
-
-        Raises:
-            UserError: it has no such weights, or something is damaged.
-        """
-        return cast(M, load_model(self.folder, self._file().stem))
-
-    def _file(self) -> Path:
-        path = self.folder / f"{self.weights}.safetensors"
-        if not path.exists():
-            stems = sorted(file.stem for file in self.folder.glob("*.safetensors"))
-            present = ", ".join(stem for stem in stems if not stem.endswith(TABLES)) or "none"
-            raise UserError(
-                self.source,
-                f"holds no {path.name} (weights present: {present})",
-                "run the stage that makes it, or choose --weights",
-            )
-        return path
-
-
-@dataclass(frozen=True)
-class LoadedModel(Model[M]):
-    """A model whose network is in memory."""
-
-    network: nn.Module
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Of the network's weights, whatever the file was that they came from."""
-        found = hashlib.sha256()
-        for name, tensor in sorted(self.network.state_dict().items()):
-            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return found.hexdigest()
-
-    def load(self) -> M:
-        """The network itself."""
-        return cast(M, self.network)
 
 
 def open_dit(settings: Settings, which: Literal["dit", "guide"] = "dit") -> Model[LightningDiT]:
@@ -206,7 +128,7 @@ def open_model(
     """The model that `source` names, as one of our folders.
 
     Args:
-        source: a model folder, a file or folder of other code, or registered weights.
+        source: a model folder, a file or folder of other code, registered weights, or the folder of an adapter.
         kind: class of the network, or the accepted classes, the one that has other formats first.
         hints: what a file of other code does not tell. Our own folders tell it all.
         weights: which set of weights, "ema" or "model"; None: the averaged ones where there are any. A component of a
@@ -217,12 +139,20 @@ def open_model(
         UserError: it is missing, damaged or something else, or a hint is needed.
     """
     kinds = [one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,))]
+    if is_adapter(source) and LightningDiT.__name__ in kinds:
+        return cast(Model[M], adapted(str(source), AdapterFolder.open(Path(source)), _base_of))
     folder = _model_folder(source, kinds, hints or Hints(), statistics)
     if (folder / f"{ONLY_WEIGHTS}.safetensors").exists():
         weights = ONLY_WEIGHTS
     elif weights is None:
         weights = "ema" if (folder / "ema.safetensors").exists() else "model"
     return Model(str(source), folder, weights)
+
+
+def _base_of(adapter: AdapterFolder) -> Model[LightningDiT]:
+    """The transformer that an adapter names; its own architecture gives what a file of other code does not say."""
+    network = adapter.network
+    return open_model(adapter.base, LightningDiT, Hints(network.heads, semantic_channels=network.semantic_channels))
 
 
 def read_latent_statistics(source: str | Path) -> LatentStatistics:

@@ -98,6 +98,16 @@ def test_the_training_step_has_the_losses_and_the_memory_of_the_plain_one_writte
     assert "x plain" in printed
 
 
+def test_adapters_hold_a_fraction_of_gradients_moments_and_average(tmp_path: Path) -> None:
+    run("adapters.py", "--sizes", "tiny", "--ranks", "2", "--out", str(tmp_path))
+    full, adapter = written(tmp_path, "adapters")["rows"]
+    for part in ("gradients", "moments", "average"):
+        assert adapter[f"{part}, MB"] < full[f"{part}, MB"] / 5
+    for row in (full, adapter):
+        assert row["together, MB"] == pytest.approx(row["together as planned, MB"])
+        assert row["peak, MB"] > 0
+
+
 def test_the_latent_store_gives_what_shards_opened_per_sample_give(tmp_path: Path) -> None:
     sizes = ("--images", "64", "--images-with-features", "32", "--batch", "8", "--batches", "2")
     options = (*sizes, "--images-of-sampler", "5000", "--folder", str(tmp_path), "--repetitions", "1")

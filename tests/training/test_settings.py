@@ -84,6 +84,7 @@ def test_every_setting_of_a_transformer_has_one_use() -> None:
         "init_classes",
         "statistics",
         "init_learning_rate_scale",
+        "adapter",
         "checkpoint_activations",
         "sample_every",
         "keep_every",
