@@ -35,8 +35,8 @@ from sfd_cli.data.store import Field
 from sfd_cli.evaluation.frechet import frechet_distance
 from sfd_cli.evaluation.gaussian import Gaussian
 from sfd_cli.files import read_json, write_json
-from sfd_cli.pipeline.inputs import initial_noise
 from sfd_cli.pipeline.models import SamplingModels
+from sfd_cli.pipeline.seeds import initial_noise
 from sfd_cli.stages import learn_schedule, train
 
 SIDE, TEXTURE, CODE, SIGNS = 2, 32, 4, 4

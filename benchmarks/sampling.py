@@ -25,9 +25,9 @@ from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.diffusion.schedule import AsynchronousSchedule, Schedule
 from sfd_cli.diffusion.solver import CallCounter, integrate
 from sfd_cli.errors import UserError
-from sfd_cli.pipeline.inputs import balanced_labels, initial_noise
 from sfd_cli.pipeline.models import SamplingModels
 from sfd_cli.pipeline.sampler import Sampler
+from sfd_cli.pipeline.seeds import balanced_labels, initial_noise
 
 OFFSETS = [0.0, 0.3, 1.0]
 TIGHT = {"solver": "dopri5", "rtol": 1e-7, "atol": 1e-8}

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from refusals import refusal
 
 from sfd_cli.config import (
+    EDITS,
     LATER,
     DiT,
     Encoder,
@@ -406,3 +407,21 @@ def test_a_key_may_override_what_is_merged_into_its_mapping(tmp_path: Path) -> N
     settings = load_settings(path)
     assert settings.guide is not None
     assert (settings.dit.width, settings.guide.width, settings.guide.heads) == (64, 32, 4)
+
+
+def test_classes_are_indices_names_or_none() -> None:
+    assert Sample.model_validate({"classes": [3, "cat", None, "7"]}).classes == [3, "cat", "null", "7"]
+    assert Sample.model_validate({"classes": None}).classes is None
+    assert Sample.model_validate({"to_class": "null"}).to_class == "null"
+    for value in ([True], [1.5], [[0]], "cat"):
+        with refusal("sample.classes" if value == "cat" else "sample.classes.0"):
+            validate_settings({"sample": {"classes": value}}, "params.yaml")
+
+
+def test_what_is_done_to_one_runs_pictures_is_set_apart() -> None:
+    edited = Sample.model_validate({"to_seed": 3, "start_time": 0.0, "steps": 7})
+    assert edited.edits == {"start_time": 0.0, "to_seed": 3}
+    assert edited.without_edits() == Sample(steps=7)
+    assert identity(edited)["start_time"] == 0.0
+    assert not set(EDITS) & identity(Sample()).keys()
+    assert set(EDITS) <= LATER[Sample].keys()

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -15,11 +16,13 @@ from typing import Any, Self
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from pydantic import BaseModel, NonNegativeInt
 
 from sfd_cli.artifacts.fingerprints import finished
 from sfd_cli.artifacts.kept_semantics import SEMANTICS
 from sfd_cli.artifacts.recipe import SETTINGS, Record
+from sfd_cli.config import EDITS
 from sfd_cli.data.images import DECODE_ERRORS, image_files
 from sfd_cli.data.prefetch import threaded_map
 from sfd_cli.errors import StageFailure, UserError
@@ -32,12 +35,20 @@ NO_DATE = (1980, 1, 1, 0, 0, 0)
 WRITTEN_BEHIND = 128
 
 
+CHUNK = "sfd"
+"""Keyword of a PNG's text chunk that says, as JSON, what made it."""
+
+
 @dataclass(frozen=True)
 class SampleFolder:
-    """The folder that `sfd sample` writes, with `workers` threads that read and write PNGs."""
+    """The folder that `sfd sample` writes, with `workers` threads that read and write PNGs.
+
+    `about` gives, of an image's index, what to say in the text chunk `sfd` of its PNG; None: nothing.
+    """
 
     path: Path
     workers: int = 2
+    about: Callable[[int], Mapping[str, Any]] | None = None
 
     def image(self, index: int) -> Path:
         """The path of image `index`."""
@@ -93,7 +104,8 @@ class SampleFolder:
         index, image = item
         path = self.image(index)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        Image.fromarray(image).save(temporary, format="PNG")
+        text = None if self.about is None else as_text(self.about(index))
+        Image.fromarray(image).save(temporary, format="PNG", pnginfo=text)
         os.replace(temporary, path)
         return index
 
@@ -132,6 +144,11 @@ class Samples:
     protocol: dict[str, Any] = field(default_factory=dict)
     semantics: Path | None = None
 
+    @property
+    def edits(self) -> list[str]:
+        """Keys of EDITS by which they were made, beside noise and class; see `config.Sample`."""
+        return [key for key in EDITS if self.settings.get(key) is not None]
+
     @classmethod
     def open(cls, folder: Path) -> Self:
         """Look into a folder; only what `sfd sample` finished counts as its output.
@@ -159,6 +176,13 @@ class Samples:
         side, settings = _side(files[0]), record.settings
         semantics = Path(folder) / SEMANTICS if facts.semantics else None
         return cls(files, labels, side, description, settings, facts.class_names, from_file, facts.protocol, semantics)
+
+
+def as_text(content: Mapping[str, Any]) -> PngInfo:
+    """The text chunk `sfd` of a PNG, with `content` as JSON."""
+    text = PngInfo()
+    text.add_itxt(CHUNK, json.dumps(content))
+    return text
 
 
 def choose(available: int, count: int | None, seed: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -15,7 +16,16 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
-from sfd_cli.config import DEFAULT_PARAMS, Paths, Runtime, Settings, called_here, load_settings, section_type
+from sfd_cli.config import (
+    DEFAULT_PARAMS,
+    ClassLabel,
+    Paths,
+    Runtime,
+    Settings,
+    called_here,
+    load_settings,
+    section_type,
+)
 from sfd_cli.errors import UserError
 from sfd_cli.stages import Stage
 
@@ -115,6 +125,9 @@ def _option(name: str, info: FieldInfo, flags: list[str], panel: str) -> list[in
     elif typing.get_origin(kind) is dict:
         extra["parser"] = _mapping
         kind = str
+    elif kind == ClassLabel:
+        extra["parser"] = _class_label
+        kind = str
     names = [flag.replace("_", "-") for flag in flags]
     option = typer.Option(
         *(f"--{name}/--no-{name}" if kind is bool else f"--{name}" for name in names),
@@ -140,6 +153,15 @@ def _integers(text: str) -> list[int]:
         raise typer.BadParameter(f"{text!r} is not a list of whole numbers such as 0,3,7") from None
 
 
+def _class_label(text: str) -> int | str:
+    """An index where it is a number, else a name."""
+    return int(text) if re.fullmatch(r"\s*-?\d+\s*", text) else text.strip()
+
+
+def _class_labels(text: str) -> list[int | str]:
+    return [_class_label(part) for part in text.split(",")]
+
+
 def _names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",")]
 
@@ -154,5 +176,5 @@ def _mapping(text: str) -> dict[str, Any]:
     return found
 
 
-PARSERS: dict[Any, Callable[[str], list[Any]]] = {int: _integers, float: _floats}
+PARSERS: dict[Any, Callable[[str], list[Any]]] = {int: _integers, float: _floats, ClassLabel: _class_labels}
 """How the parts of a list are read; all others are names."""

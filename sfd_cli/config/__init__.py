@@ -5,7 +5,7 @@ from sfd_cli.config.compressors import SemVAE, TextureVAE, VAETraining
 from sfd_cli.config.data import Encoder, Features, Images, Latents, Paths, Runtime
 from sfd_cli.config.elsewhere import called_here
 from sfd_cli.config.identity import LATER, identity, unsaid
-from sfd_cli.config.results import Curve, Fid, Foreign, Report, Sample
+from sfd_cli.config.results import EDITS, ClassLabel, Curve, Fid, Foreign, Report, Sample
 from sfd_cli.config.section import Section
 from sfd_cli.config.settings import (
     DEFAULT_PARAMS,
@@ -19,8 +19,10 @@ from sfd_cli.config.transformers import DiT, LearnSchedule, Probe
 
 __all__ = [
     "DEFAULT_PARAMS",
+    "EDITS",
     "LATER",
     "Adapter",
+    "ClassLabel",
     "Curve",
     "DiT",
     "Encoder",

@@ -37,6 +37,9 @@ ELSEWHERE = {
     "num_inference_steps": ("sample.steps",),
     "num_images_per_prompt": ("sample.num_images",),
     "generator": ("sample.seed",),
+    "mask_image": ("sample.mask",),
+    "init_image": ("sample.image",),
+    "strength": ("sample.start_time",),
 }
 """Name there -> settings here."""
 

@@ -62,6 +62,12 @@ LATER: dict[type[Section], dict[str, Any]] = {
         "guidance_channels": None,
         "class_labels": "balanced",
         "to_uint8": "round",
+        "to_seed": None,
+        "to_class": None,
+        "image": None,
+        "keep": None,
+        "start_time": None,
+        "mask": None,
     },
 }
 """Keys that a section did not always have, and the value of each that says what went without saying before."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     model_validator,
 )
@@ -29,6 +30,22 @@ from sfd_cli.laws import (
     require_read,
 )
 from sfd_cli.tables import METRICS, PROTOCOLS, SCHEDULES, SOLVERS
+
+EDITS = ("image", "mask", "keep", "start_time", "to_seed", "to_class")
+"""Keys of the section `sample` that are of one run's pictures, not of a model's sampling; docs/sampling.md."""
+
+
+def _class_label(value: Any) -> Any:
+    """A class as settings give it; YAML reads null as None."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise SettingError("", f"{value!r} is no class", "give indices or names of classes")
+    return value
+
+
+ClassLabel = Annotated[int | str, BeforeValidator(_class_label)]
+"""A class by its index or its name, or `null`: the null label."""
 
 
 class Sample(Section):
@@ -76,7 +93,9 @@ class Sample(Section):
     interval_start: float = Field(0.0, ge=0, le=1, description="guide from this time of each stream on")
     interval_end: float = Field(1.0, ge=0, le=1, description="guide up to this time of each stream")
     num_images: int = Field(50_000, gt=0, description="images to sample")
-    classes: list[int] | None = Field(None, description="class indices, e.g. 0,3,7; unset: all")
+    classes: list[ClassLabel] | None = Field(
+        None, description="classes by index or name, e.g. 0,3,cat; null is the null label, no class; unset: all"
+    )
     class_labels: Literal["balanced", "random"] = Field(
         "balanced", description="balanced: the classes in turn, all equally often; random: drawn by the seed"
     )
@@ -90,6 +109,36 @@ class Sample(Section):
         "round", description="how pixels become whole numbers: to the nearest, or to the one below"
     )
     weights: Literal["ema", "model"] = Field("ema", description="averaged or last weights")
+    to_seed: int | None = Field(
+        None, ge=0, description="a strip from the image of seed to that of this seed, the noise by way of the sphere"
+    )
+    to_class: ClassLabel | None = Field(
+        None, description="a strip from the one class of classes to this one, the label's embedding on a line"
+    )
+    image: Path | None = Field(
+        None, description="a picture to make images of, centre-cropped; keep, start_time and mask say how"
+    )
+    keep: Literal["semantics", "textures"] | None = Field(
+        None, description="keep this stream of image, and draw the other one anew"
+    )
+    start_time: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="start from image with noise, at this part of the schedule: 0 is noise alone, 1 image itself",
+    )
+    mask: Path | None = Field(
+        None, description="a black and white picture as large as image: what is white is drawn anew"
+    )
+
+    @property
+    def edits(self) -> dict[str, Any]:
+        """Those of EDITS that are set."""
+        return {key: getattr(self, key) for key in EDITS if getattr(self, key) is not None}
+
+    def without_edits(self) -> Self:
+        """These settings for pictures from noise alone."""
+        return self.model_copy(update=dict.fromkeys(EDITS)) if self.edits else self
 
     def with_law(self, trained: Mapping[str, Any] | None) -> Self:
         """These settings with a law and its numbers; what is not given is that of `trained`, else of the paper.

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+NULL = "null"
+"""How the last row is asked for by name, where no condition is called so itself."""
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -50,11 +53,17 @@ class Conditions:
         return torch.where(dropped, self.nothing, rows)
 
     def row(self, name: str) -> int:
-        """The row called `name`.
+        """The row called `name`; the last one is called `null`, unless a condition is.
 
         Raises:
             KeyError: no row is called so.
         """
-        if name not in self.names:
-            raise KeyError(name)
-        return self.names.index(name)
+        if name in self.names:
+            return self.names.index(name)
+        if name == NULL:
+            return self.nothing
+        raise KeyError(name)
+
+    def name(self, row: int) -> str:
+        """The name of a row; `null` of the last one."""
+        return NULL if row == self.nothing else self.names[row]

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from sfd_cli.diffusion.guidance import VelocityField, guide_moving
 from sfd_cli.diffusion.latents import LatentSpace
-from sfd_cli.diffusion.schedule import Phase, Schedule, shifted, whole_schedule
-from sfd_cli.diffusion.wiener import Normals, Wiener, leave_last_step
+from sfd_cli.diffusion.schedule import Phase, Schedule
+from sfd_cli.diffusion.time_grid import stretches
+from sfd_cli.diffusion.wiener import Normals, Wiener
 from sfd_cli.tables import SOLVERS
 
 Slope = Callable[[float, Tensor], Tensor]
@@ -100,6 +101,7 @@ def integrate(
     normals: Normals | None = None,
     on_point: OnPoint | None = None,
     amend: Amend | None = None,
+    start: float = 0.0,
 ) -> Tensor:
     """Integrate from noise to data. By phases, a stream that is frozen keeps its values bit for bit.
 
@@ -108,7 +110,7 @@ def integrate(
 
     Args:
         velocity: the (guided) velocity field.
-        noise: (B, C, h, w), the latent at T = 0.
+        noise: (B, C, h, w), the latent at T = `start`: noise at 0.
         rows: (B,) int64, the condition of each image.
         schedule: when each stream moves.
         space: which channels are whose.
@@ -124,6 +126,7 @@ def integrate(
         on_point: called with the points of the solution, `count_steps` times after the start; of an adaptive solver
             only where phases end. A solution that it changes costs a multistep solver its history.
         amend: puts another right-hand side in the place of each phase's; None leaves them.
+        start: progress at which to begin, from 0 to the schedule's end; steps before it are left out.
 
     Returns:
         The latent (B, C, h, w) at the schedule's end.
@@ -134,14 +137,14 @@ def integrate(
     if chosen.is_stochastic and (normals is None or grid != "phases"):
         raise ValueError(f"{solver} needs normals to draw from, and the grid 'phases', which ends where a stream does")
     tell = on_point or (lambda progress, x: None)
-    x = _or(tell(0.0, noise), noise)
-    for phase, points in _stretches(schedule, steps, grid, shift):
+    x = _or(tell(start, noise), noise)
+    last = last_step if chosen.is_stochastic else None
+    for phase, points in stretches(schedule, steps, grid, shift, last, start):
         slope = _slope(velocity, rows, space, phase)
         if amend is not None:
             slope = amend(slope, phase)
         solve = chosen.solve
         if chosen.is_stochastic and normals is not None:
-            points = leave_last_step(points, phase, last_step)
             solve = partial(solve, wiener=Wiener(phase, space, normals))
         while len(points) > 1:
             before = x
@@ -155,53 +158,22 @@ def integrate(
 
 
 def count_steps(
-    schedule: Schedule, *, solver: str = "ab3", steps: int = 24, grid: str = "phases", shift: float = 1.0
+    schedule: Schedule,
+    *,
+    solver: str = "ab3",
+    steps: int = 24,
+    grid: str = "phases",
+    shift: float = 1.0,
+    last_step: float = 0.04,
+    start: float = 0.0,
 ) -> int:
     """How often `integrate` calls `on_point` after the start, by the same arguments."""
-    stretches = _stretches(schedule, steps, grid, shift)
-    return len(stretches) if SOLVERS[solver].is_adaptive else sum(len(points) - 1 for _, points in stretches)
+    found = stretches(schedule, steps, grid, shift, last_step if SOLVERS[solver].is_stochastic else None, start)
+    return len(found) if SOLVERS[solver].is_adaptive else sum(len(points) - 1 for _, points in found)
 
 
 def _or(changed: Tensor | None, solution: Tensor) -> Tensor:
     return solution if changed is None else changed
-
-
-def phase_points(schedule: Schedule, steps: int, shift: float = 1.0) -> list[list[float]]:
-    """Points of every phase, ascending, both ends included.
-
-    The shift belongs to the whole schedule: with u the coordinate in which the one-span grid is equally spaced,
-    each phase gets steps in proportion to its share of u and is equally spaced in u. So the density of points is
-    the one-span grid's, and the shift does not restart at each breakpoint.
-    """
-    back = 1 / shift
-    in_u = [(shifted(p.start / schedule.end, back), shifted(p.end / schedule.end, back)) for p in schedule.phases]
-    counts = allot(steps, [end - start for start, end in in_u])
-    grids = []
-    for phase, (start, end), count in zip(schedule.phases, in_u, counts, strict=True):
-        inner = [schedule.end * shifted(start + (end - start) * i / count, shift) for i in range(1, count)]
-        # The ends are the phase's own: computed from u, rounding could put a point on the far side of a jump.
-        grids.append([phase.start, *inner, phase.end])
-    return grids
-
-
-def allot(total: int, shares: list[float]) -> list[int]:
-    """Split `total` steps in proportion to `shares` by largest remainder, at least one for each."""
-    exact = [total * share / sum(shares) for share in shares]
-    counts = [int(value) for value in exact]
-    by_remainder = sorted(range(len(shares)), key=lambda i: counts[i] - exact[i])
-    for i in by_remainder[: total - sum(counts)]:
-        counts[i] += 1
-    while 0 in counts and sum(counts) > sum(count > 0 for count in counts):
-        counts[counts.index(max(counts))] -= 1
-        counts[counts.index(0)] += 1
-    return [max(count, 1) for count in counts]
-
-
-def _stretches(schedule: Schedule, steps: int, grid: str, shift: float) -> list[tuple[Phase, list[float]]]:
-    """Stretches to integrate one after another, with the points of each."""
-    if grid == "one-span":
-        return [(whole_schedule(schedule), [schedule.end * shifted(i / steps, shift) for i in range(steps + 1)])]
-    return list(zip(schedule.phases, phase_points(schedule, steps, shift), strict=True))
 
 
 def _slope(velocity: VelocityField, rows: Tensor, space: LatentSpace, phase: Phase) -> Slope:

@@ -35,6 +35,8 @@ class AlongTraining:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        for key in settings.sample.edits:
+            raise UserError(f"sample.{key}", "is of pictures that have no scores along a training", "leave it out")
         places = model_folders(settings.paths.dit)
         self._models = {step: SamplingModels.open(_with_transformer(settings, path)) for step, path in places.items()}
         found = {step: models.fingerprints() for step, models in self._models.items()}

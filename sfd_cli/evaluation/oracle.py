@@ -31,9 +31,9 @@ from sfd_cli.evaluation.frechet import frechet_distance
 from sfd_cli.evaluation.gaussian import Gaussian
 from sfd_cli.evaluation.reference import open_references
 from sfd_cli.pipeline.held import Held, part_of
-from sfd_cli.pipeline.inputs import initial_noise
 from sfd_cli.pipeline.models import SamplingModels
 from sfd_cli.pipeline.sampler import Sampler
+from sfd_cli.pipeline.seeds import initial_noise
 from sfd_cli.processes import choose_device
 
 WHAT = "images with other semantics"

@@ -36,7 +36,7 @@ class UntrainedImages(SampledImages):
             UserError: one is missing or damaged.
         """
         plain = {"guidance": "none", "solver": "euler", "steps": STEPS}
-        sample = settings.sample.model_copy(update=plain)
+        sample = settings.sample.without_edits().model_copy(update=plain)
         trained = SamplingModels.open(settings.model_copy(update={"sample": sample})).load(sample, device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.fid.seed)

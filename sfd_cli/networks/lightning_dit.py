@@ -11,8 +11,9 @@ latent grid.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -211,6 +212,18 @@ class LightningDiT(nn.Module):
         """
         for block in self.blocks:
             block.compile(*args, **kwargs)
+
+    def with_mixed_rows(self, first: int, last: int, weights: Sequence[float]) -> LightningDiT:
+        """The same network, its other weights shared, with one more row for each of `weights` behind its conditions'.
+
+        The row of weight w is (1 - w) times the embedding of row `first` plus w times that of row `last`.
+        """
+        table = self.class_embedding.weight.detach()
+        mixed = [(1 - weight) * table[first] + weight * table[last] for weight in weights]
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
+        other.class_embedding = nn.Embedding.from_pretrained(torch.cat((table, torch.stack(mixed))))
+        return other
 
     def _time_condition(self, t_texture: Tensor, t_semantic: Tensor) -> Tensor:
         if self.config.time_embedding == "dual":

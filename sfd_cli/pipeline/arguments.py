@@ -11,11 +11,12 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
-from sfd_cli.config import Sample, Section, first_problem
+from sfd_cli.config import EDITS, Sample, Section, first_problem
 from sfd_cli.data.images import as_rgb, center_crop
 from sfd_cli.diffusion.conditions import Conditions
 from sfd_cli.errors import UserError
 from sfd_cli.laws import laid_over
+from sfd_cli.pipeline.class_labels import rows_of
 
 # Settings of the section `sample` that a call has no use for, and what there is instead.
 NOT_OF_A_CALL = {
@@ -25,6 +26,9 @@ NOT_OF_A_CALL = {
     "weights": "they are chosen when models are loaded from settings or checkpoints",
     "compile": "it is done when models are loaded from settings or checkpoints",
 }
+
+# What a call does not take over from the settings of its pipeline.
+NOT_TAKEN_OVER = {*NOT_OF_A_CALL, *EDITS}
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -62,14 +66,14 @@ def as_section(kind: type[S], values: Any, name: str) -> S:
 
 
 def as_rows(labels: Labels, conditions: Conditions) -> np.ndarray:
-    """Rows (n,) of the conditions that labels name.
+    """Rows (n,) of the conditions that labels name; the last row of `null`.
 
     Raises:
-        UserError: no class has such a name, or a label is neither a name nor a whole number.
+        UserError: there is no such class, or a label is neither a name nor a whole number.
     """
     if isinstance(labels, np.ndarray | Tensor):
         labels = labels.tolist()
-    return np.asarray([_row(label, conditions) for label in _listed(labels)])
+    return np.asarray(rows_of([_label(label) for label in _listed(labels)], conditions, "labels"))
 
 
 def as_noise(noise: Tensor | np.ndarray) -> np.ndarray:
@@ -137,12 +141,9 @@ def as_pixels(images: Images, side: int) -> Tensor:
     return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()
 
 
-def _row(label: Any, conditions: Conditions) -> int:
+def _label(label: Any) -> int | str:
     if isinstance(label, str):
-        try:
-            return conditions.row(label)
-        except KeyError:
-            raise UserError("labels", f"no class is called {label!r}", "`class_names` lists them") from None
+        return label
     if isinstance(label, bool) or not isinstance(label, int | np.integer):
         raise UserError("labels", f"{label!r} is no class", "give whole numbers or names of classes")
     return int(label)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sfd_cli.errors import UserError
 from sfd_cli.files import atomic_path, read_json
-from sfd_cli.pipeline.arguments import NOT_OF_A_CALL
+from sfd_cli.pipeline.arguments import NOT_TAKEN_OVER
 from sfd_cli.pipeline.inputs import SampleInputs
 from sfd_cli.pipeline.layout import CODE
 from sfd_cli.pipeline.sampler import Sampler
@@ -124,7 +124,7 @@ def _model(sampler: Sampler) -> list[tuple[str, str]]:
 
 
 def _settings(sampler: Sampler) -> list[tuple[str, str]]:
-    said = sampler.sample.model_dump(mode="json", exclude=set(NOT_OF_A_CALL))
+    said = sampler.sample.model_dump(mode="json", exclude=NOT_TAKEN_OVER)
     return [(name, _cell(value)) for name, value in said.items() if value is not None]
 
 

@@ -162,6 +162,11 @@ def part_of(
         top, bottom, left, right = cells
         grid[:] = not inside
         grid[top : bottom + 1, left : right + 1] = inside
+    return cells_of(space, streams, grid).to(device)
+
+
+def cells_of(space: LatentSpace, streams: StreamNames, cells: Tensor) -> Tensor:
+    """A mask (1, C, h, w): the cells, bool (h, w), in one stream or both."""
     whose = {"both": (True, True), "textures": (True, False), "semantics": (False, True)}[streams]
     channels = space.spread(Streams(*(torch.tensor([one]) for one in whose)))
-    return (channels & grid).to(device)
+    return channels & cells

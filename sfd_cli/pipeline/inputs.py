@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -16,9 +16,9 @@ from sfd_cli.diffusion.conditions import Conditions
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.errors import UserError
 from sfd_cli.files import sha256_file
-
-# Tells the stream of numbers that labels are drawn from from that of an image's noise.
-LABEL = 1
+from sfd_cli.pipeline.class_labels import rows_of
+from sfd_cli.pipeline.seeds import balanced_labels, initial_noise, random_labels
+from sfd_cli.pipeline.strip import Strip, strip_of
 
 
 @dataclass(frozen=True)
@@ -27,28 +27,31 @@ class SampleInputs:
 
     Attributes:
         seed: of the noise, where `noise` is None.
-        classes: class indices that images take, where `labels` is None; None for all classes.
+        classes: classes that images take, by index or name, where `labels` is None; None for all classes.
         count: images of the run.
         noise: (N, C, h, w), mapped from its file.
         labels: (N,).
         fingerprints: SHA-256 of the files.
         balanced: whether images take the classes in turn; else each draws its own by the seed.
+        strip: the images go from one to another, which takes the place of the seed's noise and of all labels.
     """
 
     seed: int
-    classes: list[int] | None
+    classes: Sequence[int | str] | None
     count: int
     noise: np.ndarray | None = None
     labels: np.ndarray | None = None
     fingerprints: tuple[tuple[str, str], ...] = ()
     balanced: bool = True
+    strip: Strip | None = None
 
     @classmethod
     def open(cls, sample: Sample, noise: Path | None = None, labels: Path | None = None) -> Self:
         """The inputs of a run; a file decides how many images there are.
 
         Raises:
-            UserError: a file is not an array of the kind, or the two have different lengths.
+            UserError: a file is not an array of the kind, the two have different lengths, or there can be no strip that
+                settings ask for.
         """
         files = {name: path for name, path in (("noise", noise), ("labels", labels)) if path is not None}
         arrays = {name: _read_array(path) for name, path in files.items()}
@@ -63,8 +66,11 @@ class SampleInputs:
         if not count:
             raise UserError(noise or labels, "is empty", "give at least one image")
         digests = tuple((name, sha256_file(path)) for name, path in files.items())
+        labelled = sample.classes if labels is None else arrays["labels"].tolist()
+        strip = strip_of(sample, labelled, count, noise is not None, "sample.classes" if labels is None else "labels")
         balanced = sample.class_labels == "balanced"
-        return cls(sample.seed, sample.classes, count, arrays.get("noise"), arrays.get("labels"), digests, balanced)
+        given = arrays.get("noise"), arrays.get("labels")
+        return cls(sample.seed, sample.classes, count, *given, digests, balanced, strip)
 
     def require_fit(self, space: LatentSpace, conditions: Conditions) -> None:
         """Check against what a transformer takes.
@@ -81,11 +87,16 @@ class SampleInputs:
         for index, image in enumerate([] if self.noise is None else self.noise):
             if not np.isfinite(_float32(image)).all():
                 raise UserError("noise", f"image {index} is not finite in float32", "give standard normal noise")
-        for name, labels in (("labels", self.labels), ("sample.classes", self.classes)):
-            wrong = [int(label) for label in ([] if labels is None else labels) if not 0 <= label < len(conditions)]
-            if wrong or (labels is not None and len(labels) == 0):
-                known = f"the transformer knows classes 0 to {len(conditions) - 1}"
-                raise UserError(name, f"{wrong[:5] if wrong else 'an empty list'} cannot be sampled", known)
+        if self.labels is not None:
+            rows_of(self.labels.tolist(), conditions, "labels")
+        if self.classes is not None:
+            rows_of(self.classes, conditions, "sample.classes")
+        if self.strip is not None:
+            self.strip.require_fit(conditions)
+
+    def chosen(self, conditions: Conditions) -> list[int] | None:
+        """Rows of the classes that images take; None for all classes."""
+        return None if self.classes is None else rows_of(self.classes, conditions, "sample.classes")
 
     def draws_from_seed(self, is_stochastic: bool) -> bool:
         """Whether images hang on the seed: by their noise, their labels, or what a stochastic solver draws."""
@@ -93,53 +104,24 @@ class SampleInputs:
 
     def noise_of(self, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
         """Noise (n, *shape) float32 on the CPU; past the end of a file it begins again."""
+        if self.strip is not None:
+            return self.strip.noise_of(indices, shape)
         if self.noise is None:
             return initial_noise(self.seed, indices, shape)
         return torch.from_numpy(_float32(self.noise[np.asarray(indices) % self.count]))
 
-    def labels_of(self, indices: Sequence[int], num_classes: int) -> Tensor:
-        """Labels (n,) int64."""
+    def rows_of(self, indices: Sequence[int], conditions: Conditions) -> Tensor:
+        """Rows (n,) int64 that the network is asked for: the labels, or those of a strip, see `Strip.rows_of`."""
+        return self.labels_of(indices, conditions) if self.strip is None else self.strip.rows_of(indices, conditions)
+
+    def labels_of(self, indices: Sequence[int], conditions: Conditions) -> Tensor:
+        """Labels (n,) int64; the last row of the conditions is the null label."""
+        if self.strip is not None:
+            return self.strip.labels_of(indices, conditions)
         if self.labels is None:
-            classes = range(num_classes) if self.classes is None else self.classes
+            classes = self.chosen(conditions) or range(len(conditions))
             return balanced_labels(indices, classes) if self.balanced else random_labels(self.seed, indices, classes)
         return torch.from_numpy(self.labels[np.asarray(indices) % self.count].astype(np.int64))
-
-
-def initial_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Standard normal noise (n, *shape) float32 on the CPU; each image's depends on `seed` and its index alone."""
-
-    return torch.stack([torch.randn(tuple(shape), generator=image_generator(seed, index)) for index in indices])
-
-
-def step_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Callable[[], Tensor]:
-    """Draws standard normal noise (n, *shape) float32 on the CPU, new at every call, for a stochastic solver's steps.
-
-    Each image's depends on `seed` and its index alone: it is what its generator draws after the image's initial noise.
-    """
-    generators = [image_generator(seed, index) for index in indices]
-
-    def draw() -> Tensor:
-        return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
-
-    draw()
-    return draw
-
-
-def image_generator(seed: int, index: int) -> torch.Generator:
-    """The generator, on the CPU, of image `index` of every run with this seed."""
-    state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
-
-
-def balanced_labels(indices: Sequence[int], classes: Sequence[int]) -> Tensor:
-    """Labels (n,) int64 that go through `classes` in turn, so that any run of images has all equally often."""
-    return torch.tensor([classes[index % len(classes)] for index in indices])
-
-
-def random_labels(seed: int, indices: Sequence[int], classes: Sequence[int]) -> Tensor:
-    """Labels (n,) int64 drawn from `classes` with equal chances; each image's depends on `seed` and its index alone."""
-    draws = [np.random.default_rng([seed, index, LABEL]).integers(len(classes)) for index in indices]
-    return torch.tensor([classes[int(draw)] for draw in draws])
 
 
 def _read_array(path: Path) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sfd_cli.config import Encoder, Sample, Section, SemVAE, Settings, validate_settings
+from sfd_cli.config import EDITS, Encoder, Sample, Section, SemVAE, Settings, validate_settings
 from sfd_cli.errors import UserError
 from sfd_cli.formats.files import read_file
 from sfd_cli.formats.format import Hints
@@ -19,16 +19,14 @@ from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.networks.visual_encoder import VisualEncoder
 from sfd_cli.pipeline.arguments import as_dtype, as_sample, as_section
 from sfd_cli.pipeline.hub import REPOSITORY_NAME
-from sfd_cli.pipeline.image_encoder import require_encoders
 from sfd_cli.pipeline.layout import INDEX, SavedPipeline, read_saved
-from sfd_cli.pipeline.models import SamplingModels
+from sfd_cli.pipeline.models import EncodingModels, SamplingModels
 from sfd_cli.pipeline.sampler import Sampler
 from sfd_cli.weights.model import LoadedModel, Model
 from sfd_cli.weights.models import (
     SemanticCompressor,
     TextureCompressor,
     open_model,
-    open_semantic,
     space_of,
 )
 from sfd_cli.weights.visual_encoders import load_visual_encoder
@@ -63,13 +61,10 @@ def from_settings(settings: Settings, device: torch.device, images: bool, encode
     Raises:
         UserError: a model is missing, or models and settings do not fit together.
     """
-    sampler = SamplingModels.open(settings, images).load(settings.sample, device)
+    sampler = SamplingModels.open(settings, images).load(settings.sample.without_edits(), device)
     if not (encoder and sampler.space.semantic):
         return Parts(sampler)
-    semantic = open_semantic(settings).load().to(device)
-    visual = load_visual_encoder(settings.encoder).to(device)
-    require_encoders(sampler.space, semantic, visual)
-    return Parts(sampler, semantic, visual)
+    return Parts(sampler, *EncodingModels.open(settings).load(sampler.space, device))
 
 
 def from_checkpoints(
@@ -95,6 +90,9 @@ def from_checkpoints(
     encodes = sources.get("semvae") is not None
     if ("encoder" in sections) != encodes or ("semvae" in sections and not encodes):
         raise UserError("semvae", "encoding needs it and the section 'encoder' of its encoder", "give both or neither")
+    for key in EDITS:
+        if key in sampling:
+            raise UserError(f"sample.{key}", "is of the pictures of a call", "give it there")
     paths = {name: source for name, source in sources.items() if source is not None}
     sample = as_sample({"guidance": "autoguidance"} if "guide" in paths else {}, sampling, "weights", "compile")
     plain = {"paths": paths, "sample": sample, "foreign": sections.get("foreign", {})}

@@ -8,15 +8,28 @@ from typing import Any, Self
 import torch
 
 from sfd_cli.artifacts.fingerprints import finished_model
-from sfd_cli.config import Sample, Settings
+from sfd_cli.config import Encoder, Sample, Settings
+from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.errors import UserError
 from sfd_cli.laws import DEFAULT_LAW, law_of
 from sfd_cli.networks.compilation import can_compile
 from sfd_cli.networks.lightning_dit import LightningDiT
+from sfd_cli.networks.visual_encoder import VisualEncoder
 from sfd_cli.pipeline.arguments import as_section
+from sfd_cli.pipeline.image_encoder import require_encoders
 from sfd_cli.pipeline.sampler import Sampler
 from sfd_cli.pipeline.together import STATISTICS_REMEDY
-from sfd_cli.weights.models import Model, TextureCompressor, conditions_of, open_dit, open_texture_vae, space_of
+from sfd_cli.weights.models import (
+    Model,
+    SemanticCompressor,
+    TextureCompressor,
+    conditions_of,
+    open_dit,
+    open_semantic,
+    open_texture_vae,
+    space_of,
+)
+from sfd_cli.weights.visual_encoders import encoder_fingerprint, load_visual_encoder
 
 
 @dataclass(frozen=True)
@@ -123,3 +136,44 @@ class SamplingModels:
         if texture_vae is not None and trained_on is not None and trained_on != texture_vae.fingerprint:
             problem = f"was trained on latents of another texture VAE than {texture_vae.source}"
             raise UserError(dit.source, problem, "run `sfd encode-latents` and `sfd train` again")
+
+
+@dataclass(frozen=True)
+class EncodingModels:
+    """What makes the semantic latents of images: models that are there; their weights are not read yet.
+
+    Attributes:
+        semantic: makes the latents of patch tokens.
+        encoder: the section of the visual encoder, which makes the patch tokens.
+    """
+
+    semantic: Model[SemanticCompressor]
+    encoder: Encoder
+
+    @classmethod
+    def open(cls, settings: Settings) -> Self:
+        """Those of the settings.
+
+        Raises:
+            UserError: the semantic compressor is missing, damaged or something else.
+        """
+        return cls(open_semantic(settings), settings.encoder)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of each, by its role.
+
+        Raises:
+            UserError: a stage has not finished the compressor, or the encoder's weights cannot be had.
+        """
+        semantic = finished_model(self.semantic, "sfd train-semvae")
+        return {"semvae": semantic, "encoder": encoder_fingerprint(self.encoder)}
+
+    def load(self, space: LatentSpace, device: torch.device) -> tuple[SemanticCompressor, VisualEncoder]:
+        """Compressor and encoder of the semantic latents of `space`.
+
+        Raises:
+            UserError: one is damaged, or they make other latents.
+        """
+        semantic, visual = self.semantic.load().to(device), load_visual_encoder(self.encoder).to(device)
+        require_encoders(space, semantic, visual)
+        return semantic, visual

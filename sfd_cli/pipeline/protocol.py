@@ -18,8 +18,11 @@ _INTERVAL = ("interval_start", "interval_end")
 
 
 def effective_settings(sample: Sample) -> dict[str, Any]:
-    """The settings that decide the images; batch size and compiling move them by rounding at most."""
-    settings = identity(sample, exclude={"protocol", "batch_size", "compile", "scale", *_INTERVAL})
+    """The settings that decide the images; batch size and compiling move them by rounding at most.
+
+    Pictures are not among them: what is in their files is, and not where these lie.
+    """
+    settings = identity(sample, exclude={"protocol", "batch_size", "compile", "scale", "image", "mask", *_INTERVAL})
     solver = SOLVERS[sample.solver]
     unused = set(solver.unused)
     if sample.images_at_once == solver.images_at_once:

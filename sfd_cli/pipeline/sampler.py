@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from typing import Any
 
@@ -23,7 +23,10 @@ from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.precision import Precision, autocast
 from sfd_cli.networks.texture_vae import to_pixels
 from sfd_cli.pipeline.held import Held, Recorder, Recording, way_of
-from sfd_cli.pipeline.inputs import SampleInputs, step_noise
+from sfd_cli.pipeline.inputs import SampleInputs
+from sfd_cli.pipeline.origin import Origin
+from sfd_cli.pipeline.seeds import step_noise
+from sfd_cli.pipeline.strip import Strip
 from sfd_cli.pipeline.together import require_decodable, require_followed, require_no_noise, require_offset
 from sfd_cli.processes import Processes
 from sfd_cli.tables import SOLVERS
@@ -51,6 +54,7 @@ class Sampler:
         name: where the transformer is, for messages.
         guide_name: where the guide is.
         vae_name: where the texture VAE is.
+        origin: a picture that all images are made of; None: they are made of noise alone.
 
     Raises:
         UserError: models and settings do not belong together.
@@ -66,6 +70,7 @@ class Sampler:
     name: str = "dit"
     guide_name: str | None = None
     vae_name: str = "texture_vae"
+    origin: Origin | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sample", self.sample.with_law(self.trained_law))
@@ -76,6 +81,8 @@ class Sampler:
             raise UserError("sample.guidance", "'autoguidance' needs a guide, and there is none", "use cfg or none")
         if self.texture_vae is not None:
             require_decodable(self.space, self.texture_vae, self.name)
+        if self.origin is not None and self.origin.kept is not None:
+            require_no_noise(self.sample)
 
     @property
     def device(self) -> torch.device:
@@ -96,11 +103,9 @@ class Sampler:
     @property
     def steps(self) -> int:
         """Points of a solution after its start, of which callers are told."""
-        sample = self.sample
-        schedule = schedule_of(sample)
-        return count_steps(
-            schedule, solver=sample.solver, steps=sample.steps, grid=sample.time_grid, shift=sample.shift
-        )
+        schedule = schedule_of(self.sample)
+        start = 0.0 if self.origin is None else self.origin.start * schedule.end
+        return count_steps(schedule, **_grid(self.sample), start=start)
 
     def share(self, count: int, processes: Processes) -> list[int]:
         """Indices of this process's images of `count`: the processes take batches in turn."""
@@ -139,6 +144,7 @@ class Sampler:
         for wanted, rows, latents in self._whole_batches(inputs, indices, watch):
             yield wanted, latents[rows]
 
+    @torch.inference_mode()
     def latents(self, inputs: SampleInputs, indices: Iterable[int], on_point: OnPoint | None = None) -> Tensor:
         """Normalised composite latents (n, C, h, w) of the images `indices`, integrated together.
 
@@ -149,8 +155,12 @@ class Sampler:
         """
         indices = list(indices)
         noise = inputs.noise_of(indices, self.space.shape).to(self.device)
-        labels = inputs.labels_of(indices, len(self.conditions)).to(self.device)
-        latents = self.solve(noise, labels, on_point, indices=indices)
+        rows = inputs.rows_of(indices, self.conditions).to(self.device)
+        solve = partial(_along(self, inputs.strip, indices)._integrate, labels=rows, on_point=on_point, indices=indices)
+        if self.origin is None:
+            latents = solve(noise)
+        else:
+            latents = self.origin.redrawn(solve, noise, schedule_of(self.sample), self.space)
         if not bool(latents.isfinite().all()):
             problem = f"the latents of images {indices[0]} to {indices[-1]} are not finite"
             raise StageFailure("sample", problem, "use more steps or a smaller scale, or look at the training losses")
@@ -197,6 +207,7 @@ class Sampler:
         on_point: OnPoint | None = None,
         amend: Amend | None = None,
         indices: Sequence[int] | None = None,
+        start: float = 0.0,
     ) -> Tensor:
         sample, normals = self.sample, None
         if SOLVERS[sample.solver].is_stochastic:
@@ -208,16 +219,13 @@ class Sampler:
                 labels,
                 schedule_of(sample),
                 self.space,
-                solver=sample.solver,
-                steps=sample.steps,
-                grid=sample.time_grid,
-                shift=sample.shift,
+                **_grid(sample),
                 rtol=sample.rtol,
                 atol=sample.atol,
-                last_step=sample.last_step,
                 normals=normals,
                 on_point=on_point,
                 amend=amend,
+                start=start,
             )
 
     @torch.inference_mode()
@@ -276,6 +284,15 @@ class Sampler:
         return velocity
 
 
+def _along(sampler: Sampler, strip: Strip | None, indices: Sequence[int]) -> Sampler:
+    """The same sampler; for a strip between two classes with networks that have rows for its images `indices`."""
+    if strip is None or len(set(ends := strip.ends(sampler.conditions))) == 1:
+        return sampler
+    places = [strip.place(index) for index in indices]
+    guide = None if sampler.guide is None else sampler.guide.with_mixed_rows(*ends, places)
+    return replace(sampler, dit=sampler.dit.with_mixed_rows(*ends, places), guide=guide)
+
+
 def guidance_scale(sample: Sample) -> GuidanceScale:
     """The scale of each stream: its own where it is set, else the common one."""
     return GuidanceScale(
@@ -284,6 +301,17 @@ def guidance_scale(sample: Sample) -> GuidanceScale:
         (sample.interval_start, sample.interval_end),
         sample.guidance_channels,
     )
+
+
+def _grid(sample: Sample) -> dict[str, Any]:
+    """How the settings go through a schedule: arguments of `integrate` and of `count_steps`."""
+    return {
+        "solver": sample.solver,
+        "steps": sample.steps,
+        "grid": sample.time_grid,
+        "shift": sample.shift,
+        "last_step": sample.last_step,
+    }
 
 
 @contextmanager

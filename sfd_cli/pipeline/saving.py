@@ -18,7 +18,7 @@ from sfd_cli.laws import law_fact
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.networks.visual_encoder import VisualEncoder
-from sfd_cli.pipeline.arguments import NOT_OF_A_CALL
+from sfd_cli.pipeline.arguments import NOT_TAKEN_OVER
 from sfd_cli.pipeline.card import Card
 from sfd_cli.pipeline.layout import (
     ADAPTER,
@@ -63,7 +63,7 @@ def save(
         UserError: the folder holds something already.
     """
     require_empty(folder)
-    sample = sampler.sample.model_dump(mode="json", exclude=set(NOT_OF_A_CALL))
+    sample = sampler.sample.model_dump(mode="json", exclude=NOT_TAKEN_OVER)
     index: dict[str, Any] = {"_class_name": [CODE, ADAPTER], "_sfd_version": __version__}
     index[FOLDERS["dit"]] = save_transformer(folder / FOLDERS["dit"], sampler.dit, _facts(sampler))
     guide, vae = sampler.guide, sampler.texture_vae

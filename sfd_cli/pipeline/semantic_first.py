@@ -15,7 +15,7 @@ from sfd_cli.errors import UserError
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.visual_encoder import VisualEncoder
 from sfd_cli.pipeline.arguments import (
-    NOT_OF_A_CALL,
+    NOT_TAKEN_OVER,
     Generators,
     Images,
     Labels,
@@ -25,11 +25,15 @@ from sfd_cli.pipeline.arguments import (
     as_sample,
     drawn_noise,
 )
+from sfd_cli.pipeline.class_labels import plainly
 from sfd_cli.pipeline.image_encoder import encode_images
-from sfd_cli.pipeline.inputs import SampleInputs, image_generator
+from sfd_cli.pipeline.inputs import SampleInputs
 from sfd_cli.pipeline.sampler import Sampler
+from sfd_cli.pipeline.seeds import image_generator
+from sfd_cli.pipeline.source_image import Picture, SourceImage
 from sfd_cli.pipeline.steps import LATENTS, OnStepEnd, ProgressBar, StepWatch, require_tensors
 from sfd_cli.pipeline.storing import StoredPipeline
+from sfd_cli.pipeline.strip import strip_of
 from sfd_cli.processes import choose_device
 from sfd_cli.tables import SOLVERS
 from sfd_cli.weights.models import SemanticCompressor, TextureCompressor
@@ -102,6 +106,8 @@ class SemanticFirstPipeline(StoredPipeline, ProgressBar):
         *,
         noise: Tensor | np.ndarray | None = None,
         generator: Generators | None = None,
+        image: Picture | None = None,
+        mask: Picture | None = None,
         output: Literal["pil", "uint8", "latent"] = "pil",
         callback_on_step_end: OnStepEnd | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = (LATENTS,),
@@ -110,29 +116,32 @@ class SemanticFirstPipeline(StoredPipeline, ProgressBar):
         """Sample an image for every label; the images are those of `sfd sample --labels`.
 
         Args:
-            labels: class indices or names; one, or one for each image.
+            labels: class indices or names, `null` for the null label; one, or one for each image.
             noise: floats (n, C, h, w) to start from; without it image i's follows from `seed` and i.
             generator: draws the noise instead of `seed`: one for all images, which goes on where it is, or one for
                 each; those that `generators` gives draw what `seed` does. Not for a stochastic solver.
+            image: a picture to make all images of, PIL or a path; centre-cropped. The settings `keep` and `start_time`
+                say how, and `mask`. Needs what `encode` does.
+            mask: black and white, as large as `image`: what is white is drawn anew.
             output: what comes back.
             callback_on_step_end: called as (pipeline, step, T, {"latents": ...}) after every solver step of every
                 batch, T being the schedule's progress there and latents (n, C, h, w) those of the batch, normalised,
                 not to be changed in place. Others that it gives back under that name are gone on with.
             callback_on_step_end_tensor_inputs: as in diffusers; there are latents, and nothing else.
             **sampling: settings of the section `sample` over the pipeline's own: seed, steps, solver, delta_t,
-                guidance, scale, ...
+                guidance, scale, ...; and `to_seed` or `to_class`, for a strip of images from one to another.
 
         Raises:
             UserError: an unknown class, setting or output, noise of the wrong shape, more than one source of noise,
-                guidance without a guide, or images without a texture VAE.
+                guidance without a guide, images without a texture VAE, or a picture that cannot be made images of as
+                asked for.
             StageFailure: a latent is not finite.
         """
-        if output not in OUTPUTS:
-            raise UserError("output", f"{output!r} is not known", f"use one of {', '.join(OUTPUTS)}")
-        if output != "latent":
-            self._sampler.require_texture_vae()
+        self._require_output(output)
         require_tensors(callback_on_step_end_tensor_inputs)
         sampler, inputs = _prepared(self._sampler, labels, noise, generator, sampling)
+        if (source := SourceImage.open(sampler.sample, image, mask)) is not None:
+            sampler = replace(sampler, origin=source.origin(sampler, self.semantic, self.encoder))
         batches = sampler.latent_batches if output == "latent" else sampler.batches
         count = -(-inputs.count // sampler.batch_size)
         with self.progress_bar(total=count * sampler.steps) as bar:
@@ -141,6 +150,12 @@ class SemanticFirstPipeline(StoredPipeline, ProgressBar):
         if output != "pil":
             return PipelineOutput(made)
         return PipelineOutput([Image.fromarray(image) for image in made.permute(0, 2, 3, 1).cpu().numpy()])
+
+    def _require_output(self, output: str) -> None:
+        if output not in OUTPUTS:
+            raise UserError("output", f"{output!r} is not known", f"use one of {', '.join(OUTPUTS)}")
+        if output != "latent":
+            self._sampler.require_texture_vae()
 
     def sample_latents(self, labels: Labels, **arguments: Any) -> Tensor:
         """Normalised composite latents (n, C, h, w), textures first; the arguments are those of a call."""
@@ -199,8 +214,10 @@ def _prepared(
     sampling: dict[str, Any],
 ) -> tuple[Sampler, SampleInputs]:
     """The pipeline's own sampler with the settings of a call, and what its images start from."""
-    sample = as_sample(own.sample.model_dump(exclude=set(NOT_OF_A_CALL)), sampling)
+    sample = as_sample(own.sample.model_dump(exclude=NOT_TAKEN_OVER), sampling)
     rows = as_rows(labels, own.conditions)
+    classes, own_noise = plainly(rows.tolist(), own.conditions), noise is not None or generator is not None
+    strip = strip_of(sample, classes, len(rows), own_noise, "labels")
     if generator is not None:
         if noise is not None or "seed" in sampling:
             other = "noise" if noise is not None else "seed"
@@ -211,7 +228,7 @@ def _prepared(
     start = None if noise is None else as_noise(noise)
     if start is not None and len(start) != len(rows):
         raise UserError("noise", f"{len(start)} images of noise for {len(rows)} labels", "give as many")
-    inputs = SampleInputs(sample.seed, None, len(rows), start, rows)
+    inputs = SampleInputs(sample.seed, classes, len(rows), start, strip=strip)
     inputs.require_fit(own.space, own.conditions)
     # Batches of equal size: the last one of a run is filled up, which a call for a few images must not pay for.
     batches = -(-len(rows) // sample.batch_size)

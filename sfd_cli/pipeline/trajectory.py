@@ -52,7 +52,7 @@ def follow_samples(settings: Settings, samples: Samples, indices: list[int]) -> 
     kept = nearest(list(points), pick_progress(schedule))
     textures = [sampler.decode(points[progress]) for progress in kept]
     semantics = [sampler.space.views(points[progress]).semantic for progress in kept]
-    captions = [sampler.conditions.names[samples.labels[index]] for index in indices]
+    captions = [sampler.conditions.name(samples.labels[index]) for index in indices]
     return Trajectory(kept, _array(textures).transpose(0, 1, 3, 4, 2), _array(semantics), captions), schedule
 
 
@@ -66,6 +66,9 @@ def recorded_sample(section: Sample, samples: Samples) -> Sample:
         raise UserError(samples.description, "holds no images of `sfd sample`", "their way from noise is not known")
     if samples.given_noise:
         raise UserError(samples.description, "was sampled from a file of noise", "sample from the seed")
+    if samples.edits:
+        problem = f"was sampled with {', '.join(samples.edits)}, and not from noise and class alone"
+        raise UserError(samples.description, problem, "sample without")
     said = unsaid(section) | samples.settings
     recorded = {key: value for key, value in said.items() if key in Sample.model_fields}
     if "interval" in samples.settings:

@@ -62,7 +62,7 @@ def open_studio(settings: Settings, sources: Sources) -> Studio:
         models, sample = saved.models, saved.sample
     else:
         settings = _with(settings, sources)
-        models, sample = SamplingModels.open(settings), settings.sample
+        models, sample = SamplingModels.open(settings), settings.sample.without_edits()
     sampler = models.load(_stepwise(sample), device)
     sampler.require_texture_vae()
     record = Record.read(models.dit.folder)

@@ -8,18 +8,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from pydantic import Field, model_validator
 
 from sfd_cli import __version__
+from sfd_cli.artifacts.sample_folder import CHUNK, as_text
 from sfd_cli.config import Sample, Section
 from sfd_cli.errors import SettingError, UserError
 from sfd_cli.files import fingerprint
 from sfd_cli.pipeline.arguments import NOT_OF_A_CALL, as_section
 from sfd_cli.pipeline.held import Rectangle, StreamNames
 
-CHUNK = "sfd"
-"""Keyword of the PNG's text chunk."""
 DEEPEST = 20
 """Pictures that keep a part of one that keeps a part of one ..."""
 
@@ -73,8 +72,7 @@ def as_png(image: np.ndarray, picture: Picture, about: dict[str, Any]) -> bytes:
         picture: what decides it.
         about: of what model it is; JSON-able.
     """
-    text = PngImagePlugin.PngInfo()
-    text.add_itxt(CHUNK, json.dumps({"version": __version__, **about, "picture": picture.as_plain()}))
+    text = as_text({"version": __version__, **about, "picture": picture.as_plain()})
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", pnginfo=text)
     return buffer.getvalue()

@@ -15,10 +15,10 @@ import torch
 from sfd_cli.config import Sample
 from sfd_cli.diffusion.schedule import Schedule, schedule_of
 from sfd_cli.errors import StageFailure, UserError
-from sfd_cli.pipeline.arguments import NOT_OF_A_CALL, as_sample
+from sfd_cli.pipeline.arguments import NOT_TAKEN_OVER, as_sample
 from sfd_cli.pipeline.held import Held, Recording, part_of
-from sfd_cli.pipeline.inputs import initial_noise
 from sfd_cli.pipeline.sampler import Sampler
+from sfd_cli.pipeline.seeds import initial_noise
 from sfd_cli.pipeline.trajectory import nearest
 from sfd_cli.play.picture import Kept, Picture
 from sfd_cli.play.trained import AheadSlider
@@ -111,7 +111,7 @@ class Studio:
         Raises:
             UserError: a setting is not acceptable, or there is no such class.
         """
-        own = (base or self.sampler.sample).model_dump(exclude=set(NOT_OF_A_CALL))
+        own = (base or self.sampler.sample).model_dump(exclude=NOT_TAKEN_OVER)
         sample = as_sample(own, changes).with_law(self.sampler.trained_law)
         picture = Picture(label=label, sample=sample, kept=kept)
         self.require_drawable(picture)
@@ -127,6 +127,8 @@ class Studio:
         if picture.label >= len(self.classes):
             known = f"the model knows classes 0 to {len(self.classes) - 1}"
             raise UserError("class", f"there is no class {picture.label}", known)
+        for key in picture.sample.edits:
+            raise UserError(f"sample.{key}", "has no use here", "`sfd sample` has it, and the Python object")
         self._sampler_of(picture)
         if kept is None:
             return

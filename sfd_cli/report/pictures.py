@@ -38,11 +38,11 @@ def principal_colours(latents: np.ndarray) -> np.ndarray:
     return Palette.of(latents[-1]).paint(latents)
 
 
-def draw_samples(path: Path, images: list[np.ndarray], captions: list[str]) -> None:
-    """Write a near-square grid of images (H, W, 3) uint8 with their classes underneath, as PNG."""
+def draw_samples(path: Path, images: list[np.ndarray], captions: list[str], columns: int | None = None) -> None:
+    """Write a grid of images (H, W, 3) uint8, near-square if not of so many columns, with captions, as PNG."""
     from matplotlib.figure import Figure
 
-    columns = max(1, round(len(images) ** 0.5))
+    columns = columns or max(1, round(len(images) ** 0.5))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.15 * columns, 1.32 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sfd_cli.config import EDITS
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -125,7 +127,7 @@ SAMPLE = Stage(
     "Image i depends on the seed and i alone. Resumes where it stopped. Models may be folders made here,"
     " checkpoints of the reference code, or names from `sfd weights list`.",
     {"sample": "", "foreign": "foreign-"},
-    ("dit", "guide", "texture_vae", "samples", "metrics"),
+    ("dit", "guide", "texture_vae", "semvae", "samples", "metrics"),
     CHECKPOINT,
     "sfd_cli.cli.own_flags:sample",
     shares=True,
@@ -150,7 +152,7 @@ CURVE = Stage(
     "Milestones are what dit.keep_every keeps. Goes on where it stopped, and with what was trained since.",
     {"curve": "", "sample": "sample-", "fid": "fid-", "foreign": "foreign-"},
     ("dit", "guide", "texture_vae", "images", "metrics"),
-    unread=("beside", "baselines"),
+    unread=("beside", "baselines", *EDITS),
     shares=True,
 )
 

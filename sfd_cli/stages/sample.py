@@ -11,24 +11,32 @@ from typing import Any
 
 import numpy as np
 
+from sfd_cli import __version__
 from sfd_cli.artifacts.kept_semantics import KeptSemantics
 from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Facts, Recipe
 from sfd_cli.artifacts.sample_folder import LABELS, NPZ, SampleFolder, read_png
 from sfd_cli.config import Sample, Settings, identity
+from sfd_cli.data.images import evenly_spaced
+from sfd_cli.diffusion.conditions import NULL, Conditions
 from sfd_cli.errors import SettingError, UserError
 from sfd_cli.files import read_as
 from sfd_cli.laws import DEFAULT_LAW, law_of
 from sfd_cli.messages import say
+from sfd_cli.pipeline.class_labels import plainly
 from sfd_cli.pipeline.inputs import SampleInputs
 from sfd_cli.pipeline.models import SamplingModels
 from sfd_cli.pipeline.protocol import effective_settings, protocol_record
 from sfd_cli.pipeline.sampler import Sampler, guidance_scale
+from sfd_cli.pipeline.source_image import RunSource, SourceImage
+from sfd_cli.pipeline.strip import Strip
 from sfd_cli.processes import Processes, choose_device, kind_of, require_memory
 from sfd_cli.progress import progress
 from sfd_cli.tables import SOLVERS
+from sfd_cli.weights.models import conditions_of, space_of
 
 GRID_IMAGES = 36
+STRIP_COLUMNS = 16
 LARGE_SCALE = 4.0
 
 
@@ -45,7 +53,8 @@ def run(
     semantics, `semantics.npy` keeps the semantic latents of the images, which are scored too.
 
     Args:
-        settings: the sections `sample`, `foreign`, `paths`, `texture_vae` and `runtime` are read.
+        settings: the sections `sample`, `foreign`, `paths`, `texture_vae` and `runtime` are read; with an image also
+            `semvae` and `encoder`.
         grid: also draw the first images with their classes, as one PNG.
         noise: `.npy` of float (N, C, h, w) to start from, instead of noise drawn from the seed.
         labels: `.npy` of int (N,), instead of classes in turn.
@@ -60,16 +69,17 @@ def run(
         StageFailure: a latent is not finite.
     """
     sample, runtime, paths = settings.sample, settings.runtime, settings.paths
-    inputs = SampleInputs.open(sample, noise, labels)
+    inputs, image = SampleInputs.open(sample, noise, labels), SourceImage.open(sample)
     if latents_out is not None:
         _require_new_file(latents_out, grid)
-    models = SamplingModels.open(settings, images=latents_out is None)
+    models = SamplingModels.open(settings, images=latents_out is None or image is not None)
+    source = RunSource.open(settings, image, space_of(models.dit).semantic)
     sample = sample.with_law(models.trained_law)
-    load = partial(_load, models, sample, inputs, runtime.device)
+    load = partial(_load, models, sample, inputs, source, runtime.device)
     if latents_out is not None:
         return _write_latents(load, inputs, latents_out)
-    recipe = _recipe(paths.samples, sample, inputs, models, runtime.device)
-    folder = SampleFolder(paths.samples, runtime.workers)
+    recipe = _recipe(paths.samples, sample, inputs, models, source, runtime.device)
+    folder = SampleFolder(paths.samples, runtime.workers, _about(recipe, inputs) if sample.edits else None)
     return produce(
         recipe,
         load,
@@ -77,11 +87,18 @@ def run(
         metrics=paths.metrics,
         is_done=lambda facts: folder.is_whole(facts["images"]),
         can_mend=lambda _: True,
-        tell=lambda facts: _summary(folder, facts["class_names"], grid),
+        tell=partial(_summary, folder, inputs.strip, grid),
     )
 
 
-def _recipe(folder: Path, sample: Sample, inputs: SampleInputs, models: SamplingModels, device: str) -> Recipe:
+def _recipe(
+    folder: Path,
+    sample: Sample,
+    inputs: SampleInputs,
+    models: SamplingModels,
+    source: RunSource | None,
+    device: str,
+) -> Recipe:
     """What decides the images' bytes; settings that a file replaces are free."""
     chosen = effective_settings(sample.model_copy(update={"num_images": inputs.count}))
     free = identity(sample, include={"protocol", "batch_size", "compile"})
@@ -91,7 +108,15 @@ def _recipe(folder: Path, sample: Sample, inputs: SampleInputs, models: Sampling
         replaced |= {"seed"}
     for name in replaced & chosen.keys():
         free[name] = chosen.pop(name)
-    return Recipe("sample", folder, chosen, dict(inputs.fingerprints) | models.fingerprints(), free)
+    conditions = conditions_of(models.dit)
+    if "classes" in chosen and (rows := inputs.chosen(conditions)) is not None:
+        chosen["classes"] = plainly(rows, conditions)
+    if inputs.strip is not None and "to_class" in chosen:
+        inputs.strip.require_fit(conditions)
+        chosen["to_class"] = plainly(inputs.strip.ends(conditions), conditions)[1]
+    free |= {key: str(value) for key, value in sample.edits.items() if key in ("image", "mask")}
+    read = dict(inputs.fingerprints) | models.fingerprints() | ({} if source is None else source.fingerprints())
+    return Recipe("sample", folder, chosen, read, free)
 
 
 def _protocol(recipe: Recipe, inputs: SampleInputs) -> dict[str, Any]:
@@ -100,7 +125,24 @@ def _protocol(recipe: Recipe, inputs: SampleInputs) -> dict[str, Any]:
     return protocol_record(recipe.settings) | given
 
 
-def _load(models: SamplingModels, sample: Sample, inputs: SampleInputs, device: str, processes: Processes) -> Sampler:
+def _about(recipe: Recipe, inputs: SampleInputs) -> Callable[[int], dict[str, Any]]:
+    """What the PNG of an image says of how it was made; the same for equal recipes."""
+
+    def about(index: int) -> dict[str, Any]:
+        place = {} if inputs.strip is None else {"place": inputs.strip.place(index)}
+        return {"version": __version__, "sample": recipe.settings, "inputs": recipe.inputs, "index": index} | place
+
+    return about
+
+
+def _load(
+    models: SamplingModels,
+    sample: Sample,
+    inputs: SampleInputs,
+    source: RunSource | None,
+    device: str,
+    processes: Processes,
+) -> Sampler:
     """The models on this process's device, checked against one another and the inputs."""
     here = processes.device(device)
     try:
@@ -109,6 +151,8 @@ def _load(models: SamplingModels, sample: Sample, inputs: SampleInputs, device: 
         raise UserError(f"sample.{error.subject}", error.problem, error.remedy) from None
     sampler = models.load(sample, here)
     inputs.require_fit(sampler.space, sampler.conditions)
+    if source is not None:
+        sampler = source.placed(sampler)
     if processes.is_main:
         _remark(sampler, sample, inputs.count)
     return sampler
@@ -165,8 +209,13 @@ def _write_images(
         pass
     processes.barrier()
     if processes.is_main:
-        folder.finish(inputs.labels_of(range(inputs.count), len(sampler.conditions)).tolist())
-    facts = {"images": inputs.count, "class_names": list(sampler.conditions.names), "protocol": protocol}
+        folder.finish(inputs.labels_of(range(inputs.count), sampler.conditions).tolist())
+    names = list(sampler.conditions.names)
+    if sampler.conditions.nothing in inputs.labels_of(range(inputs.count), sampler.conditions):
+        names.append(NULL)
+    facts = {"images": inputs.count, "class_names": names, "protocol": protocol}
+    if inputs.strip is not None:
+        facts["strip"] = inputs.strip.as_plain(sampler.conditions)
     return facts | ({"semantics": True} if semantics is not None else {})
 
 
@@ -211,7 +260,7 @@ def _write_latents(load: Callable[[Processes], Sampler], inputs: SampleInputs, p
     return {"latents": " x ".join(map(str, shape)), "file": str(path)} if processes.is_main else {}
 
 
-def _summary(folder: SampleFolder, class_names: list[str], grid: Path | None) -> dict[str, Any]:
+def _summary(folder: SampleFolder, strip: Strip | None, grid: Path | None, facts: Facts) -> dict[str, Any]:
     from sfd_cli.report.pictures import draw_samples
 
     labels = read_as(list[int], folder.path / LABELS)
@@ -222,8 +271,13 @@ def _summary(folder: SampleFolder, class_names: list[str], grid: Path | None) ->
         "npz": str(folder.path / NPZ),
     }
     if grid is not None:
-        shown = range(min(GRID_IMAGES, len(labels)))
-        images = [read_png(folder.image(index)) for index in shown]
-        draw_samples(grid, images, [class_names[labels[index]] for index in shown])
+        shown = [*range(min(GRID_IMAGES, len(labels)))]
+        names = Conditions(tuple(facts["class_names"]))
+        captions = [names.name(labels[index]) for index in shown]
+        columns: int | None = None
+        if strip is not None:
+            shown = [*evenly_spaced(len(labels) - 1, GRID_IMAGES - 1), len(labels) - 1]
+            captions, columns = strip.captions(shown, names), min(len(shown), STRIP_COLUMNS)
+        draw_samples(grid, [read_png(folder.image(index)) for index in shown], captions, columns)
         summary["grid"] = str(grid)
     return summary

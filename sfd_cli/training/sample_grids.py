@@ -9,8 +9,8 @@ from torch import nn
 from sfd_cli.config import DiT, Sample, Settings
 from sfd_cli.laws import law_of
 from sfd_cli.networks.lightning_dit import LightningDiT
-from sfd_cli.pipeline.inputs import balanced_labels, initial_noise
 from sfd_cli.pipeline.sampler import Sampler
+from sfd_cli.pipeline.seeds import balanced_labels, initial_noise
 from sfd_cli.report.pictures import draw_samples
 from sfd_cli.training.velocity_task import VelocityTask
 from sfd_cli.weights.models import open_texture_vae

@@ -124,7 +124,7 @@ def test_debug_shows_the_traceback(elsewhere: Path) -> None:
 
 def test_an_unknown_flag_and_a_wrong_list_are_usage_errors(elsewhere: Path) -> None:
     assert invoke("train", "--no-such-flag")[0] == 2
-    code, text = invoke("sample", "--classes", "1,x")
+    code, text = invoke("train-texture-vae", "--block-channels", "1,x")
     assert code == 2
     assert "whole numbers" in text
 

@@ -36,7 +36,7 @@ from tiny_project import SIDE, tiny_settings, write_models, write_training_image
 
 from sfd_cli.config import Settings
 from sfd_cli.files import read_json, write_json
-from sfd_cli.pipeline.inputs import balanced_labels, initial_noise
+from sfd_cli.pipeline.seeds import balanced_labels, initial_noise
 from sfd_cli.weights.registry import REGISTRY, Https, Weights
 
 ALONE = ("--device", "cpu", "--workers", "2")

@@ -18,6 +18,13 @@ def test_row_i_is_condition_i_and_the_last_row_is_none() -> None:
         ANIMALS.row("fox")
 
 
+def test_the_last_row_is_called_null_unless_a_condition_is() -> None:
+    assert ANIMALS.row("null") == 3
+    assert [ANIMALS.name(row) for row in range(4)] == ["cat", "dog", "owl", "null"]
+    named = Conditions(("cat", "null"))
+    assert (named.row("null"), named.name(1), named.nothing) == (1, "null", 2)
+
+
 def test_dropped_rows_become_the_last_one_and_the_others_stay() -> None:
     rows = torch.tensor([2, 0, 1, 0])
     found = ANIMALS.drop(rows, torch.tensor([True, False, False, True]))

@@ -15,16 +15,9 @@ from torch import Tensor
 
 from sfd_cli.diffusion.latents import LatentSpace, Streams
 from sfd_cli.diffusion.objective import velocity_of_data
-from sfd_cli.diffusion.schedule import AsynchronousSchedule
-from sfd_cli.diffusion.solver import (
-    CallCounter,
-    allot,
-    count_steps,
-    extrapolation_weights,
-    integrate,
-    phase_points,
-    shifted,
-)
+from sfd_cli.diffusion.schedule import AsynchronousSchedule, shifted
+from sfd_cli.diffusion.solver import CallCounter, count_steps, extrapolation_weights, integrate
+from sfd_cli.diffusion.time_grid import allot, phase_points
 
 SOLVERS = ["euler", "heun", "ab2", "ab3", "dopri5"]
 PAIR = LatentSpace(texture=1, semantic=1, grid=1)

@@ -15,7 +15,8 @@ from torch import Tensor
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.diffusion.laws import CurveSchedule, KnotSchedule, LeadSchedule
 from sfd_cli.diffusion.schedule import AsynchronousSchedule, Schedule
-from sfd_cli.diffusion.solver import CallCounter, count_steps, integrate, phase_points
+from sfd_cli.diffusion.solver import CallCounter, count_steps, integrate
+from sfd_cli.diffusion.time_grid import phase_points
 from sfd_cli.diffusion.wiener import leave_last_step
 
 PAIR = LatentSpace(texture=1, semantic=1, grid=1)

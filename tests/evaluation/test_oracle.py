@@ -20,7 +20,7 @@ from sfd_cli.evaluation.frechet import frechet_distance
 from sfd_cli.evaluation.gaussian import Gaussian
 from sfd_cli.evaluation.oracle import PARTS, Oracle, PairedImages
 from sfd_cli.pipeline.held import Held, part_of
-from sfd_cli.pipeline.inputs import initial_noise
+from sfd_cli.pipeline.seeds import initial_noise
 
 COUNT = 24
 

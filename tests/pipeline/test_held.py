@@ -15,9 +15,9 @@ from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.diffusion.schedule import schedule_of
 from sfd_cli.pipeline.arguments import as_sample
 from sfd_cli.pipeline.held import Held, Rectangle, StreamNames, part_of, way_of
-from sfd_cli.pipeline.inputs import initial_noise
 from sfd_cli.pipeline.models import SamplingModels
 from sfd_cli.pipeline.sampler import Sampler
+from sfd_cli.pipeline.seeds import initial_noise
 
 LAWS: list[dict[str, Any]] = [
     {"delta_t": 0.3},

@@ -129,6 +129,7 @@ def test_guidance_that_the_models_cannot_give_is_not_offered(studio: Studio) -> 
         ("class", lambda studio: studio.picture(3)),
         ("sample.steps", lambda studio: studio.picture(0, steps=0)),
         ("sample.seed", lambda studio: studio.picture(0, seed=-1)),
+        ("sample.keep", lambda studio: studio.picture(0, keep="semantics")),
         ("cells", lambda studio: studio.picture(0, Kept(of=studio.picture(0), cells=(0, 2, 0, 0)))),
         ("class", lambda studio: studio.picture(0, Kept(of=studio.picture(0).model_copy(update={"label": 9})))),
     ],

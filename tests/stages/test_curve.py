@@ -137,6 +137,13 @@ def test_every_row_is_what_sample_and_fid_give_of_that_model(seen: list[int]) ->
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("edit", [{"to_seed": 3}, {"start_time": 0.5}, {"keep": "semantics"}], ids=str)
+def test_pictures_made_otherwise_than_from_noise_and_class_have_no_curve(seen: list[int], edit: dict[str, Any]) -> None:
+    with refusal(f"sample.{next(iter(edit))}"):
+        curve.run(settings(sample=edit))
+    assert not Path("metrics/curve").exists()
+
+
 def test_a_stochastic_solver_draws_by_the_seed_of_the_repeat(seen: list[int]) -> None:
     chosen = settings(repeats=2, sample={**SAMPLED, "solver": "euler_maruyama", "delta_t": 0.0})
     curve.run(chosen)

@@ -34,9 +34,10 @@ from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.files import read_json, write_json
 from sfd_cli.formats.model_folder import save_model
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
-from sfd_cli.pipeline.inputs import SampleInputs, balanced_labels, initial_noise
+from sfd_cli.pipeline.inputs import SampleInputs
 from sfd_cli.pipeline.models import SamplingModels
 from sfd_cli.pipeline.sampler import Sampler
+from sfd_cli.pipeline.seeds import balanced_labels, initial_noise
 from sfd_cli.processes import Processes
 from sfd_cli.stages import sample as stage
 

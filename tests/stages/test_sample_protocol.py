@@ -19,9 +19,10 @@ from sfd_cli.config import Sample, Settings
 from sfd_cli.errors import UserError
 from sfd_cli.files import read_json
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
-from sfd_cli.pipeline.inputs import SampleInputs, initial_noise, random_labels, step_noise
+from sfd_cli.pipeline.inputs import SampleInputs
 from sfd_cli.pipeline.models import SamplingModels
 from sfd_cli.pipeline.sampler import Sampler
+from sfd_cli.pipeline.seeds import initial_noise, random_labels, step_noise
 from sfd_cli.stages import sample as stage
 
 SDE = {"solver": "euler_maruyama", "steps": 6}

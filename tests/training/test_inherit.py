@@ -417,3 +417,19 @@ def test_settings_about_a_start_need_one(key: str, value: Any) -> None:
 def test_old_classes_are_lists_of_numbers_and_names(value: Any) -> None:
     with refusal("dit.init_classes"):
         load_settings(overrides={"dit": {"init": "x", "init_classes": value}})
+
+
+def test_an_adapter_is_trained_beside_a_label_table_for_other_classes(root: Path) -> None:
+    settings = settings_with(init="source", adapter={"rank": 2}, init_classes={"hexagons": ["circles"]}, steps=3)
+    train.run(settings)
+    source = load_dit(Path("source"))[0]
+    (finished, about), (alone, facts) = load_dit(Path("models/dit")), load_dit(Path("models/dit/adapter"))
+    assert about["statistics"] == facts["statistics"] == STATISTICS
+    assert about["classes"] == facts["classes"] == OTHERS
+    assert all(torch.equal(tensor, alone.state_dict()[name]) for name, tensor in finished.state_dict().items())
+    table = finished.class_embedding.weight
+    assert table.shape == (3, 16)
+    began = source.class_embedding.weight[[0, 1, 3]]
+    assert 0 < (table - began).abs().max() < 0.1
+    assert torch.equal(finished.patch_embedding.weight, source.patch_embedding.weight)
+    assert not torch.equal(finished.blocks[0].attention.qkv.weight, source.blocks[0].attention.qkv.weight)
