@@ -35,14 +35,16 @@ def wanted(processes: int | Literal["auto"], device: str) -> int:
     """How many processes `runtime.processes` and `runtime.device` ask for.
 
     `auto` is one for every GPU where the device is not one of them by its number, and one where there is none.
+
+    Raises:
+        UserError: no such device here.
     """
     if processes != "auto":
         return processes
-    if device not in ("auto", "cuda"):
-        return 1
-    import torch
+    from sfd_cli.devices import choose_device, kind_of
 
-    return max(torch.cuda.device_count(), 1)
+    kind = kind_of(found := choose_device(device))
+    return kind.count() if found.index is None and kind.backend is not None else 1
 
 
 def launch(count: int, arguments: list[str]) -> int:

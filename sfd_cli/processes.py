@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sfd_cli.devices import choose_device, group_backend, kind_of
 from sfd_cli.errors import SettingError, UserError
 
 T = TypeVar("T")
@@ -39,13 +40,12 @@ class Processes:
 
     @classmethod
     def join(cls) -> Processes:
-        """Join torchrun's process group, NCCL between GPUs and gloo between CPUs; without it this is the only one."""
+        """Join torchrun's process group, e.g. NCCL between GPUs and gloo between CPUs; without it, the only one."""
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if count == 1:
             return cls()
         if not dist.is_initialized():
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, timeout=TIMEOUT)
+            dist.init_process_group(group_backend(), timeout=TIMEOUT)
         return cls(dist.get_rank(), count, int(os.environ.get("LOCAL_RANK", "0")))
 
     @staticmethod
@@ -66,13 +66,17 @@ class Processes:
         """The device that `runtime.device` names; a GPU is made the current one, and "cuda" is this process's own.
 
         Raises:
-            UserError: no such device here.
+            UserError: no such device here, or none that several processes can train on.
         """
         device = choose_device(name)
-        if device.type != "cuda":
+        kind = kind_of(device)
+        if kind.is_cpu:
             return device
-        own = torch.device("cuda", self.local_rank if device.index is None else device.index)
-        torch.cuda.set_device(own)
+        if kind.backend is None and self.count > 1:
+            problem = f"{kind.name} devices cannot be shared by {self.count} processes"
+            raise UserError("runtime.device", problem, "use one process, or cpu")
+        own = torch.device(kind.name, self.local_rank if device.index is None else device.index)
+        kind.select(own)
         return own
 
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -159,39 +163,13 @@ ALONE = Processes()
 """The only process."""
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU; any other name is the device torch knows by it.
-
-    Raises:
-        UserError: no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError("runtime.device", f"{name!r} is not a device", "use auto, cpu, cuda or cuda:N") from None
-    here = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= here:
-        raise UserError("runtime.device", f"{name!r} is not here (CUDA devices: {here})", "use auto or cpu")
-    return device
-
-
-def kind_of(device: torch.device) -> str:
-    """What a device is, e.g. `cpu` or `cuda: NVIDIA H100 80GB HBM3`; nothing that names the machine."""
-    return f"{device.type}: {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
-
-
 def require_memory(batch_size: int, shape: Sequence[int], device: torch.device) -> None:
     """Check that float32 noise of this shape for every image of a batch, the least that it takes, fits into memory.
 
     Raises:
         SettingError: the device, or the machine where that is a CPU, has less; its subject is batch_size.
     """
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = kind_of(device).memory(device)
     needed = 4 * batch_size * math.prod(shape)
     if needed > memory:
         problem = f"noise for {batch_size} images alone is {needed / 1e9:,.1f} GB, but there are {memory / 1e9:,.1f}"

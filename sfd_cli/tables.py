@@ -170,6 +170,29 @@ METRICS = Table(
     },
 )
 
+DEVICES = Table(
+    "device",
+    "devices",
+    {
+        # In the order in which `runtime.device: auto` looks for them.
+        "cuda": "sfd_cli.devices:CUDA",
+        "npu": "sfd_cli.devices:NPU",
+        "xpu": "sfd_cli.devices:XPU",
+        "mps": "sfd_cli.devices:MPS",
+        "cpu": "sfd_cli.devices:CPU",
+    },
+)
+
+TRACKERS = Table(
+    "tracker",
+    "trackers",
+    {
+        "tensorboard": "sfd_cli.trackers.tensorboard:TENSORBOARD",
+        "wandb": "sfd_cli.trackers.wandb:WANDB",
+        "mlflow": "sfd_cli.trackers.mlflow:MLFLOW",
+    },
+)
+
 FORMATS = Table(
     "checkpoint format",
     "formats",
@@ -204,6 +227,7 @@ STAGES = Table(
         "memorisation": "sfd_cli.stages:MEMORISATION",
         "curve": "sfd_cli.stages:CURVE",
         "show": "sfd_cli.stages:SHOW",
+        "track": "sfd_cli.stages:TRACK",
         "plan": "sfd_cli.stages:PLAN",
     },
 )

@@ -279,6 +279,7 @@ def test_the_notebook_of_the_first_hour_runs(project: Path, tmp_path: Path) -> N
 IN_THE_PROJECT = (
     "dvc metrics show",
     "dvc plots show",
+    "sfd track --to tensorboard",
     "sfd sample --delta-t 0.1 --num-images 64 --grid out.png --samples data/try",
     "sfd sample --solver dopri5 --guidance cfg --scale 2 --classes 0,6 --num-images 64 --samples data/two-classes",
     "sfd sample --classes flags --to-class objects --num-images 8 --grid strip.png --samples data/strip",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -15,20 +16,35 @@ import torch
 from command_line import done, sfd
 from model_loading import load_semantic
 from pydantic import ValidationError
+from refusals import refusal
 from stand_ins import score_by
 from tiny_project import random_images, tiny_settings, write_features, write_models, write_training_images
 
 from sfd_cli import AsynchronousSchedule, LatentSpace, integrate, presets
 from sfd_cli.config import Fid, Sample, Settings, first_problem, load_settings
 from sfd_cli.data.images import ImageManifest, ImageReader, image_files
+from sfd_cli.devices import choose_device, finest
 from sfd_cli.diffusion.schedule import schedule_of
 from sfd_cli.evaluation.extractor import Extractor
 from sfd_cli.evaluation.images import ImageFiles
 from sfd_cli.files import read_json
+from sfd_cli.networks.precision import choose_precision
 from sfd_cli.pipeline.protocol import differences, effective_settings, protocol_record
 from sfd_cli.report.score_table import score_tables
 from sfd_cli.stages import fid, train_semvae
-from sfd_cli.tables import COMPRESSORS, FORMATS, IMAGE_SOURCES, METRICS, PROTOCOLS, SCHEDULES, SOLVERS, STAGES, Table
+from sfd_cli.tables import (
+    COMPRESSORS,
+    DEVICES,
+    FORMATS,
+    IMAGE_SOURCES,
+    METRICS,
+    PROTOCOLS,
+    SCHEDULES,
+    SOLVERS,
+    STAGES,
+    TRACKERS,
+    Table,
+)
 from sfd_cli.weights.models import read_latent_statistics
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
@@ -184,6 +200,33 @@ def test_a_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     with pytest.raises(ValidationError):
         Fid(scores=["nearest"])
+
+
+def test_a_tracker(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example("A tracker", monkeypatch)
+    rows = here / "metrics" / "dit" / "plots" / "metrics" / "loss.tsv"
+    rows.parent.mkdir(parents=True)
+    rows.write_text("step\tloss\n2\t0.5\n4\t0.25\n")
+    (here / "metrics" / "fid.json").write_text('{"fd": 9.5}')
+    with added(TRACKERS, "lines", "of_another_package:LINES"):
+        assert Settings.model_validate({"metrics": {"trackers": ["lines"]}}).metrics.trackers == ["lines"]
+        done("track", "--to", "lines")
+    (file,) = (here / "metrics" / "trackers").glob("dit-*.jsonl")
+    assert [json.loads(line) for line in file.read_text().splitlines()] == [
+        {"step": 2, "loss": 0.5},
+        {"step": 4, "loss": 0.25},
+        {"step": 4, "scores": {"fd": 9.5}},
+    ]
+
+
+def test_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    example("A device", monkeypatch)
+    with added(DEVICES, "hpu", "of_another_package:GAUDI"):
+        with refusal("runtime.device", "habana_frameworks"):
+            choose_device("hpu")
+        assert choose_precision("auto", torch.device("hpu")) == "bf16"
+        assert finest(torch.device("hpu")) == torch.float32
+    assert choose_precision("auto", torch.device("hpu")) == "fp32"
 
 
 def test_a_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

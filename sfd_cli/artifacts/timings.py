@@ -17,6 +17,14 @@ class Segment(BaseModel):
     resumed: bool
 
 
+def speed_folder(folder: Path) -> Path:
+    """Where the speed of the training that logs to `folder` is logged.
+
+    Among the timings, which git leaves out: equal runs leave equal files where results are.
+    """
+    return folder.parent / "timings" / folder.name
+
+
 def seconds_of_stages(folder: Path) -> dict[str, str]:
     """Seconds of each stage that has recorded its time, in the order of the pipeline, and of all; with its runs."""
     files = sorted(Path(folder).glob("*.json"))

@@ -176,5 +176,10 @@ def _mapping(text: str) -> dict[str, Any]:
     return found
 
 
-PARSERS: dict[Any, Callable[[str], list[Any]]] = {int: _integers, float: _floats, ClassLabel: _class_labels}
+PARSERS: dict[Any, Callable[[str], list[Any]]] = {
+    int: _integers,
+    float: _floats,
+    str: _names,
+    ClassLabel: _class_labels,
+}
 """How the parts of a list are read; all others are names."""

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from sfd_cli.cli.options import PARSERS
+
 _FILE = {"dir_okay": False, "rich_help_panel": "Inputs"}
 
 
@@ -34,6 +36,16 @@ def sample(
 ) -> dict[str, Any]:
     """Files to start from and to write beside the samples."""
     return {"grid": grid, "noise": noise, "labels": labels, "latents_out": latents_out}
+
+
+def track(
+    to: Annotated[
+        str | None,
+        typer.Option(parser=PARSERS[str], help="tensorboard, wandb, mlflow, or several; unset: metrics.trackers"),
+    ] = None,
+) -> dict[str, Any]:
+    """To whom: more than one is given as a list, with commas."""
+    return {"to": to}
 
 
 def inspect_schedule(

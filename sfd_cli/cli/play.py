@@ -26,7 +26,9 @@ def play(
     ] = None,
     texture_vae: Annotated[str | None, typer.Option(help="decodes its latents; unset: paths.texture_vae")] = None,
     guide: Annotated[str | None, typer.Option(help="the weaker model, for autoguidance")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N; unset: runtime.device")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, npu, xpu, mps, cuda:N; unset: runtime.device")
+    ] = None,
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="of the page, on this machine; unset: a free one from 7860")
     ] = None,

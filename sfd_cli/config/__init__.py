@@ -5,6 +5,7 @@ from sfd_cli.config.compressors import SemVAE, TextureVAE, VAETraining
 from sfd_cli.config.data import Encoder, Features, Images, Latents, Paths, Runtime
 from sfd_cli.config.elsewhere import called_here
 from sfd_cli.config.identity import LATER, identity, unsaid
+from sfd_cli.config.metrics import Metrics
 from sfd_cli.config.results import EDITS, ClassLabel, Curve, Fid, Foreign, Report, Sample
 from sfd_cli.config.section import Section
 from sfd_cli.config.settings import (
@@ -32,6 +33,7 @@ __all__ = [
     "Images",
     "Latents",
     "LearnSchedule",
+    "Metrics",
     "Paths",
     "Probe",
     "Report",

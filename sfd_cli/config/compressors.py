@@ -33,8 +33,8 @@ class VAETraining(Section):
     log_every: int = Field(20, gt=0, description="steps between logged losses")
     precision: Literal["auto", "native", "fp32", "bf16"] = Field(
         "fp32",
-        description="of training, fp32 or bf16 autocast; auto: bf16 on CUDA, fp32 on a CPU; native: bf16 also on a CPU"
-        " that multiplies in it",
+        description="of training, fp32 or bf16 autocast; auto: bf16 on CUDA, NPUs and XPUs, fp32 elsewhere; native:"
+        " bf16 also on a CPU that multiplies in it",
     )
     seed: int = Field(0, ge=0, description="seed of weights, order and noise")
 

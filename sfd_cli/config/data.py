@@ -28,7 +28,11 @@ def _count_of_processes(value: Any) -> Any:
 class Runtime(Section):
     """Where and how fast the work runs. Never part of a fingerprint: it must not change a result."""
 
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes CUDA where there is one")
+    device: str = Field(
+        "auto",
+        description="cpu, cuda (NVIDIA, and AMD by ROCm), npu, xpu or mps, or one of several, cuda:N; auto: the first"
+        " of cuda, npu and xpu that is here, else the CPU",
+    )
     processes: Annotated[int | Literal["auto"], BeforeValidator(_count_of_processes)] = Field(
         "auto",
         description="processes that share a stage's work; auto: one for every GPU, one on a CPU; under torchrun or srun"

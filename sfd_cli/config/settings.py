@@ -21,6 +21,7 @@ from sfd_cli.architecture import (
 from sfd_cli.config.compressors import SemVAE, TextureVAE
 from sfd_cli.config.data import Encoder, Features, Images, Latents, Paths, Runtime
 from sfd_cli.config.elsewhere import called_here
+from sfd_cli.config.metrics import Metrics
 from sfd_cli.config.results import Curve, Fid, Foreign, Report, Sample
 from sfd_cli.config.section import Section
 from sfd_cli.config.transformers import DiT, LearnSchedule
@@ -53,6 +54,7 @@ class Settings(Section):
     fid: Fid = Fid()
     curve: Curve = Curve()
     report: Report = Report()
+    metrics: Metrics = Metrics()
 
     @property
     def needs_encoder(self) -> bool:

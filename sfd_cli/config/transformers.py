@@ -135,7 +135,8 @@ class DiT(Start):
     )
     precision: Literal["auto", "native", "fp32", "bf16"] = Field(
         "auto",
-        description="auto: bf16 autocast on CUDA, fp32 on a CPU; native: bf16 also on a CPU that multiplies in it",
+        description="auto: bf16 autocast on CUDA, NPUs and XPUs, fp32 elsewhere; native: bf16 also on a CPU that"
+        " multiplies in it",
     )
     compile: bool = Field(False, description="torch.compile the blocks: faster steps, a slower first one")
     checkpoint_activations: bool = Field(False, description="recompute block activations to save memory")

@@ -15,6 +15,7 @@ from typing import Any, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from sfd_cli.devices import finest
 from sfd_cli.diffusion.latents import Streams
 from sfd_cli.laws import law_name
 from sfd_cli.tables import SCHEDULES
@@ -94,9 +95,9 @@ def with_lead(times: Streams[Tensor], lead: Tensor) -> Streams[Tensor]:
 def progress_of(schedule: TimesOnly, times: Tensor, by_texture: Tensor) -> Tensor:
     """Progress (B,) at which the textures, or where `by_texture` (B,) is false the semantics, are at `times` (B,).
 
-    The times are in (0, 1), where it is unique; float32, by bisection.
+    The times are in (0, 1), where it is unique; float32, by bisection in float64 where the device has that.
     """
-    wanted = times.double()
+    wanted = times.to(finest(times.device))
     low, high = torch.zeros_like(wanted), torch.full_like(wanted, schedule.end)
     for _ in range(HALVINGS):
         middle = (low + high) / 2

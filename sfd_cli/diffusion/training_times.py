@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sfd_cli.devices import finest
 from sfd_cli.diffusion.latents import Streams
 from sfd_cli.diffusion.schedule import TimesOnly, progress_of, rates_of, with_lead
 
@@ -73,7 +74,7 @@ class TrainingTimes:
         weights = None
         if self.objective == "corrected":
             needs = torch.stack([self._need(*one) for one in zip(times, rates_of(path, progress), strict=True)])
-            both = needs.sum(0).clamp(min=torch.finfo(torch.float64).tiny)
+            both = needs.sum(0).clamp(min=torch.finfo(needs.dtype).tiny)
             weights = Streams(*((2 * need / both).to(progress.dtype) for need in needs))
         return self._with_leader(times, draws), weights
 
@@ -87,8 +88,8 @@ class TrainingTimes:
         return progress_of(path, level, draws["by_texture"])
 
     def _need(self, time: Tensor, rate: Tensor) -> Tensor:
-        """q(t) t' without the factor 1 / sqrt(2 pi), in float64; 0 where the stream stands still."""
-        time, rate = time.double(), rate.double()
+        """q(t) t' without the factor 1 / sqrt(2 pi), in the finest format there is; 0 where the stream stands still."""
+        time, rate = (one.to(finest(one.device)) for one in (time, rate))
         moves = (rate > 0) & (time > 0) & (time < 1)
         inside = torch.where(moves, time, torch.full_like(time, 0.5))
         density = (-((inside.logit() - self.mean).square()) / 2).exp() / (inside * (1 - inside))

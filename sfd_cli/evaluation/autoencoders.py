@@ -11,6 +11,7 @@ from sfd_cli.artifacts.fingerprints import finished
 from sfd_cli.config import Settings
 from sfd_cli.data.images import ImageManifest, ImageReader
 from sfd_cli.data.store import Store
+from sfd_cli.devices import choose_device
 from sfd_cli.errors import UserError
 from sfd_cli.evaluation.held_out import semantic_scores
 from sfd_cli.evaluation.image_fidelity import psnr, ssim
@@ -18,7 +19,6 @@ from sfd_cli.evaluation.lpips import open_lpips
 from sfd_cli.evaluation.reasons import NotComputable, Scores, unavailable
 from sfd_cli.evaluation.reconstructions import TextureCodec
 from sfd_cli.evaluation.unseen import unseen_rows
-from sfd_cli.processes import choose_device
 from sfd_cli.progress import progress
 from sfd_cli.weights.models import open_semantic, open_texture_vae
 

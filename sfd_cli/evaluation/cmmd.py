@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sfd_cli.config import Fid
+from sfd_cli.devices import doubled
 from sfd_cli.evaluation.extractor import EMBEDDING
 from sfd_cli.evaluation.metric import RowMetric, Score
 from sfd_cli.evaluation.reasons import Scores
@@ -32,7 +33,7 @@ def _mean_kernel(first: Tensor, second: Tensor) -> float:
     total = 0.0
     for left in first.split(BLOCK):
         for right in second.split(BLOCK):
-            a, b = left.double(), right.double()
+            a, b = doubled(left), doubled(right)
             squared = a.square().sum(1, keepdim=True) + b.square().sum(1) - 2 * a @ b.T
             total += float(torch.exp(-squared / (2 * BANDWIDTH**2)).sum())
     return total / (len(first) * len(second))

@@ -50,7 +50,7 @@ def semantic_scores(
         totals["cosine"] += (1 - distance.item()) * len(batch)
         if "kl" in totals:
             totals["kl"] += kl_divergence(mean, logvar).sum().item()
-        latents.append(mean.flatten(0, 1).double().cpu())
+        latents.append(mean.flatten(0, 1).cpu().double())
     stacked = torch.cat(latents)
     return {
         "images": len(rows),

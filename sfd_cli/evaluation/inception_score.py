@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfd_cli.devices import doubled
 from sfd_cli.evaluation.metric import SampleMetric, Score
 from sfd_cli.evaluation.reasons import Scores
 
@@ -21,7 +22,7 @@ def inception_score(logits: Tensor) -> list[float]:
     """
     scores = []
     for part in logits.split(SPLIT):
-        log_p = torch.log_softmax(part.double(), dim=1)
+        log_p = torch.log_softmax(doubled(part), dim=1)
         p = log_p.exp()
         divergence = (p * (log_p - p.mean(dim=0).log())).nansum(dim=1)  # a class that no image has adds nothing
         scores.append(float(divergence.mean().exp()))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfd_cli.devices import doubled
 from sfd_cli.errors import StageFailure
 from sfd_cli.evaluation.dealing import computed
 from sfd_cli.evaluation.extractor import POOLED, Extractor
@@ -123,9 +124,9 @@ def memorisation(samples: Tensor, training: Tensor, held_out: Tensor) -> Memoris
 def nearest(views: Tensor, training: Tensor, without_itself: bool = False) -> Nearest:
     """The nearest training image of each image, by its nearest view.
 
-    It is looked for by float64 products in blocks, on the device that the features are on; beside these there is memory
-    for a few blocks. Products round to about 1e-8 of a feature's length, so the distance to what they find is then
-    taken by the difference itself, which also tells how near a copy is.
+    It is looked for by float64 products in blocks, on the features' own device where that has any; beside these there
+    is memory for a few blocks. Products round to about 1e-8 of a feature's length, so the distance to what they find is
+    then taken by the difference itself, which also tells how near a copy is.
 
     Args:
         views: features (n, views, D).
@@ -134,18 +135,18 @@ def nearest(views: Tensor, training: Tensor, without_itself: bool = False) -> Ne
     """
     distances, images = torch.empty(len(views), dtype=torch.float64), torch.empty(len(views), dtype=torch.int64)
     for rows in _blocks(len(views)):
-        block = views[rows].double()
-        smallest = torch.full((len(block),), torch.inf, dtype=torch.float64, device=views.device)
-        found = torch.zeros(len(block), dtype=torch.int64, device=views.device)
+        block = doubled(views[rows])
+        smallest = torch.full((len(block),), torch.inf, dtype=torch.float64, device=block.device)
+        found = torch.zeros(len(block), dtype=torch.int64, device=block.device)
         for others in _blocks(len(training)):
-            apart = torch.cdist(block.flatten(0, 1), training[others].double(), compute_mode="use_mm_for_euclid_dist")
+            apart = torch.cdist(block.flatten(0, 1), doubled(training[others]), compute_mode="use_mm_for_euclid_dist")
             apart = apart.view(*block.shape[:2], -1).amin(dim=1)
             if without_itself and rows == others:
                 apart.fill_diagonal_(torch.inf)
             here, where = apart.min(dim=1)
             found = torch.where(here < smallest, where + others.start, found)
             smallest = torch.minimum(smallest, here)
-        exact = (block - training[found, None].double()).norm(dim=2).amin(dim=1)
+        exact = (block - doubled(training[found.to(training.device), None])).norm(dim=2).amin(dim=1)
         distances[rows], images[rows] = torch.where(smallest.isinf(), torch.inf, exact).cpu(), found.cpu()
     return Nearest(distances.numpy(), images.numpy())
 

@@ -22,6 +22,7 @@ from sfd_cli.config import Settings
 from sfd_cli.data.latent_space import read_latents
 from sfd_cli.data.moments import Moments
 from sfd_cli.data.store import Store
+from sfd_cli.devices import choose_device
 from sfd_cli.errors import UserError
 from sfd_cli.evaluation.comparison import compare
 from sfd_cli.evaluation.extractor import POOLED
@@ -34,7 +35,6 @@ from sfd_cli.pipeline.held import Held, part_of
 from sfd_cli.pipeline.models import SamplingModels
 from sfd_cli.pipeline.sampler import Sampler
 from sfd_cli.pipeline.seeds import initial_noise
-from sfd_cli.processes import choose_device
 
 WHAT = "images with other semantics"
 PARTS = 10

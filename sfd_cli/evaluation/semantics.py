@@ -19,6 +19,7 @@ from sfd_cli.artifacts.kept_semantics import read_semantics
 from sfd_cli.artifacts.sample_folder import Samples, choose
 from sfd_cli.config import Settings
 from sfd_cli.data.store import Store
+from sfd_cli.devices import choose_device
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.evaluation.features import ROWS_KEPT, FeatureSet
 from sfd_cli.evaluation.gaussian import Gaussian
@@ -27,7 +28,6 @@ from sfd_cli.evaluation.reasons import NotComputable, Scores, unavailable
 from sfd_cli.evaluation.scores import renamed
 from sfd_cli.evaluation.untrained import UntrainedImages
 from sfd_cli.pipeline.sampler import tf32
-from sfd_cli.processes import choose_device
 from sfd_cli.progress import progress
 from sfd_cli.tables import METRICS
 from sfd_cli.weights.models import SemanticCompressor, open_semantic

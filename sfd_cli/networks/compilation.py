@@ -8,6 +8,7 @@ import shutil
 
 import torch
 
+from sfd_cli.devices import kind_of
 from sfd_cli.messages import say
 
 
@@ -16,10 +17,15 @@ def can_compile(device: torch.device) -> bool:
 
     On a CPU the compiler writes C++, which needs a C++ compiler. The results are the same up to rounding.
     """
-    if device.type == "cpu":
-        # A build of PyTorch for CUDA warns that there is none, which a CPU does not need.
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    if device.type != "cpu" or any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++", "clang++"))):
+    kind = kind_of(device)
+    if not kind.compiles:
+        say(f"PyTorch compiles nothing for {kind.name} devices, so networks run uncompiled, at a lower speed")
+        return False
+    if not kind.is_cpu:
+        return True
+    # A build of PyTorch for CUDA warns that there is none, which a CPU does not need.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    if any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++", "clang++"))):
         return True
     say("no C++ compiler is installed (g++ or clang++), so networks run uncompiled, at a lower speed")
     return False

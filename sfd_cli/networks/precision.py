@@ -7,6 +7,9 @@ from typing import Literal
 
 import torch
 
+from sfd_cli.devices import kind_of
+from sfd_cli.errors import SettingError
+
 Precision = Literal["fp32", "bf16"]
 
 # As PyTorch calls them: matrix units of Intel since 2023, and vector products of AMD since Zen 4.
@@ -14,10 +17,17 @@ BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
 
 
 def choose_precision(name: Literal["auto", "native", "fp32", "bf16"], device: torch.device) -> Precision:
-    """`auto` is bf16 on CUDA and fp32 elsewhere; `native` is bf16 also on a CPU that multiplies matrices in it."""
+    """`auto` is bf16 on CUDA and its like and fp32 elsewhere; `native` also on a CPU that multiplies matrices in it.
+
+    Raises:
+        SettingError: the device has no bf16.
+    """
+    kind = kind_of(device)
     if name == "auto" or name == "native":
-        has_units = device.type == "cuda" or (name == "native" and device.type == "cpu" and _cpu_multiplies_bf16())
+        has_units = kind.auto_bf16 or (name == "native" and kind.is_cpu and _cpu_multiplies_bf16())
         return "bf16" if has_units else "fp32"
+    if name == "bf16" and torch.bfloat16 not in kind.autocast:
+        raise SettingError("precision", f"{kind.name} devices have no bf16", "use auto or fp32")
     return name
 
 

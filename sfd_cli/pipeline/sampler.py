@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sfd_cli.config import Sample
+from sfd_cli.devices import kind_of
 from sfd_cli.diffusion.conditions import Conditions
 from sfd_cli.diffusion.guidance import AutoGuidance, ClassifierFreeGuidance, GuidanceScale, VelocityField
 from sfd_cli.diffusion.latents import LatentSpace
@@ -316,12 +317,12 @@ def _grid(sample: Sample) -> dict[str, Any]:
 
 @contextmanager
 def tf32(device: torch.device) -> Iterator[None]:
-    """On CUDA, TF32 products: full float32 gains nothing over the published numbers, which were made with TF32.
+    """Where there are any, TF32 products: full float32 gains nothing over the published numbers, made with TF32.
 
     Afterwards they are as they were.
     """
     before = torch.get_float32_matmul_precision()
-    if device.type == "cuda":
+    if kind_of(device).tf32:
         torch.set_float32_matmul_precision("high")
     try:
         yield

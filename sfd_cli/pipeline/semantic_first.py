@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sfd_cli.devices import choose_device
 from sfd_cli.errors import UserError
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.visual_encoder import VisualEncoder
@@ -34,7 +35,6 @@ from sfd_cli.pipeline.source_image import Picture, SourceImage
 from sfd_cli.pipeline.steps import LATENTS, OnStepEnd, ProgressBar, StepWatch, require_tensors
 from sfd_cli.pipeline.storing import StoredPipeline
 from sfd_cli.pipeline.strip import strip_of
-from sfd_cli.processes import choose_device
 from sfd_cli.tables import SOLVERS
 from sfd_cli.weights.models import SemanticCompressor, TextureCompressor
 

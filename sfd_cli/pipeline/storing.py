@@ -10,11 +10,11 @@ from typing import Any, Self
 import torch
 
 from sfd_cli.config import Settings, load_settings
+from sfd_cli.devices import choose_device
 from sfd_cli.networks.visual_encoder import VisualEncoder
 from sfd_cli.pipeline import hub, loading, saving
 from sfd_cli.pipeline.card import Card, make_card
 from sfd_cli.pipeline.sampler import Sampler
-from sfd_cli.processes import choose_device
 from sfd_cli.weights.models import SemanticCompressor
 
 
@@ -42,7 +42,7 @@ class StoredPipeline:
 
         Args:
             settings: or the params.yaml that holds them; its section `sample` gives the defaults of calls.
-            device: auto, cpu, cuda or cuda:N.
+            device: auto, or a name of the table DEVICES, such as cpu, cuda or cuda:N.
             encoder: also load what `encode` needs.
             torch_dtype: as of `from_pretrained`.
 
@@ -76,7 +76,7 @@ class StoredPipeline:
             semvae: the semantic compressor, for `encode`; the section `encoder` tells of its visual encoder.
             sections: what the files do not tell, as in `params.yaml`: `foreign` (statistics, heads, semantic_channels,
                 delta_t), `semvae` (channels, width, depth, heads) and `encoder`.
-            device: auto, cpu, cuda or cuda:N.
+            device: auto, or a name of the table DEVICES, such as cpu, cuda or cuda:N.
             torch_dtype: as of `from_pretrained`.
             **sampling: defaults of calls, settings of the section `sample`; `weights` and `compile` too.
 
@@ -101,7 +101,7 @@ class StoredPipeline:
 
         Args:
             source: the folder, or the repository's name.
-            device: auto, cpu, cuda or cuda:N.
+            device: auto, or a name of the table DEVICES, such as cpu, cuda or cuda:N.
             revision: of the repository.
             torch_dtype: of the transformers' weights, float32 unless it is given; bfloat16 halves their memory.
                 Latents, solver, guidance and the decoded images stay float32 in any case.

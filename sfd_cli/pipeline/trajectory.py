@@ -10,11 +10,11 @@ from torch import Tensor
 
 from sfd_cli.artifacts.sample_folder import Samples
 from sfd_cli.config import Sample, Settings, unsaid
+from sfd_cli.devices import choose_device
 from sfd_cli.diffusion.schedule import Schedule, schedule_of
 from sfd_cli.errors import UserError
 from sfd_cli.pipeline.inputs import SampleInputs
 from sfd_cli.pipeline.models import SamplingModels
-from sfd_cli.processes import choose_device
 
 
 @dataclass(frozen=True)

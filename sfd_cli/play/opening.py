@@ -13,6 +13,7 @@ from sfd_cli.artifacts.trained_on import other_latents
 from sfd_cli.config import Sample, Settings
 from sfd_cli.data.latent_space import read_latents
 from sfd_cli.data.store import Store
+from sfd_cli.devices import choose_device
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.errors import UserError
 from sfd_cli.messages import say
@@ -21,7 +22,6 @@ from sfd_cli.pipeline.loading import open_saved
 from sfd_cli.pipeline.models import SamplingModels
 from sfd_cli.pipeline.semantic_first import SemanticFirstPipeline
 from sfd_cli.play.studio import Studio
-from sfd_cli.processes import choose_device
 from sfd_cli.report.palette import Palette
 from sfd_cli.tables import SOLVERS
 from sfd_cli.weights.registry import REGISTRY

@@ -65,7 +65,7 @@ TRAIN_SEMVAE = Stage(
     "Train the Semantic VAE that compresses patch tokens to a few channels, import one, or fit principal"
     " components.\n\n"
     "Reports reconstruction MSE, cosine and KL on held-out images. Resumes from its last checkpoint.",
-    {"semvae": ""},
+    {"semvae": "", "metrics": ""},
     ("features", "semvae", "metrics"),
     shares=True,
 )
@@ -75,7 +75,7 @@ TRAIN_TEXTURE_VAE = Stage(
     MODELS,
     "Train a small image VAE, import published weights (--weights), or fit principal components of pixel patches.\n\n"
     "Reports PSNR on held-out images and writes a picture of reconstructions. Resumes from its last checkpoint.",
-    {"texture_vae": ""},
+    {"texture_vae": "", "metrics": ""},
     ("images", "texture_vae", "metrics"),
     shares=True,
 )
@@ -95,7 +95,7 @@ LEARN_SCHEDULE = Stage(
     MODELS,
     "Learn the schedule: train a small probe on all leads, and see on held-out images where its errors say to go.\n\n"
     "Only where schedule.learn is true; for dit.schedule: learned. Says no preference where the error bar says so.",
-    {"schedule": ""},
+    {"schedule": "", "metrics": ""},
     ("latents", "probe", "schedule", "metrics"),
     shares=True,
 )
@@ -105,7 +105,7 @@ TRAIN = Stage(
     MODELS,
     "Train the diffusion transformer with the asynchronous objective.\n\n"
     "Resumes exactly after an interruption; more --steps continue a finished run.",
-    {"dit": ""},
+    {"dit": "", "metrics": ""},
     ("latents", "semvae", "texture_vae", "dit", "guide", "metrics"),
     own="sfd_cli.cli.own_flags:train",
     shares=True,
@@ -115,7 +115,7 @@ TRAIN_GUIDE = Stage(
     "sfd_cli.stages.train_guide",
     MODELS,
     "Train the weaker model that AutoGuidance guides by.\n\nAs `sfd train`, from the section `guide`.",
-    {"guide": ""},
+    {"guide": "", "metrics": ""},
     ("latents", "semvae", "texture_vae", "guide", "metrics"),
     shares=True,
 )
@@ -139,7 +139,7 @@ FID = Stage(
     "Score the samples: Fréchet distance, KID, precision and recall.\n\n"
     "With Inception features where their weights can be had, and with DINOv2 features always. Texture VAE, Semantic VAE"
     " and the sampled semantics are scored too, so that one sees which of them a score is owed to.",
-    {"fid": "", "foreign": "foreign-"},
+    {"fid": "", "foreign": "foreign-", "metrics": ""},
     ("samples", "images", "features", "semvae", "dit", "texture_vae", "metrics"),
     CHECKPOINT,
     shares=True,
@@ -150,7 +150,7 @@ CURVE = Stage(
     IMAGES,
     "Score the milestones of a training, each sampled from the same noise: the scores along the steps.\n\n"
     "Milestones are what dit.keep_every keeps. Goes on where it stopped, and with what was trained since.",
-    {"curve": "", "sample": "sample-", "fid": "fid-", "foreign": "foreign-"},
+    {"curve": "", "sample": "sample-", "fid": "fid-", "foreign": "foreign-", "metrics": ""},
     ("dit", "guide", "texture_vae", "images", "metrics"),
     unread=("beside", "baselines", *EDITS),
     shares=True,
@@ -194,6 +194,17 @@ SHOW = Stage(
     "Print where the sample grid, the report and the scores are, the scores, and what every stage took.\n\n"
     "In a git repository also whether this run gave what is committed, or how its scores differ.",
     paths=("metrics", "reports"),
+)
+
+TRACK = Stage(
+    "sfd_cli.stages.track",
+    IMAGES,
+    "Send what metrics/ has of finished runs to a tracker: curves, sample grids, scores and settings.\n\n"
+    "While a run goes on metrics.trackers do the same. What a tracker has of a run already is not sent twice.",
+    {"metrics": ""},
+    ("metrics", "semvae", "texture_vae", "probe", "dit", "guide", "reports"),
+    own="sfd_cli.cli.own_flags:track",
+    unread=("trackers",),
 )
 
 PLAN = Stage(

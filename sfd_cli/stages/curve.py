@@ -13,6 +13,7 @@ import torch
 from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Facts, Recipe
 from sfd_cli.config import Settings, identity
+from sfd_cli.devices import choose_device, described
 from sfd_cli.evaluation.along_training import AlongTraining
 from sfd_cli.evaluation.curve import (
     FOLDER,
@@ -32,7 +33,9 @@ from sfd_cli.evaluation.scoring import Scoring
 from sfd_cli.files import fingerprint
 from sfd_cli.messages import say
 from sfd_cli.pipeline.protocol import effective_settings
-from sfd_cli.processes import Processes, choose_device, kind_of
+from sfd_cli.processes import Processes
+from sfd_cli.trackers.sending import tracked
+from sfd_cli.trackers.tracker import require_trackers
 from sfd_cli.weights.fetch import digest
 from sfd_cli.weights.models import locate
 
@@ -54,11 +57,13 @@ def run(settings: Settings) -> dict[str, Any]:
         UserError: there are no milestones, one is damaged, or models and settings do not fit together.
         StageFailure: a latent or a feature is not finite.
     """
+    require_trackers(settings)
     folder, along = settings.paths.metrics / FOLDER, AlongTraining(settings)
-    device = Processes.join().device(settings.runtime.device)
+    processes = Processes.join()
+    device = processes.device(settings.runtime.device)
     scoring = Scoring.open(settings, along.image_size, device)
     wanted = {"models": {str(step): model for step, model in along.fingerprints.items()}, "repeats": len(along.seeds)}
-    return produce(
+    summary = produce(
         _recipe(folder, settings, along, scoring),
         load=along.check,
         make=partial(_make, folder, along, SampleScorer(settings, scoring), wanted),
@@ -67,6 +72,8 @@ def run(settings: Settings) -> dict[str, Any]:
         can_mend=lambda _: True,
         tell=lambda _: _summary(folder / TABLE),
     )
+    with tracked(settings, FOLDER, processes.is_main):
+        return summary
 
 
 def _recipe(folder: Path, settings: Settings, along: AlongTraining, scoring: Scoring) -> Recipe:
@@ -81,7 +88,7 @@ def _recipe(folder: Path, settings: Settings, along: AlongTraining, scoring: Sco
     chosen = {f"sample.{key}": value for key, value in effective_settings(sample).items()}
     chosen |= {f"fid.{key}": value for key, value in identity(settings.fid, exclude=NOT_SCORES, mode="json").items()}
     free: dict[str, Any] = {"repeats": settings.curve.repeats, "batch_size": sample.batch_size}
-    free |= {"device": kind_of(choose_device(settings.runtime.device)), "torch": version("torch")}
+    free |= {"device": described(choose_device(settings.runtime.device)), "torch": version("torch")}
     return Recipe("curve", folder, chosen, inputs, free)
 
 

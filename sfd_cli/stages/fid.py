@@ -28,6 +28,8 @@ from sfd_cli.files import write_json
 from sfd_cli.machine import machine
 from sfd_cli.pipeline.protocol import differences, protocol_record
 from sfd_cli.processes import Processes
+from sfd_cli.trackers.sending import tracked
+from sfd_cli.trackers.tracker import require_trackers
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class _Opened:
 
     @classmethod
     def of(cls, settings: Settings, device: torch.device) -> Self:
+        require_trackers(settings)
         samples = ScoredImages.open(settings.paths.samples, settings)
         others = {str(path): ScoredImages.open(path, settings) for path in settings.fid.beside}
         for name, other in others.items():
@@ -120,6 +123,8 @@ def run(settings: Settings) -> dict[str, Any]:
     write_json(metrics / "scores.json", compared_scores(result, [*(found.name for found in extractors), SEMANTICS]))
     seconds = round(time.monotonic() - started, 2)
     write_json(metrics / "timings" / "fid.json", [{"seconds": seconds, "resumed": False}])
+    with tracked(settings, "dit", processes.is_main) as feed:
+        feed.scores = result
     lines = class_lines(result)
     return _told(result) | ({"by_class": lines} if lines else {}) | {"file": str(metrics / "fid.json")}
 

@@ -11,13 +11,13 @@ import torch
 
 from sfd_cli.config import Settings
 from sfd_cli.data.images import ImageManifest
+from sfd_cli.devices import choose_device, kind_of
 from sfd_cli.networks.precision import Precision, choose_precision
-from sfd_cli.processes import choose_device
 from sfd_cli.training.costs import Cost, Costs, step_memory
 
 # Assumed: the share of a large matrix product's speed that stages reach; trainings on an H100 report 0.3 to 0.5.
 SHARE = 0.4
-SIDE = {"cuda": 8192, "cpu": 1024}
+SIDE, SIDE_ON_CPU = 8192, 1024
 MEASURED_SECONDS = 0.3
 
 
@@ -67,7 +67,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
 def matrix_speed(device: torch.device, precision: Precision) -> float:
     """Operations per second of large matrix products: the fastest of some, for other programs slow down the rest."""
-    side = SIDE.get(device.type, SIDE["cpu"])
+    side = SIDE_ON_CPU if kind_of(device).is_cpu else SIDE
     matrix = torch.ones(side, side, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     float(torch.mm(matrix, matrix)[0, 0])
     fastest, end = float("inf"), time.perf_counter() + MEASURED_SECONDS

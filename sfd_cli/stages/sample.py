@@ -18,6 +18,7 @@ from sfd_cli.artifacts.recipe import Facts, Recipe
 from sfd_cli.artifacts.sample_folder import LABELS, NPZ, SampleFolder, read_png
 from sfd_cli.config import Sample, Settings, identity
 from sfd_cli.data.images import evenly_spaced
+from sfd_cli.devices import choose_device, described
 from sfd_cli.diffusion.conditions import NULL, Conditions
 from sfd_cli.errors import SettingError, UserError
 from sfd_cli.files import read_as
@@ -30,7 +31,7 @@ from sfd_cli.pipeline.protocol import effective_settings, protocol_record
 from sfd_cli.pipeline.sampler import Sampler, guidance_scale
 from sfd_cli.pipeline.source_image import RunSource, SourceImage
 from sfd_cli.pipeline.strip import Strip
-from sfd_cli.processes import Processes, choose_device, kind_of, require_memory
+from sfd_cli.processes import Processes, require_memory
 from sfd_cli.progress import progress
 from sfd_cli.tables import SOLVERS
 from sfd_cli.weights.models import conditions_of, space_of
@@ -102,7 +103,7 @@ def _recipe(
     """What decides the images' bytes; settings that a file replaces are free."""
     chosen = effective_settings(sample.model_copy(update={"num_images": inputs.count}))
     free = identity(sample, include={"protocol", "batch_size", "compile"})
-    free |= {"device": kind_of(choose_device(device)), "torch": version("torch")}
+    free |= {"device": described(choose_device(device)), "torch": version("torch")}
     replaced = {"classes", "class_labels"} if inputs.labels is not None else set()
     if not inputs.draws_from_seed(SOLVERS[sample.solver].is_stochastic):
         replaced |= {"seed"}

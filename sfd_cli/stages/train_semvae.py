@@ -22,6 +22,8 @@ from sfd_cli.formats.model_folder import save_model
 from sfd_cli.networks.semantic_vae import SemanticVAE
 from sfd_cli.processes import Processes
 from sfd_cli.tables import COMPRESSORS
+from sfd_cli.trackers.sending import tracked
+from sfd_cli.trackers.tracker import require_trackers
 from sfd_cli.training.compressors import Compressor, Fitting
 from sfd_cli.training.live_log import clear_log
 from sfd_cli.weights.models import SemanticCompressor, open_semantic
@@ -73,6 +75,7 @@ def _load(
     settings: Settings, compressor: Compressor, processes: Processes, checkpoints: Path
 ) -> tuple[Compressor, Fitting, np.ndarray, SemanticCompressor | None]:
     """The compressor, what it is fitted to, the held-out rows, and the network to import instead of fitting one."""
+    require_trackers(settings)
     section, store = settings.semvae, Store(settings.paths.features)
     training, held_out = validation_split(len(store), section.holdout)
     fitting = Fitting(settings, store, training, processes.device(settings.runtime.device), checkpoints)
@@ -94,12 +97,14 @@ def _make(
     model: SemanticCompressor | None,
 ) -> Facts:
     """Fit the compressor unless it is imported, score and save it; the scores, in rank 0."""
-    if model is None and (compressor.is_trained(settings) or processes.is_main):
-        model = compressor.fit(fitting)
-    if model is None or not processes.is_main:
-        return {}
-    batch, device = settings.semvae.batch_size, fitting.device
-    scores = semantic_scores(model.to(device), fitting.store, held_out, batch, device)
+    with tracked(settings, "semvae", processes.is_main) as feed:
+        if model is None and (compressor.is_trained(settings) or processes.is_main):
+            model = compressor.fit(replace(fitting, on_step=feed.on_step))
+        if model is None or not processes.is_main:
+            return {}
+        batch, device = settings.semvae.batch_size, fitting.device
+        scores = semantic_scores(model.to(device), fitting.store, held_out, batch, device)
+        feed.scores = scores
     weights = {"model": model.state_dict()}
     save_model(settings.paths.semvae, type(model).__name__, model.config, weights, {"held_out": scores})
     return scores

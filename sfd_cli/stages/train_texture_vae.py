@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from sfd_cli.formats.model_folder import save_model
 from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.processes import Processes
 from sfd_cli.tables import TEXTURE_COMPRESSORS
+from sfd_cli.trackers.sending import tracked
+from sfd_cli.trackers.tracker import require_trackers
 from sfd_cli.training.compressors import Compressor
 from sfd_cli.training.live_log import clear_log
 from sfd_cli.training.texture_compressors import TextureFitting
@@ -69,6 +71,7 @@ def _load(
     settings: Settings, manifest: ImageManifest, processes: Processes, checkpoints: Path
 ) -> tuple[TextureFitting, np.ndarray, TextureVAE | None]:
     """What the compressor is fitted to, the held-out images, and the network to import instead of fitting one."""
+    require_trackers(settings)
     section = settings.texture_vae
     compressor: Compressor[TextureFitting] = TEXTURE_COMPRESSORS[section.compressor]
     reader = ImageReader(manifest, settings.images.size, settings.runtime.workers)
@@ -90,18 +93,20 @@ def _make(
     section, pictures = settings.texture_vae, settings.paths.metrics / "texture_vae"
     compressor: Compressor[TextureFitting] = TEXTURE_COMPRESSORS[section.compressor]
     has_curves = model is None and compressor.is_trained(settings)
-    if model is None and (has_curves or processes.is_main):
-        model = compressor.fit(fitting)
-    if model is None or not processes.is_main:
-        return {}
-    if not has_curves:
-        clear_log(pictures)
-    model.to(fitting.device).eval()
-    scores = texture_scores(model, fitting.reader, held_out, section.batch_size, fitting.device)
-    weights = {"model": model.state_dict()}
-    save_model(settings.paths.texture_vae, type(model).__name__, model.config, weights, {"held_out": scores})
-    shown = held_out[:: max(len(held_out) // PICTURED, 1)][:PICTURED]
-    save_reconstructions(model, fitting.reader, shown, fitting.device, pictures / "reconstructions.png")
+    with tracked(settings, "texture_vae", processes.is_main) as feed:
+        if model is None and (has_curves or processes.is_main):
+            model = compressor.fit(replace(fitting, on_step=feed.on_step))
+        if model is None or not processes.is_main:
+            return {}
+        if not has_curves:
+            clear_log(pictures)
+        model.to(fitting.device).eval()
+        scores = texture_scores(model, fitting.reader, held_out, section.batch_size, fitting.device)
+        weights = {"model": model.state_dict()}
+        save_model(settings.paths.texture_vae, type(model).__name__, model.config, weights, {"held_out": scores})
+        shown = held_out[:: max(len(held_out) // PICTURED, 1)][:PICTURED]
+        save_reconstructions(model, fitting.reader, shown, fitting.device, pictures / "reconstructions.png")
+        feed.scores = scores
     return scores
 
 

@@ -19,7 +19,7 @@ from sfd_cli.studies.study import Study, key_of
 
 RESULTS = "results.json"
 # Sections that have no part in a score.
-APART = {"runtime", "paths", "report"}
+APART = {"runtime", "paths", "report", "metrics"}
 
 Record = dict[str, Any]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -20,7 +20,7 @@ from sfd_cli.networks.semantic_pca import SemanticPCA, SemanticPCAConfig
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.processes import Processes, require_memory
 from sfd_cli.progress import progress
-from sfd_cli.training.fit import fit
+from sfd_cli.training.fit import OnStep, fit
 from sfd_cli.training.semantic_vae_task import SemanticVAETask
 from sfd_cli.training.settings import vae_loop
 
@@ -35,6 +35,7 @@ class Fitting:
         rows: of the training images.
         device: this process's own.
         checkpoints: folder for what a training resumes from.
+        on_step: what a training calls after every step.
     """
 
     settings: Settings
@@ -42,6 +43,7 @@ class Fitting:
     rows: np.ndarray
     device: torch.device
     checkpoints: Path
+    on_step: Sequence[OnStep] = ()
 
     @property
     def section(self) -> SemVAE:
@@ -99,6 +101,7 @@ def train_vae(fitting: Fitting) -> SemanticVAE:
         paths.metrics / "semvae",
         fitting.device,
         "Semantic VAE",
+        fitting.on_step,
     ).model
 
 

@@ -13,15 +13,17 @@ from typing import Generic, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from sfd_cli.artifacts.timings import speed_folder
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.prefetch import prefetched
+from sfd_cli.devices import kind_of
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.messages import say
 from sfd_cli.processes import Processes
 from sfd_cli.progress import progress
 from sfd_cli.training.checkpoints import Checkpoints, TrainingState
 from sfd_cli.training.interrupt import raise_for, stop_requests
-from sfd_cli.training.live_log import LiveLog, speed_folder
+from sfd_cli.training.live_log import LiveLog
 from sfd_cli.training.settings import LoopSettings, learning_rate
 from sfd_cli.training.step import Task, TrainingStep
 from sfd_cli.training.throughput import Throughput, memory, peak_flops
@@ -173,7 +175,7 @@ def _batches(step: TrainingStep, sampler: EpochSampler) -> Iterator[dict[str, Te
     for number in range(step.number, step.settings.steps):
         indices, flips = sampler.batch(number)
         batch = step.task.fetch(indices[step.share], flips[step.share])
-        if step.device.type == "cuda":
+        if kind_of(step.device).pinned:
             batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
         yield batch
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from sfd_cli.artifacts.timings import speed_folder
 from sfd_cli.errors import UserError
 from sfd_cli.files import atomic_path, read_as, write_json
 
@@ -35,14 +36,6 @@ class LiveLog:
         # In the order in which they are logged, as in a run that nobody has interrupted.
         self._live.summary = self._own | {name: old for name, old in self._before.items() if name not in self._own}
         self._live.make_summary()
-
-
-def speed_folder(folder: Path) -> Path:
-    """Where the speed of the training that logs to `folder` is logged.
-
-    Among the timings, which git leaves out: equal runs leave equal files where results are.
-    """
-    return folder.parent / "timings" / folder.name
 
 
 def latest_values(folder: Path) -> dict[str, float]:

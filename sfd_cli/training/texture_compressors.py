@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +21,7 @@ from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig, to_signed
 from sfd_cli.processes import Processes, require_memory
 from sfd_cli.progress import progress
 from sfd_cli.training.compressors import Compressor
-from sfd_cli.training.fit import fit
+from sfd_cli.training.fit import OnStep, fit
 from sfd_cli.training.settings import vae_loop
 from sfd_cli.training.step import Task
 from sfd_cli.training.texture_decoder_task import TextureDecoderTask
@@ -40,6 +40,7 @@ class TextureFitting:
         rows: of the training images.
         device: this process's own.
         checkpoints: folder for what a training resumes from.
+        on_step: what a training calls after every step.
     """
 
     settings: Settings
@@ -47,6 +48,7 @@ class TextureFitting:
     rows: np.ndarray
     device: torch.device
     checkpoints: Path
+    on_step: Sequence[OnStep] = ()
 
     @property
     def section(self) -> Section:
@@ -89,6 +91,7 @@ def _trained(
         paths.metrics / "texture_vae",
         fitting.device,
         description,
+        fitting.on_step,
     ).model
 
 

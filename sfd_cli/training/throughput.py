@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from sfd_cli.devices import kind_of
 from sfd_cli.networks.precision import Precision
 
 # Dense peak in TFLOP/s of (bf16, fp32), from the vendors' data sheets; a name matches where it starts so.
@@ -31,9 +32,7 @@ PEAKS: dict[str, tuple[float, float]] = {
 
 def peak_flops(device: torch.device, precision: Precision) -> float | None:
     """Peak FLOP/s of the device in `precision`, None where it is not known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
+    name = kind_of(device).title(device) or ""
     for prefix, (bf16, fp32) in PEAKS.items():
         if name.startswith(prefix):
             return 1e12 * (bf16 if precision == "bf16" else fp32)
@@ -42,8 +41,8 @@ def peak_flops(device: torch.device, precision: Precision) -> float | None:
 
 def memory(device: torch.device) -> int:
     """Bytes that this process has had at once: of the GPU's memory, or of the machine's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    if (peak := kind_of(device).peak_memory(device)) is not None:
+        return peak
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

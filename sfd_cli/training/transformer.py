@@ -20,6 +20,7 @@ from sfd_cli.config import DiT, Settings, identity
 from sfd_cli.data.near_duplicates import Split, hold_out, shared_clusters
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.store import Store
+from sfd_cli.devices import kind_of
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.errors import SettingError, UserError
 from sfd_cli.formats.model_folder import dit_weights, save_model
@@ -27,6 +28,8 @@ from sfd_cli.laws import law_fact, law_of
 from sfd_cli.messages import say
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.processes import Processes, require_memory
+from sfd_cli.trackers.sending import tracked
+from sfd_cli.trackers.tracker import require_trackers
 from sfd_cli.training.adapter import SHARE_OF_FLOPS, Adaptation
 from sfd_cli.training.checkpoints import Checkpoints
 from sfd_cli.training.fit import OnStep, fit
@@ -214,6 +217,7 @@ def _load(training: Training, processes: Processes) -> Prepared:
         UserError: they are missing or do not fit together.
     """
     settings, section, source = training.settings, training.section, training.source
+    require_trackers(settings)
     device = processes.device(settings.runtime.device)
     decoder = open_semantic(settings).load().to(device) if section.repa == "decoded" else None
     try:
@@ -285,19 +289,20 @@ def _make(training: Training, prepared: Prepared, processes: Processes) -> Facts
             grids.forget_after(done)
             watching.append(grids)
     rows = None if split is None else split.training
-    result = fit(
-        task,
-        model,
-        EpochSampler(len(task.store), section.batch_size, section.seed, rows, task.store.flips),
-        prepared.loop,
-        checkpoints.folder,
-        training.log,
-        device,
-        training.folder.name,
-        on_step=watching,
-        flops_per_image=_flops(model, adaptation) if device.type == "cuda" else None,
-        validate=None if split is None else Validation(task, section, split, processes),
-    )
+    with tracked(training.settings, training.key, processes.is_main) as feed:
+        result = fit(
+            task,
+            model,
+            EpochSampler(len(task.store), section.batch_size, section.seed, rows, task.store.flips),
+            prepared.loop,
+            checkpoints.folder,
+            training.log,
+            device,
+            training.folder.name,
+            on_step=[*watching, *feed.on_step],
+            flops_per_image=None if kind_of(device).is_cpu else _flops(model, adaptation),
+            validate=None if split is None else Validation(task, section, split, processes),
+        )
     numbers = {"parameters": sum(parameter.numel() for parameter in result.model.parameters())}
     if processes.is_main:
         assert result.ema is not None

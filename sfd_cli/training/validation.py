@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sfd_cli.config import DiT
 from sfd_cli.data.near_duplicates import Split
+from sfd_cli.devices import doubled
 from sfd_cli.diffusion.latents import LatentSpace, Streams
 from sfd_cli.diffusion.objective import interpolate, velocity_of_data, velocity_target
 from sfd_cli.diffusion.schedule import Schedule, schedule_of
@@ -137,7 +138,7 @@ class VelocityErrors:
 
 def _means_of_squares(values: Tensor, space: LatentSpace) -> Tensor:
     """Over channels and latent pixels of each stream: (B, 2) float64; 0 of a stream without channels."""
-    streams = space.views(values.square().double())
+    streams = space.views(doubled(values.square()))
     return torch.stack([part.sum((1, 2, 3)) / max(part[0].numel(), 1) for part in streams], dim=1)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sfd_cli.config import DiT
 from sfd_cli.data.latent_space import space_of_store
 from sfd_cli.data.store import Store
+from sfd_cli.devices import kind_of
 from sfd_cli.diffusion.conditions import Conditions
 from sfd_cli.diffusion.latents import Streams
 from sfd_cli.diffusion.objective import (
@@ -74,7 +75,7 @@ class VelocityTask:
 
     def _read(self, name: str, indices: np.ndarray, flips: np.ndarray) -> Tensor:
         """One field of a batch; for a GPU read into pinned memory, which PyTorch's allocator reuses."""
-        if self.device.type != "cuda":
+        if not kind_of(self.device).pinned:
             return torch.from_numpy(self.store.read(name, indices, flips))
         out = torch.empty((len(indices), *self.store.fields[name].shape[1:]), dtype=torch.float16, pin_memory=True)
         self.store.read(name, indices, flips, out=out.numpy())

@@ -53,6 +53,15 @@ def test_scores_are_torch_fidelitys(tmp_path: Path) -> None:
     assert "times as fast" in printed
 
 
+def test_trackers_leave_the_weights_alone(tmp_path: Path) -> None:
+    options = ("--steps", "20", "--repetitions", "1", "--candidates", "none", "tensorboard")
+    printed = run("trackers.py", "--device", "cpu", "--out", str(tmp_path), *options)
+    found = written(tmp_path, "trackers")
+    assert found["equal_weights"]
+    assert set(found["seconds_of_a_step"]) == {"none", "tensorboard"}
+    assert "weights of all: equal" in printed
+
+
 def test_growth_fits_an_exponent_to_four_sizes_of_each_kind(tmp_path: Path) -> None:
     run("growth.py", "--quick", "--device", "cpu", "--out", str(tmp_path))
     found = written(tmp_path, "growth")["growth"]

@@ -22,7 +22,7 @@ from sfd_cli.stages import Stage
 from sfd_cli.tables import STAGES
 
 REPOSITORY = Path(__file__).parents[2]
-NAMES = [name for name in STAGES if name not in ("memorisation", "curve", "show", "plan")]
+NAMES = [name for name in STAGES if name not in ("memorisation", "curve", "show", "track", "plan")]
 
 
 @pytest.fixture
