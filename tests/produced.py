@@ -31,6 +31,7 @@ def run(
     is_done: Callable[[Facts], bool] = lambda facts: True,
     start_over: Callable[[], str | None] = lambda: None,
     can_mend: Callable[[list[str]], bool] = lambda names: False,
+    takes_over: bool = False,
     tell: Callable[[Facts], dict[str, Any]] = lambda facts: facts,
     **settings: Any,
 ) -> Facts:
@@ -43,6 +44,7 @@ def run(
         is_done=is_done,
         start_over=start_over,
         can_mend=can_mend,
+        takes_over=takes_over,
         tell=tell,
     )
 

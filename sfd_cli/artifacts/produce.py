@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sfd_cli.artifacts.damage import damage, told
+from sfd_cli.artifacts.earlier import keep_earlier, remove_earlier
 from sfd_cli.artifacts.recipe import COPY, SETTINGS, UNDER_DVC, Facts, Recipe, Record, checkpoints_of, is_record
 from sfd_cli.checksums import checksums_of, damaged, remember
 from sfd_cli.errors import UserError
@@ -35,6 +36,7 @@ def produce(
     is_done: Callable[[Facts], bool] = lambda facts: True,
     start_over: Callable[[], str | None] = lambda: None,
     can_mend: Callable[[list[str]], bool] = lambda names: False,
+    takes_over: bool = False,
     tell: Callable[[Facts], dict[str, Any]] = lambda facts: facts,
 ) -> dict[str, Any]:
     """Make the artifact of `recipe`, go on with it, or find that it is there already.
@@ -55,6 +57,8 @@ def produce(
             name), or None; called in rank 0, if there was such a run.
         can_mend: whether `make` makes files of a finished artifact that are damaged or gone again, exactly, without the
             work of the others; called with their names in rank 0, if there are such files.
+        takes_over: whether `make` takes over parts of what other recipes made, see `artifacts.earlier`: what would be
+            removed, because DVC's cache has it, is then removed only when this artifact is finished.
         tell: what to return of the finished artifact with these facts; called in rank 0 while the folder is held, for
             a run with other settings may put it aside the moment after.
 
@@ -80,12 +84,13 @@ def produce(
         if found is not None:
             if folder is not None:
                 folder.restore_record()
+                remove_earlier(recipe.folder)
                 say(f"{recipe.folder} is up to date")
                 return processes.broadcast(tell(found))
             return processes.broadcast({})
         inputs = loaded()
         if folder is not None:
-            folder.make_room()
+            folder.make_room(takes_over)
         processes.barrier()
         made = make(processes, inputs)
         processes.barrier()
@@ -171,11 +176,11 @@ class _Folder:
             self._damaged = [name for name in wrong if name]
             say(f"{told(self.path, wrong)}; making again what is missing")
 
-    def make_room(self) -> None:
+    def make_room(self, takes_over: bool) -> None:
         """Put aside what is not gone on with, and note that this recipe is being made."""
         if self.why_aside is not None:
             assert self._record is not None
-            self._put_aside(self._record, self.why_aside)
+            self._put_aside(self._record, self.why_aside, takes_over)
             self.facts, self.resumed = None, False
         if not self.resumed:
             # Of a run whose artifact is gone.
@@ -203,6 +208,7 @@ class _Folder:
         remember(self.path, files)
         Record.of(self.recipe, facts, files).write(self.path)
         self.facts = facts
+        remove_earlier(self.path)
         if self._timings is not None:
             self._add_timing(self._timings)
 
@@ -226,11 +232,12 @@ class _Folder:
         sizes = [(self.path / name).stat().st_size for name in self._names()]
         return {"files": len(sizes), "bytes": sum(sizes)}
 
-    def _put_aside(self, record: Record, why: str) -> None:
+    def _put_aside(self, record: Record, why: str, takes_over: bool) -> None:
         """Make room without losing what was there: what a DVC run finished is in DVC's cache, all else is renamed."""
         checkpoints = checkpoints_of(self.path, record.fingerprint)
         if record.complete and record.under_dvc and UNDER_DVC in os.environ:
-            shutil.rmtree(self.path)
+            if not (takes_over and keep_earlier(self.path)):
+                shutil.rmtree(self.path)
             shutil.rmtree(checkpoints, ignore_errors=True)
             say(f"{self.path} {why}; starting afresh (DVC's cache has the old one)")
             return

@@ -166,4 +166,9 @@ class Latents(Section):
         gt=0,
         description="size of the normalised textures; below 1 noise hides them longer, a lead for semantics",
     )
-    seed: int = Field(0, ge=0, description="seed of the posterior samples; image i depends on it and i alone")
+    seed: int = Field(0, ge=0, description="seed of the posterior samples; each depends on it and on what `noise` says")
+    noise: Literal["index", "content"] = Field(
+        "index",
+        description="what a posterior sample depends on beside the seed: the image's index in the set, or its content,"
+        " so that it stays when other images come and go",
+    )

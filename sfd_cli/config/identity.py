@@ -25,7 +25,7 @@ LATER: dict[type[Section], dict[str, Any]] = {
         "decoder_noise": 1.5,
         "decoder_keep": 1.0,
     },
-    Latents: {"texture_scale": "channel", "texture_gain": 1.0},
+    Latents: {"texture_scale": "channel", "texture_gain": 1.0, "noise": "index"},
     DiT: {
         "schedule": DEFAULT_LAW,
         "prediction": "velocity",

@@ -11,6 +11,7 @@ from typing import Any
 
 from sfd_cli.config import Settings
 from sfd_cli.data.archives import StoredImage, is_archive, list_archives
+from sfd_cli.data.contents import write_contents
 from sfd_cli.data.image_sources import ImageSet, in_threads, refuse_overlap
 from sfd_cli.data.images import (
     DECODE_ERRORS,
@@ -55,7 +56,8 @@ def image_folder(settings: Settings) -> ImageSet:
     places = {name: _place(found[name], root) for name in whole}
     if all(place == (name,) for name, place in places.items()):
         places = {}
-    manifest = ImageManifest.of(root, {file: digest for file, (digest, _) in whole.items()}, places)
+    digests = {file: digest for file, (digest, _) in whole.items()}
+    manifest = ImageManifest.of(root, digests, places)
     emptied = {file.split("/", 1)[0] for file in listed} - set(manifest.classes)
     if emptied:
         say(f"left out, no whole image: class folders {', '.join(sorted(emptied))}")
@@ -65,6 +67,7 @@ def image_folder(settings: Settings) -> ImageSet:
         # An absolute path stays one; a relative one must hold from the manifest's own folder.
         place = root if root.is_absolute() else Path(os.path.relpath(root, folder))
         manifest.save(folder, root=place.as_posix())
+        write_contents(folder, manifest, digests)
         return manifest
 
     return ImageSet(

@@ -12,7 +12,6 @@ import numpy as np
 
 from sfd_cli.data.store import Store
 from sfd_cli.errors import SettingError
-from sfd_cli.processes import Processes
 from sfd_cli.progress import progress
 
 SIMILARITY = 0.95
@@ -38,13 +37,6 @@ class Split:
     training: np.ndarray
     held_out: np.ndarray
     control: np.ndarray
-
-
-def shared_clusters(store: Store, processes: Processes) -> np.ndarray:
-    """`store_clusters`, found by one process: another machine's rounding must not give another process its own."""
-    found = processes.broadcast(store_clusters(store) if processes.is_main else None)
-    assert found is not None
-    return found
 
 
 def store_clusters(store: Store) -> np.ndarray:

@@ -22,6 +22,7 @@ from sfd_cli.messages import say
 from sfd_cli.progress import progress
 
 EXTRAS = "extras"
+KEYS = f"{EXTRAS}/keys"  # of a shard's rows, uint8 (n, bytes), see data/kept_rows.py
 PAGE = 4096
 # Batches made in advance, so that the device goes on while a finished shard is forced to the disk.
 AHEAD = 4
@@ -74,6 +75,7 @@ class StoreWriter:
         shard_size: images per shard; the last one may hold fewer.
         fingerprint: of everything that decides the contents; shards of another are not kept.
         attributes: JSON-able facts kept in the index.
+        keys: of all rows, as many bytes each, by which a later store takes rows over.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class StoreWriter:
         shard_size: int,
         fingerprint: str,
         attributes: Mapping[str, Any] | None = None,
+        keys: Sequence[bytes] | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.fields = dict(fields)
@@ -91,6 +94,7 @@ class StoreWriter:
         self.shard_size = shard_size
         self.fingerprint = fingerprint
         self.attributes = dict(attributes or {})
+        self.keys = keys
 
     @property
     def shard_count(self) -> int:
@@ -118,9 +122,13 @@ class StoreWriter:
             h5py.File(temporary, "w", alignment_threshold=PAGE, alignment_interval=PAGE) as file,
         ):
             file.attrs["fingerprint"] = self.fingerprint
-            writer = ShardWriter(file, self.fields, len(self.rows(shard)))
+            rows = self.rows(shard)
+            writer = ShardWriter(file, self.fields, len(rows))
             yield writer
             writer.check_filled()
+            if self.keys is not None:
+                keys = b"".join(self.keys[rows.start : rows.stop])
+                file[KEYS] = np.frombuffer(keys, np.uint8).reshape(len(rows), -1)
 
     def write_shard(self, shard: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Write one shard from arrays of all its images, (n, *field shape)."""

@@ -4,7 +4,8 @@ A store is a folder of `shard-NNNNN.h5`, each whole or absent, and an `index.h5`
 present them as one. Any HDF5 program can open either; no array needs this module to be read. `data/shards.py` writes
 stores: uncompressed and in one piece per field, so that every array has a known place in its file. In every shard
 `crc32/<field>` (n, flips) holds the CRC-32 of each view of each image, which is compared when it is first read: HDF5's
-own checksums are for data sets in chunks.
+own checksums are for data sets in chunks. `extras/` has what writers keep about a shard, and the keys by which a later
+store takes its rows over (`data/kept_rows.py`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from sfd_cli.messages import say
 
 INDEX = "index.h5"
 CHECKS = "crc32"
+SHARDS = "shard-*.h5"
+"""Names of the shards of a store; hidden ones are half written."""
 # Reads only what is in the page cache; where a system lacks it, every read is an ordinary one.
 CACHED_ONLY = getattr(os, "RWF_NOWAIT", 0)
 # Files that the rest of the program may need beside the shards.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from sfd_cli.artifacts.fingerprints import finished
 from sfd_cli.config import Settings
-from sfd_cli.data.images import ImageManifest, ImageReader
+from sfd_cli.data.contents import read_contents
+from sfd_cli.data.images import AGAIN, ImageManifest, ImageReader
 from sfd_cli.data.store import INDEX, Field, Store
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.errors import StageFailure, UserError
@@ -21,10 +23,14 @@ from sfd_cli.messages import say
 from sfd_cli.networks.gaussian import draw
 from sfd_cli.networks.texture_vae import to_signed
 from sfd_cli.networks.visual_encoder import VisualEncoder
+from sfd_cli.pipeline.taking_over import latent_keys
 from sfd_cli.weights.models import SemanticCompressor, TextureCompressor, open_semantic, open_texture_vae
 from sfd_cli.weights.visual_encoders import load_visual_encoder
 
 Posterior = tuple[Tensor, Tensor]
+
+ONE_BY_ONE = frozenset({"cpu"})
+"""Devices on which an image goes through a network by itself, where what is made of it must not depend on others."""
 
 
 def posteriors(
@@ -53,7 +59,7 @@ def as_grid(values: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def encode_flips(encoder: VisualEncoder, images: Tensor, flips: int) -> np.ndarray:
+def encode_flips(encoder: Callable[[Tensor], Sequence[Tensor]], images: Tensor, flips: int) -> np.ndarray:
     """Patch tokens of the first `flips` views of uint8 images (n, 3, H, W): (n, flips, N, D) float16."""
     # The tokens of a flipped image are not the flipped tokens, so each is a forward pass of its own.
     tokens = [encoder(view)[0].half() for view in _views(images.float() / 255, flips)]
@@ -63,6 +69,29 @@ def encode_flips(encoder: VisualEncoder, images: Tensor, flips: int) -> np.ndarr
 def _views(images: Tensor, flips: int) -> list[Tensor]:
     """The first `flips` of (as is, flipped left to right) of images (n, 3, H, W)."""
     return [images, images.flip(-1)][:flips]
+
+
+def images_of_a_pass(device: torch.device, batch_size: int) -> int:
+    """Images that go through a network together where a row's bytes must not depend on the others in its batch.
+
+    Kernels are chosen by the number of images, on a CPU too (a convolution of one image is another than that of two),
+    and add in other orders. So it is always as many: one on a CPU, where it costs little, else a whole batch.
+    """
+    return 1 if device.type in ONE_BY_ONE else batch_size
+
+
+def by_passes(network: Callable[..., Sequence[Tensor]], size: int, *arrays: Tensor) -> tuple[Tensor, ...]:
+    """What a network makes of arrays (n, ...), `size` images at a time, the last ones with blank images behind them."""
+    pieces = zip(*(array.split(size) for array in arrays), strict=True)
+    made = [network(*(_filled(part, size) for part in piece)) for piece in pieces]
+    count = len(arrays[0])
+    # Contiguous, for sums over an array go by its layout.
+    return tuple(torch.cat(parts)[: count * (len(parts[0]) // size)].contiguous() for parts in zip(*made, strict=True))
+
+
+def _filled(images: Tensor, count: int) -> Tensor:
+    missing = count - len(images)
+    return images if not missing else torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
 
 
 class LatentEncoder:
@@ -96,6 +125,21 @@ class LatentEncoder:
         if self._features is not None:
             self._rows[self._features.indices] = np.arange(len(self._features))
             self._require_width(self._features.fields["tokens"].shape[-1])
+        self._contents = read_contents(settings.paths.images, manifest)
+        self._pass = images_of_a_pass(device, settings.latents.batch_size)
+        # What the posterior noise of every image is drawn by.
+        self._names: Sequence[object] = range(len(manifest))
+        if settings.latents.noise == "content":
+            if self._contents is None:
+                problem = f"'content', but {settings.paths.images} has no hashes of its images"
+                raise UserError("latents.noise", problem, f"{AGAIN}; images that sfd draws have none: set it to index")
+            self._names = [content.hex() for content in self._contents]
+
+    def row_keys(self) -> list[bytes] | None:
+        """Keys of the images' latents, see `taking_over`; None where the contents of the images are not known."""
+        if self._contents is None:
+            return None
+        return latent_keys(self._settings, self._contents, self._features, self._pass)
 
     @property
     def fields(self) -> dict[str, Field]:
@@ -127,12 +171,12 @@ class LatentEncoder:
             StageFailure: a value is not finite in float16; names the image.
         """
         images = images.to(self._device)
-        pixels = torch.stack(_views(images, self._flips), dim=1).flatten(0, 1)
         tokens = self._tokens(np.asarray(indices), images) if self._settings.needs_encoder else None
-        features = None if tokens is None else torch.from_numpy(tokens).to(self._device).flatten(0, 1)
-        found = posteriors(self._texture_vae, self._semantic, pixels, features)
+        seen = self._posteriors(*([images] if tokens is None else [images, torch.from_numpy(tokens).to(self._device)]))
+        found = dict(zip(self.streams, zip(seen[::2], seen[1::2], strict=True), strict=True))
         shapes = [mean.shape[1:] for mean, _ in found.values()]
-        noise = posterior_noise(self._settings.latents.seed, indices, shapes, self._flips)
+        names = [self._names[index] for index in indices]
+        noise = posterior_noise(self._settings.latents.seed, names, shapes, self._flips)
         arrays = {}
         for (name, (mean, logvar)), draws in zip(found.items(), noise, strict=True):
             sample = draw(mean, logvar, draws.to(self._device).flatten(0, 1))
@@ -141,6 +185,21 @@ class LatentEncoder:
             arrays["features"] = tokens
         require_finite(self._manifest, indices, arrays)
         return arrays
+
+    def _posteriors(self, *arrays: Tensor) -> Sequence[Tensor]:
+        """Mean and logvar of each stream, (n x flips, C, h, w), of images and their tokens, if they are needed."""
+
+        def posteriors_of(images: Tensor, tokens: Tensor | None = None) -> Sequence[Tensor]:
+            pixels = torch.stack(_views(images, self._flips), dim=1).flatten(0, 1)
+            features = None if tokens is None else tokens.flatten(0, 1)
+            found = posteriors(self._texture_vae, self._semantic, pixels, features)
+            return [part for posterior in found.values() for part in posterior]
+
+        return self._by_passes(posteriors_of)(*arrays)
+
+    def _by_passes(self, network: Callable[..., Any]) -> Callable[..., Any]:
+        """A network as it is, or, where rows have keys, by passes of as many images each."""
+        return network if self._contents is None else partial(by_passes, network, self._pass)
 
     def _tokens(self, indices: np.ndarray, images: Tensor) -> np.ndarray:
         """Patch tokens (n, flips, N, D) float16: stored ones where there are any, the encoder's for the rest."""
@@ -151,7 +210,7 @@ class LatentEncoder:
             tokens[held] = self._features.read("tokens", rows[held])
         if not held.all():
             rest = images[torch.from_numpy(~held).to(images.device)]
-            tokens[~held] = encode_flips(self._encoder, rest, self._flips)
+            tokens[~held] = encode_flips(self._by_passes(self._encoder), rest, self._flips)
         return tokens
 
     @cached_property
@@ -200,16 +259,16 @@ def _open_texture_vae(settings: Settings) -> TextureCompressor:
     return texture_vae
 
 
-def posterior_noise(seed: int, indices: Iterable[int], shapes: Sequence[tuple[int, ...]], flips: int) -> list[Tensor]:
-    """Standard normal float32 noise (n, flips, *shape) for each shape, of each image by the seed and its index alone.
+def posterior_noise(seed: int, names: Iterable[object], shapes: Sequence[tuple[int, ...]], flips: int) -> list[Tensor]:
+    """Standard normal float32 noise (n, flips, *shape) for each shape, of each image by the seed and its name alone.
 
-    One generator for every (seed, image, flip), because batches, shards and processes may be cut differently. The
-    first flip's noise is the same whether there is a second.
+    A name is the image's index, or the hash (hex) of its content. One generator for every (seed, image, flip), because
+    batches, shards and processes may be cut differently. The first flip's noise is the same whether there is a second.
     """
     drawn: list[list[Tensor]] = [[] for _ in shapes]
-    for index in indices:
+    for name in names:
         for flip in range(flips):
-            key = hashlib.sha256(f"{seed} {int(index)} {flip}".encode()).digest()
+            key = hashlib.sha256(f"{seed} {name} {flip}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=True))
             for draws, shape in zip(drawn, shapes, strict=True):
                 draws.append(torch.randn(shape, generator=generator))

@@ -9,10 +9,12 @@ from sfd_cli.artifacts.fingerprints import finished, finished_model
 from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Facts, Recipe
 from sfd_cli.config import Settings, identity
+from sfd_cli.data.contents import has_contents
 from sfd_cli.data.images import ImageManifest
 from sfd_cli.data.shards import StoreWriter, split, stream_statistics, write_shards
 from sfd_cli.data.store import Store, is_readable
 from sfd_cli.pipeline.encoding import LatentEncoder
+from sfd_cli.pipeline.taking_over import taking_over
 from sfd_cli.processes import Processes
 from sfd_cli.weights.models import open_semantic, open_texture_vae
 from sfd_cli.weights.visual_encoders import encoder_fingerprint
@@ -24,6 +26,8 @@ FREE = {"batch_size"}
 
 def run(settings: Settings) -> dict[str, Any]:
     """Write the latent store, shard by shard; under torchrun the processes take the shards in turn.
+
+    Images whose latents an earlier store beside it holds, made alike, are not encoded again: see `taking_over`.
 
     Fields, float16, axis 0 being (as is, flipped): `texture` (2, C_z, h, w), `semantic` (2, C_s, h, w) and, with
     `store_features`, `features` (2, N, D). Statistics of the composite over all that is stored: `mean`, `std`
@@ -56,6 +60,7 @@ def run(settings: Settings) -> dict[str, Any]:
         metrics=paths.metrics,
         is_done=lambda _: is_readable(paths.latents),
         can_mend=lambda _: True,
+        takes_over=has_contents(paths.images),
         tell=lambda _: _summary(settings),
     )
 
@@ -89,11 +94,12 @@ def _write_store(
         "texture_channels": space.texture,
         "semantic_channels": space.semantic,
     }
-    writer = StoreWriter(settings.paths.latents, encoder.fields, len(manifest), latents.shard_size, fingerprint, facts)
+    folder, count, keys = settings.paths.latents, len(manifest), encoder.row_keys()
+    writer = StoreWriter(folder, encoder.fields, count, latents.shard_size, fingerprint, facts, keys)
     write_shards(
         writer,
         lambda rows: split(rows, latents.batch_size),
-        encoder.encode_all,
+        taking_over(writer, encoder.encode_all, STAGE, latents.batch_size, processes),
         doing=STAGE,
         streams=encoder.streams,
         share=(processes.rank, processes.count),

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from sfd_cli.artifacts.fingerprints import finished
 from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Facts, Recipe
 from sfd_cli.config import Settings, identity
+from sfd_cli.data.contents import has_contents, read_contents
 from sfd_cli.data.images import ImageManifest, ImageReader, evenly_spaced
 from sfd_cli.data.shards import StoreWriter, split, write_shards
 from sfd_cli.data.store import Field, Store, is_readable
 from sfd_cli.networks.visual_encoder import VisualEncoder
-from sfd_cli.pipeline.encoding import encode_flips, require_finite
+from sfd_cli.pipeline.encoding import by_passes, encode_flips, images_of_a_pass, require_finite
+from sfd_cli.pipeline.taking_over import feature_keys, taking_over
 from sfd_cli.processes import Processes
 from sfd_cli.weights.visual_encoders import encoder_fingerprint, load_visual_encoder
 
@@ -29,7 +32,8 @@ def run(settings: Settings) -> dict[str, Any]:
     """Write the feature store: field `tokens` (2, N, D) float16 of every image, axis 0 being (as is, flipped).
 
     With `images.mirror: false` that axis is (as is) alone. A shard is whole or absent, so an interrupted run goes on
-    from its last whole shard; under torchrun the processes take the shards in turn.
+    from its last whole shard; under torchrun the processes take the shards in turn. Images whose tokens an earlier
+    store beside it holds, made alike, are not encoded again: see `taking_over`.
 
     Returns:
         The summary to print: images, shape of one image's tokens, encoder, folder.
@@ -46,8 +50,9 @@ def run(settings: Settings) -> dict[str, Any]:
     indices = evenly_spaced(len(manifest), settings.features.max_images)
     recipe = _recipe(settings, manifest)
 
-    def load(processes: Processes) -> VisualEncoder:
-        return load_visual_encoder(encoder).to(processes.device(settings.runtime.device))
+    def load(processes: Processes) -> tuple[VisualEncoder, list[bytes] | None]:
+        network = load_visual_encoder(encoder).to(processes.device(settings.runtime.device))
+        return network, read_contents(paths.images, manifest)
 
     return produce(
         recipe,
@@ -56,6 +61,7 @@ def run(settings: Settings) -> dict[str, Any]:
         metrics=paths.metrics,
         is_done=lambda _: is_readable(paths.features),
         can_mend=lambda _: True,
+        takes_over=has_contents(paths.images),
         tell=lambda _: _summary(settings, f"{len(indices)} of {len(manifest)}"),
     )
 
@@ -103,25 +109,32 @@ def _write_store(
     manifest: ImageManifest,
     indices: list[int],
     processes: Processes,
-    encoder: VisualEncoder,
+    loaded: tuple[VisualEncoder, list[bytes] | None],
 ) -> Facts:
     """Write the shards that are not there yet, then the index over all of them."""
+    encoder, contents = loaded
     features, device = settings.features, next(encoder.parameters()).device
     flips = settings.images.flips
     fields = {"tokens": Field((flips, encoder.grid**2, encoder.feature_width))}
     facts = {"encoder": encoder.name, "grid": encoder.grid}
-    writer = StoreWriter(settings.paths.features, fields, len(indices), features.shard_size, fingerprint, facts)
+    folder, size, keys = settings.paths.features, features.batch_size, None
+    network: Callable[[Tensor], Sequence[Tensor]] = encoder
+    if contents is not None:
+        together = images_of_a_pass(device, size)
+        keys = feature_keys(settings, [contents[index] for index in indices], together)
+        network = partial(by_passes, encoder, together)
+    writer = StoreWriter(folder, fields, len(indices), features.shard_size, fingerprint, facts, keys)
     reader = ImageReader(manifest, settings.images.size, settings.runtime.workers)
 
-    def encode(batches: Sequence[range]) -> Iterator[dict[str, np.ndarray]]:
+    def encode(batches: Sequence[Sequence[int]]) -> Iterator[dict[str, np.ndarray]]:
         listed = [[indices[row] for row in batch] for batch in batches]
         for batch, images in zip(listed, reader.iterate(listed), strict=True):
-            tokens = {"tokens": encode_flips(encoder, images.to(device), flips)}
+            tokens = {"tokens": encode_flips(network, images.to(device), flips)}
             require_finite(manifest, batch, tokens)
             yield tokens
 
-    share = processes.rank, processes.count
-    write_shards(writer, lambda rows: split(rows, features.batch_size), encode, doing=STAGE, share=share)
+    make, share = taking_over(writer, encode, STAGE, size, processes), (processes.rank, processes.count)
+    write_shards(writer, lambda rows: split(rows, size), make, doing=STAGE, share=share)
     processes.barrier()
     if processes.is_main:
         labels, files = [manifest.labels[index] for index in indices], [manifest.files[index] for index in indices]

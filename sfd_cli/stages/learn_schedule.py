@@ -10,7 +10,6 @@ from sfd_cli.artifacts.learned_law import save_law, save_surface
 from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Facts, Recipe
 from sfd_cli.config import Settings, identity
-from sfd_cli.data.near_duplicates import shared_clusters
 from sfd_cli.data.store import Store
 from sfd_cli.errors import SettingError, UserError
 from sfd_cli.files import write_json
@@ -22,6 +21,7 @@ from sfd_cli.training.error_surface import choose, measure
 from sfd_cli.training.live_log import clear_log
 from sfd_cli.training.probe_task import ProbeTask
 from sfd_cli.training.transformer import train_transformer
+from sfd_cli.training.validation import shared_clusters
 from sfd_cli.weights.models import Model, open_model, space_of
 
 COMMAND = "learn-schedule"

@@ -17,7 +17,7 @@ from sfd_cli.artifacts.milestones import MILESTONES, Milestones, save_averaged
 from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Facts, Recipe, Record
 from sfd_cli.config import DiT, Settings, identity
-from sfd_cli.data.near_duplicates import Split, hold_out, shared_clusters
+from sfd_cli.data.near_duplicates import Split, hold_out
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.store import Store
 from sfd_cli.devices import kind_of
@@ -40,7 +40,7 @@ from sfd_cli.training.probe_task import ProbeTask
 from sfd_cli.training.sample_grids import SampleGrids
 from sfd_cli.training.settings import LoopSettings, transformer_loop
 from sfd_cli.training.throughput import training_flops
-from sfd_cli.training.validation import Validation
+from sfd_cli.training.validation import Validation, shared_clusters
 from sfd_cli.training.velocity_task import VelocityTask
 from sfd_cli.weights.models import SemanticCompressor, open_semantic
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sfd_cli.config import DiT
-from sfd_cli.data.near_duplicates import Split
+from sfd_cli.data.near_duplicates import Split, store_clusters
+from sfd_cli.data.store import Store
 from sfd_cli.devices import doubled
 from sfd_cli.diffusion.latents import LatentSpace, Streams
 from sfd_cli.diffusion.objective import interpolate, velocity_of_data, velocity_target
@@ -80,6 +81,13 @@ def _midpoints(spans: Sequence[tuple[float, float]]) -> Iterator[float]:
                 yield start + left
                 break
             left -= end - start
+
+
+def shared_clusters(store: Store, processes: Processes) -> np.ndarray:
+    """`store_clusters`, found by one process: another machine's rounding must not give another process its own."""
+    found = processes.broadcast(store_clusters(store) if processes.is_main else None)
+    assert found is not None
+    return found
 
 
 class VelocityErrors:

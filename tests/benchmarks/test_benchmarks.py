@@ -163,3 +163,11 @@ def demo_project(folder: Path) -> Path:
             folder / "models" / name, type(network).__name__, network.config, {"model": network.state_dict()}, {}
         )
     return folder
+
+
+def test_one_more_image_leaves_the_bytes_of_a_run_from_nothing(tmp_path: Path) -> None:
+    options = ("--images", "6", "--batch", "4", "--repetitions", "1", "--device", "cpu", "--out", str(tmp_path))
+    assert "both ways write the same bytes" in run("changing_images.py", *options)
+    rows = written(tmp_path, "changing_images")["timings"]
+    assert [row["stage"] for row in rows] == ["prepare-data", "extract-features", "encode-latents", "all"]
+    assert all(row["times faster"] > 0 for row in rows)

@@ -18,6 +18,7 @@ from refusals import refusal
 
 from sfd_cli.artifacts.recipe import COPY, SETTINGS
 from sfd_cli.config import Settings
+from sfd_cli.data.contents import CONTENTS as HASHES
 from sfd_cli.data.images import ImageManifest, ImageReader
 from sfd_cli.files import read_json
 from sfd_cli.stages import prepare_data
@@ -104,7 +105,7 @@ def test_an_archive_is_the_set_that_its_folder_is(pack: Callable[[Path], Path], 
     assert (packed.classes, packed.labels) == (loose.classes, loose.labels) == (["cat", "dog"], [0, 0, 0, 1, 1])
     assert packed.fingerprint == loose.fingerprint
     assert torch.equal(ImageReader(packed, 16, workers=3).read(range(5)), pixels)
-    assert {path.name for path in Path("data/images").iterdir()} == {"manifest.json", SETTINGS, COPY}
+    assert {path.name for path in Path("data/images").iterdir()} == {"manifest.json", HASHES, SETTINGS, COPY}
 
 
 def test_an_archive_takes_the_place_of_its_folder_and_nothing_is_made_again(project: Path) -> None:
