@@ -136,7 +136,7 @@ def test_the_reference_has_every_setting_with_its_kind_limits_and_default(hook: 
                 assert row(text, name, key)[0] == f"`{key}`"
     assert row(text, "sample", "delta_t")[1:3] == ["number, ≥ 0, ≤ 1", "unset"]
     assert row(text, "sample", "guidance")[1:3] == ["`none`, `cfg`, `autoguidance`", "`none`"]
-    assert row(text, "sample", "classes")[1:3] == ["list of whole number", "unset"]
+    assert row(text, "sample", "classes")[1:3] == ["list of whole number or text", "unset"]
     assert row(text, "fid", "encoder.image_size")[1:3] == ["whole number, > 0", "`112`"]
     assert row(text, "images", "mirror")[1:3] == ["yes or no", "`true`"]
     assert row(text, "dit", "adapter")[1:3] == ["section of `rank`, `alpha`", "unset"]

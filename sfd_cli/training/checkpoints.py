@@ -65,8 +65,8 @@ class TrainingState:
         frozen = _frozen(model)
         for module, tensors in ((model, self.model), (ema, self.ema)):
             if module is not None and tensors is not None:
-                held = {name: tensor for name, tensor in module.state_dict().items() if name in frozen}
-                module.load_state_dict(held | tensors)
+                rest = {name: tensor for name, tensor in module.state_dict().items() if name in frozen}
+                module.load_state_dict(rest | tensors)
         parts: dict[int, dict[str, Tensor]] = {}
         for key, tensor in self.optimizer.items():
             number, _, name = key.partition(".")

@@ -124,6 +124,7 @@ at::Tensor convolution(const at::Tensor& input, const at::Tensor& weight, const 
   const auto shift = bias.has_value() && bias->defined() ? std::optional<at::Tensor>(on_cpu(*bias)) : std::nullopt;
   return at::convolution(on_cpu(input), on_cpu(weight), shift, stride, padding, dilation, transposed, output_padding,
                          groups)
+      .contiguous()
       .to(DEVICE);
 }
 
@@ -134,7 +135,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> convolution_backward(
   const std::vector<int64_t> sizes{transposed ? weight.size(1) * groups : weight.size(0)};
   auto [a, b, c] = at::convolution_backward(on_cpu(gradient), on_cpu(input), on_cpu(weight), sizes, stride, padding,
                                             dilation, transposed, output_padding, groups, wanted);
-  const auto back = [](const at::Tensor& tensor) { return tensor.defined() ? tensor.to(DEVICE) : tensor; };
+  const auto back = [](const at::Tensor& tensor) { return tensor.defined() ? tensor.contiguous().to(DEVICE) : tensor; };
   return {back(a), back(b), back(c)};
 }
 

@@ -241,7 +241,6 @@ RED[0, 0] = (255, 0, 0)
         ({"image": "nowhere.png", "keep": "semantics"}, "sample.image", ("nowhere.png",)),
         ({"image": 3, "keep": "semantics"}, "sample.image", ("int",)),
     ],
-    ids=str,
 )
 def test_mistakes_are_refused_before_anything_is_sampled(
     pipeline: SemanticFirstPipeline,
