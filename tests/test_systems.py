@@ -298,6 +298,7 @@ def test_shrinking_a_preset_changes_its_sizes_and_nothing_else() -> None:
     sizes = {key for section in SMALL.values() for key in section} | {
         "size",
         "limit",
+        "keep_every",
         "image_size",
         "block_channels",
         "decoder_channels",

@@ -23,7 +23,7 @@ UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Characters of an error that are shown: it may quote names from a file, which are as long as the file likes.
 LONGEST = 2000
-PATIENCE = 2
+PATIENCE = 15
 """Seconds that other processes than the first wait with their sentence: what all have to say is said once, for as soon
 as the first one has said it and is gone, the others are ended."""
 

@@ -11,7 +11,7 @@ from refusals import refusal
 from scipy.sparse.csgraph import connected_components
 
 from sfd_cli.data import near_duplicates
-from sfd_cli.data.near_duplicates import compared_together, hold_out, holdout_split, near_duplicate_clusters
+from sfd_cli.data.near_duplicates import compared_together, hold_out, near_duplicate_clusters, store_clusters
 from sfd_cli.data.shards import StoreWriter
 from sfd_cli.data.store import Field, Store
 from sfd_cli.errors import SettingError
@@ -163,7 +163,7 @@ def test_no_image_held_out_has_a_near_duplicate_in_training(
 ) -> None:
     monkeypatch.setattr(near_duplicates, "BLOCK", block)
     store, arrays = store_with_twins(tmp_path / "store", fields, flips)
-    split = holdout_split(store, 0.3, seed=0)
+    split = hold_out(store_clusters(store), 0.3, seed=0)
     assert 10 <= len(split.held_out) <= 12
     values = arrays[fields[-1]].astype(np.float64)
     std = np.array([3.0, 0.1] if len(fields) == 2 else [3.0, 2.0, 0.1])[:, None, None]
@@ -189,7 +189,7 @@ def test_in_a_large_store_images_of_other_classes_are_not_compared(
     monkeypatch.setattr(near_duplicates, "MOST_COMPARED", 39)
     monkeypatch.setattr(near_duplicates, "near_duplicate_clusters", lambda v: (seen.append(len(v)), original(v))[1])
     # Image i + 20 is of the class of image i, and its twin.
-    split = holdout_split(store, 0.3, seed=0)
+    split = hold_out(store_clusters(store), 0.3, seed=0)
     assert seen == [10, 10, 10, 10]
     held_out = set(split.held_out.tolist())
     twins = {(image + 20) % COUNT for image in held_out}

@@ -390,7 +390,7 @@ def test_killed_at_every_shard_it_goes_on_to_the_same_bytes(under_dvc: bool, mon
             break
     assert runs > len(list(Path("data").glob("[fl]*s/shard-*"))) == 7
     assert kept_for_a_while() == []
-    assert [path.name.split(".")[0] for path in put_aside()] == ([] if under_dvc else ["features", "latents"])
+    assert [path.name.split(".")[0] for path in put_aside()] == ([] if under_dvc else ["features", "images", "latents"])
     assert stored() == from_nothing()
 
 
