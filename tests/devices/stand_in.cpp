@@ -12,7 +12,9 @@
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/native_group_norm.h>
 #include <ATen/ops/resize_native.h>
+#include <ATen/ops/set_native.h>
 #include <ATen/ops/view_native.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -139,6 +141,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> convolution_backward(
   return {back(a), back(b), back(c)};
 }
 
+// Group norm, which PyTorch decomposes for other devices than its own in a way that needs contiguous tensors.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm(
+    const at::Tensor& input, const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, int64_t images,
+    int64_t channels, int64_t pixels, int64_t groups, double epsilon) {
+  const auto here = [](const std::optional<at::Tensor>& tensor) {
+    return tensor.has_value() && tensor->defined() ? std::optional<at::Tensor>(on_cpu(*tensor)) : std::nullopt;
+  };
+  auto [a, b, c] = at::native_group_norm(on_cpu(input).contiguous(), here(weight), here(bias), images, channels, pixels,
+                                         groups, epsilon);
+  return {a.to(DEVICE), b.to(DEVICE), c.to(DEVICE)};
+}
+
 // Everything else.
 void require_own(const c10::OperatorHandle& op, const at::Tensor& tensor) {
   // As on any device, a number may lie elsewhere, and so may indices.
@@ -179,6 +193,9 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("view", &at::native::view);
   library.impl("_reshape_alias", &at::native::_reshape_alias);
   library.impl("resize_", &at::native::resize_);
+  library.impl("set_.source_Storage", static_cast<at::Tensor& (*)(at::Tensor&, at::Storage)>(&at::native::set_));
+  library.impl("set_.source_Storage_storage_offset", &at::native::set_storage_cpu_);
+  library.impl("native_group_norm", &group_norm);
   library.impl("convolution_overrideable", &convolution);
   library.impl("convolution_backward_overrideable", &convolution_backward);
 }
