@@ -10,6 +10,7 @@ import subprocess
 from typing import Literal
 
 from sfd_cli.errors import StageFailure, UserError
+from sfd_cli.machine import cores
 from sfd_cli.messages import say
 
 SHUTDOWN = 300
@@ -26,7 +27,7 @@ def is_member() -> bool:
     Raises:
         UserError: SLURM tells too little of the step.
     """
-    if "WORLD_SIZE" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    if "WORLD_SIZE" not in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
         os.environ.update(_of_slurm(dict(os.environ)))
     return "WORLD_SIZE" in os.environ
 
@@ -62,12 +63,14 @@ def launch(count: int, arguments: list[str]) -> int:
     from torch.distributed.run import get_args_parser, run
 
     # Each process has its share of the cores, where nobody says otherwise.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // count, 1)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(cores() // count, 1)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # a failed process speaks for itself
-    options = ["--standalone", "--nproc-per-node", str(count), "--shutdown-timeout", str(SHUTDOWN)]
+    parser, options = get_args_parser(), ["--standalone", "--nproc-per-node", str(count)]
+    if "--shutdown-timeout" in parser.format_usage():  # which PyTorch did not always have
+        options += ["--shutdown-timeout", str(SHUTDOWN)]
     say(f"{count} processes (runtime.processes)")
     try:
-        run(get_args_parser().parse_args([*options, "-m", "sfd_cli", *arguments]))
+        run(parser.parse_args([*options, "-m", "sfd_cli", *arguments]))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:

@@ -40,4 +40,9 @@ def processor() -> str:
 def available_threads() -> int:
     """Threads that a process may use: OMP_NUM_THREADS, or as many as there are cores for it."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0))
+    return int(asked) if asked.isdigit() and int(asked) else cores()
+
+
+def cores() -> int:
+    """Cores that this process may use; all there are where the system does not tell, as macOS."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

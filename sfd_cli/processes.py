@@ -76,6 +76,9 @@ class Processes:
             problem = f"{kind.name} devices cannot be shared by {self.count} processes"
             raise UserError("runtime.device", problem, "use one process, or cpu")
         own = torch.device(kind.name, self.local_rank if device.index is None else device.index)
+        if self.count > 1 and own.index >= kind.count():
+            problem = f"{self.count} processes want a device each, but {kind.count()} are here ({kind.name})"
+            raise UserError("runtime.processes", problem, "use as many as there are, or auto")
         kind.select(own)
         return own
 

@@ -14,6 +14,7 @@ from refusals import refusal
 
 from sfd_cli import launch
 from sfd_cli.config import Settings, validate_settings
+from sfd_cli.processes import Processes
 
 STEP = {
     "SLURM_STEP_NUM_TASKS": "4",
@@ -109,3 +110,19 @@ def test_a_mistake_in_several_processes_is_one_sentence_and_the_usual_exit_code(
     assert "sfd prepare-data" in ran.stderr
     assert "Traceback" not in ran.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["params.yaml"]
+
+
+@pytest.mark.parametrize("tasks", ["two", "4"])
+def test_a_step_whose_numbers_are_none_is_refused_in_a_sentence(tasks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (STEP | {"SLURM_STEP_NUM_TASKS": tasks, "SLURM_PROCID": "first"}).items():
+        monkeypatch.setenv(name, value)
+    with refusal("SLURM"):
+        launch.is_member()
+
+
+def test_more_processes_than_gpus_are_refused_before_one_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    assert Processes(1, 3, 1).device("cuda") == torch.device("cuda", 1)
+    with refusal("runtime.processes", 3, 2):
+        Processes(2, 3, 2).device("auto")

@@ -42,14 +42,23 @@ def friendly_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return command(*args, **kwargs)
         except KeyboardInterrupt as interrupt:
+            if _is_another_process():  # of which each is told, and the first one says so
+                raise SystemExit(128 + signal.SIGINT) from interrupt
             raise _ended(128 + signal.SIGINT, "interrupted; run the same command to go on") from interrupt
         except Exception as error:
             if debug:
                 traceback.print_exc()
             found = _with_fields(error)
+            if _is_another_process():
+                time.sleep(PATIENCE)
             raise _ended(2 if isinstance(found, UserError) else 1, str(found)) from found
 
     return wrapped
+
+
+def _is_another_process() -> bool:
+    """Whether another process than this one speaks for all of a torchrun."""
+    return bool(int(os.environ.get("RANK", "0")))
 
 
 def _with_fields(error: Exception) -> SfdError:
@@ -74,8 +83,6 @@ def _is_about_room(error: Exception) -> bool:
 
 def _ended(code: int, sentence: str) -> SystemExit:
     shown = printable(sentence)
-    if int(os.environ.get("RANK", "0")):
-        time.sleep(PATIENCE)
     if len(shown) > LONGEST:
         shown = f"{shown[: LONGEST // 2]} ... {shown[-LONGEST // 2 :]}"
     typer.secho(f"sfd: error: {shown}", fg="red", err=True)
@@ -84,7 +91,7 @@ def _ended(code: int, sentence: str) -> SystemExit:
 
 def print_result(result: dict[str, Any], indent: str = "") -> None:
     """A stage's summary as aligned lines; only the first process of a torchrun prints."""
-    if int(os.environ.get("RANK", "0")):
+    if _is_another_process():
         return
     shown = {printable(key): value for key, value in result.items()}
     width = max(map(len, shown), default=0)
