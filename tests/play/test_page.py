@@ -104,8 +104,14 @@ class Visitor:
         return np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
 
     def seen(self, side: int, which: str = "picture") -> np.ndarray:
-        """What is on the screen in its place."""
-        pixels = self.find(f'.side[data-side="{side}"] img.{which}').screenshot()
+        """What is on the screen in its place, once it has faded in: Gradio ignores a wish for less motion."""
+        place = self.find(f'.side[data-side="{side}"] img.{which}')
+        opaque = (
+            "at => {for (; at; at = at.parentElement) if (getComputedStyle(at).opacity !== '1') return false;"
+            " return true}"
+        )
+        self.page.wait_for_function(opaque, arg=place.element_handle())
+        pixels = place.screenshot()
         return np.asarray(Image.open(io.BytesIO(pixels)).convert("RGB")).astype(int)
 
     def move(self, part: float) -> None:
