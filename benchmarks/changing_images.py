@@ -58,7 +58,7 @@ def parse() -> argparse.Namespace:
     """Command line."""
     parser = arguments(__doc__)
     parser.set_defaults(repetitions=3)
-    parser.add_argument("--images", type=int, default=300, help="images before one is added [300]")
+    parser.add_argument("--images", type=int, default=100, help="images before one is added [100]")
     parser.add_argument("--batch", type=int, default=16, help="images of a forward pass [16]")
     return parser.parse_args()
 

@@ -119,7 +119,8 @@ def train(candidate: str, steps: int, device: torch.device, addresses: dict[str,
 def main() -> None:
     """Time all candidates turn by turn and check that their weights are equal to the bit."""
     parser = harness.arguments(__doc__)
-    parser.add_argument("--steps", type=int, default=400, help="of one training [%(default)s]")
+    parser.set_defaults(repetitions=3)
+    parser.add_argument("--steps", type=int, default=150, help="of one training [%(default)s]")
     parser.add_argument("--candidates", nargs="+", default=list(CANDIDATES), help="of those above [all]")
     options = parser.parse_args()
     sending.PATIENCE = 5.0
