@@ -36,6 +36,7 @@ def records(root: Path) -> list[Any]:
     """What the only offline run below a folder holds, as `wandb sync` reads it: a log of LevelDB."""
     from wandb.proto.wandb_internal_pb2 import Record
 
+    import_module("wandb").teardown()  # its own process, which writes to the file until it ends, after a run has too
     (path,) = root.glob("**/offline-run-*/*.wandb")
     return [Record.FromString(part) for part in _parts(path.read_bytes())]
 
