@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sfd_cli.data.images import AGAIN, ImageManifest
+from sfd_cli.data.images import AGAIN, ImageManifest, fingerprint_of
 from sfd_cli.errors import UserError
 from sfd_cli.files import atomic_path
 
@@ -42,7 +42,6 @@ def read_contents(folder: Path, manifest: ImageManifest) -> list[bytes] | None:
     if found.shape != (len(manifest), 32) or found.dtype != np.uint8:
         raise UserError(path, f"is damaged ({found.shape} {found.dtype} for {len(manifest)} images)", AGAIN)
     hashes = [row.tobytes() for row in found]
-    named = {file: one.hex() for file, one in zip(manifest.files, hashes, strict=True)}
-    if ImageManifest.of(manifest.root, named).fingerprint != manifest.fingerprint:
+    if fingerprint_of(manifest.files, (one.hex() for one in hashes)) != manifest.fingerprint:
         raise UserError(path, "is of other images than the manifest beside it", AGAIN)
     return hashes

@@ -18,6 +18,7 @@ from sfd_cli.data.images import (
     SPLITS,
     ImageManifest,
     Place,
+    by_folders,
     decode_image,
     evenly_spaced,
     is_image,
@@ -44,7 +45,7 @@ def image_folder(settings: Settings) -> ImageSet:
     assert given is not None
     refuse_overlap(given, settings.paths.images)
     root, found = _find(given)
-    listed = sorted(found, key=lambda name: name.split("/"))
+    listed = sorted(found, key=by_folders)
     listed = [listed[index] for index in evenly_spaced(len(listed), images.limit)]
     results = in_threads(lambda name: _check(found[name]), listed, settings.runtime.workers, "checking images")
     checked = dict(zip(listed, results, strict=True))

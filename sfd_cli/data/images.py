@@ -81,15 +81,12 @@ class ImageManifest:
 
         A class exists if at least one of its images is listed.
         """
-        files = sorted(digests, key=lambda name: name.split("/"))
+        files = sorted(digests, key=by_folders)
         names = [name.split("/", 1)[0] for name in files]
         classes = sorted(set(names))
         index = {name: label for label, name in enumerate(classes)}
-        total = hashlib.sha256()
-        for name in files:
-            total.update(f"{name}\n{digests[name]}\n".encode())
         labels, where = [index[name] for name in names], [places[file] for file in files] if places else []
-        return cls(Path(root), classes, files, labels, total.hexdigest(), where)
+        return cls(Path(root), classes, files, labels, fingerprint_of(files, map(digests.__getitem__, files)), where)
 
     @classmethod
     def load(cls, folder: Path) -> ImageManifest:
@@ -136,6 +133,22 @@ class ImageManifest:
         """Images of every class."""
         counts = np.bincount(self.labels, minlength=len(self.classes))
         return {name: int(count) for name, count in zip(self.classes, counts, strict=True)}
+
+
+def fingerprint_of(files: Iterable[str], digests: Iterable[str]) -> str:
+    """The fingerprint of a manifest: SHA-256 (hex) over names in its order and hashes of their contents."""
+    total = hashlib.sha256()
+    for name, digest in zip(files, digests, strict=True):
+        total.update(f"{name}\n{digest}\n".encode())
+    return total.hexdigest()
+
+
+def by_folders(name: str) -> str:
+    """Key that sorts names `CLASS/...` folder by folder, as lists of their parts would, ten times as fast.
+
+    The separator comes before everything else that a name may hold.
+    """
+    return name.replace("/", "\0")
 
 
 def evenly_spaced(count: int, limit: int | None) -> list[int]:
@@ -269,11 +282,11 @@ def list_image_folder(root: Path) -> list[str]:
     for name in classes:
         for folder, members in _folders(root, name):
             inside = folder.relative_to(root)
-            files += [(inside / member).as_posix() for member in members if is_image(member)]
+            files += [f"{inside.as_posix()}/{member}" for member in members if is_image(member)]
     if not files:
         remedy = f"put some there ({', '.join(sorted(EXTENSIONS))})"
         raise UserError("images.folder", f"the class folders of {root} hold no images", remedy)
-    return sorted(files, key=lambda file: file.split("/"))
+    return sorted(files, key=by_folders)
 
 
 def _folders(root: Path, name: str) -> Iterator[tuple[Path, list[str]]]:
@@ -315,5 +328,7 @@ def image_files(folder: Path) -> list[Path]:
 
 def is_image(name: str) -> bool:
     """Whether a name or a path is of an image, by its extension, and neither hidden nor a resource of macOS."""
+    if "/" not in name:  # of a million files in folders these are many times as fast as paths
+        return not name.startswith((".", "__MACOSX")) and os.path.splitext(name)[1].lower() in EXTENSIONS
     path = PurePosixPath(name)
     return path.suffix.lower() in EXTENSIONS and not any(part.startswith((".", "__MACOSX")) for part in path.parts)

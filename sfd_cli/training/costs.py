@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.networks.semantic_pca import SemanticPCA, SemanticPCAConfig
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_pca import TexturePCA, TexturePCAConfig
-from sfd_cli.networks.texture_vae import TextureVAE
+from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
 from sfd_cli.networks.visual_encoder import VisualEncoder
 from sfd_cli.tables import SOLVERS
 from sfd_cli.training.adapter import SHARE_OF_FLOPS
@@ -103,8 +103,7 @@ class Costs:
     def encoder(self) -> VisualEncoder | None:
         """The visual encoder, where the latents need one."""
         encoder = self.settings.encoder
-        with torch.device("meta"):
-            return VisualEncoder(encoder.name, encoder.image_size) if self.settings.needs_encoder else None
+        return _encoder(encoder.name, encoder.image_size) if self.settings.needs_encoder else None
 
     @property
     def token_width(self) -> int:
@@ -134,14 +133,11 @@ class Costs:
                         section.patch_size, section.channels, decoder_channels=decoder, norm_groups=section.norm_groups
                     )
                 )
-            return TextureVAE(texture_config(section))
+            return _texture_vae(texture_config(section))
 
     def encoder_flops(self, encoder: Encoder) -> float:
         """Of a visual encoder on one image, forward."""
-        side = encoder.image_size
-        with torch.device("meta"):
-            network = VisualEncoder(encoder.name, side)
-        return encoder.tiles**2 * _forward(network, lambda net: net.encode(torch.empty(1, 3, side, side)))
+        return encoder.tiles**2 * _encoder_flops(encoder.name, encoder.image_size)
 
     @cached_property
     def semantic_encoder_flops(self) -> float:
@@ -158,15 +154,17 @@ class Costs:
     @cached_property
     def texture_flops(self) -> float:
         """Of the texture codec on one image, there and back."""
-        return self._texture_encoder_flops + self._texture_decoder_flops
+        return self.texture_encoder_flops + self.texture_decoder_flops
 
     @cached_property
-    def _texture_encoder_flops(self) -> float:
+    def texture_encoder_flops(self) -> float:
+        """Of the texture encoder on one image."""
         side = self.settings.images.size
         return _forward(self.texture, lambda net: net.encode(torch.empty(1, 3, side, side)))
 
     @cached_property
-    def _texture_decoder_flops(self) -> float:
+    def texture_decoder_flops(self) -> float:
+        """Of the texture decoder on one image."""
         channels, grid = self.settings.texture_vae.latent_channels, self.settings.grid
         return _forward(self.texture, lambda net: net.decode(torch.empty(1, channels, grid, grid)))
 
@@ -187,7 +185,7 @@ class Costs:
         again = 0.0
         if self.encoder is not None and (kept := self.settings.features.max_images) is not None:
             again = max(self.images - kept, 0) / self.images * self.encoder_flops(self.settings.encoder)
-        return again + self.semantic_encoder_flops + self._texture_encoder_flops
+        return again + self.semantic_encoder_flops + self.texture_encoder_flops
 
     def _compressor(self, network: nn.Module, section: Any, per_image: float) -> Cost:
         trains = section.weights is None and (section.compressor == "vae" or getattr(section, "decoder_channels", []))
@@ -221,8 +219,25 @@ class Costs:
             velocity += _velocity(self.transformer(settings.guide), False)
         pixels = 3 * settings.images.size**2
         semantics = FLOAT * self.transformer(settings.dit).semantic_channels * settings.grid**2
-        work = sample.num_images * (calls * velocity + self._texture_decoder_flops)
+        work = sample.num_images * (calls * velocity + self.texture_decoder_flops)
         return Cost(sample.num_images, sample.num_images * (pixels * (1 + PNG_SHARE) + semantics), work)
+
+
+@cache
+def _texture_vae(config: TextureVAEConfig) -> TextureVAE:
+    with torch.device("meta"):
+        return TextureVAE(config)
+
+
+@cache
+def _encoder(name: str, side: int) -> VisualEncoder:
+    with torch.device("meta"):
+        return VisualEncoder(name, side)
+
+
+@cache
+def _encoder_flops(name: str, side: int) -> float:
+    return _forward(_encoder(name, side), lambda net: net.encode(torch.empty(1, 3, side, side)))
 
 
 def step_memory(config: LightningDiTConfig, section: DiT, images: int, bf16: bool) -> float:

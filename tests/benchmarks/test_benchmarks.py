@@ -171,3 +171,13 @@ def test_one_more_image_leaves_the_bytes_of_a_run_from_nothing(tmp_path: Path) -
     rows = written(tmp_path, "changing_images")["timings"]
     assert [row["stage"] for row in rows] == ["prepare-data", "extract-features", "encode-latents", "all"]
     assert all(row["times faster"] > 0 for row in rows)
+
+
+def test_imagenets_size_is_measured_at_every_size_and_grows_by_an_exponent(tmp_path: Path) -> None:
+    sizes = ("--images", "1100", "2200", "--shard-size", "100", "--folder", str(tmp_path / "made"), "--processes", "2")
+    run("imagenet_size.py", *sizes, "--repetitions", "1", "--no-dvc", "--device", "cpu", "--out", str(tmp_path))
+    found = written(tmp_path, "imagenet_size")
+    assert [row["shards"] for row in found["stand_ins"]] == [11, 22]
+    assert all(isinstance(row["exponent"], float) for row in found["growth"])
+    assert found["processes"][-1]["processes"] == 2
+    assert found["processes"][-1]["open files"] > 22

@@ -13,9 +13,11 @@ from refusals import refusal
 from sfd_cli.data.images import (
     ImageManifest,
     ImageReader,
+    by_folders,
     center_crop,
     decode_image,
     evenly_spaced,
+    is_image,
     list_image_folder,
 )
 
@@ -58,6 +60,18 @@ def test_a_manifest_read_back_is_the_one_written(manifest, tmp_path):
     assert loaded.fingerprint == manifest.fingerprint
     assert loaded.path(0) == tmp_path / "a/00.png"
     assert loaded.class_counts() == {"a": 15, "b": 15}
+
+
+@given(st.lists(st.text("aA/-. _0ä\x01!", min_size=1, max_size=8)))
+def test_names_are_sorted_as_the_lists_of_their_parts(names):
+    assert sorted(names, key=by_folders) == sorted(names, key=lambda name: name.split("/"))
+
+
+@given(st.text("aG./ _-", max_size=6), st.sampled_from(["", ".png", ".JPEG", ".txt", "png", "."]))
+def test_a_name_in_a_folder_is_an_images_where_it_is_one_in_an_archive(stem, suffix):
+    name = f"{stem}{suffix}"
+    if "/" not in name:
+        assert is_image(name) == is_image(f"a/{name}")
 
 
 def test_a_manifests_fingerprint_follows_names_and_contents_but_not_the_place(tmp_path):
