@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,8 @@ from sfd_cli.errors import UserError
 AGAIN = "bring back a whole copy, or make it again by its stage"
 # What zipfile and NumPy are known to raise on damaged archives of arrays.
 DAMAGED_ARCHIVE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError, TypeError, SyntaxError)
+DIRECTORY_LAG = 65.0
+"""Seconds; NFS trusts what it knows of a folder for at most 60 (`acdirmax`)."""
 T = TypeVar("T")
 
 
@@ -42,6 +45,21 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def appears(is_there: Callable[[], bool], folder: Path, seconds: float | None = None) -> bool:
+    """Whether something that another machine has written to `folder` is there, or is before a minute is over.
+
+    Network file systems (NFS) keep for so long what they have looked up in a folder, also that something is not there.
+    """
+    until = time.monotonic() + (DIRECTORY_LAG if seconds is None else seconds)
+    while not is_there():
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.5)
+        with suppress(OSError):
+            os.listdir(folder)  # which asks the server
+    return True
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from sfd_cli.messages import say
 
 SHUTDOWN = 300
 """Seconds that processes have to write a checkpoint after they were told to stop; torchrun's own 30 are few for XL."""
+OF_OTHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Where MPI's launchers say how many processes they have started."""
 FIRST_PORT, PORTS = 20_000, 10_000
 """Of the meeting point of a SLURM step, which is its own as jobs and steps are numbered."""
 
@@ -22,14 +24,24 @@ FIRST_PORT, PORTS = 20_000, 10_000
 def is_member() -> bool:
     """Whether this is one of several processes already: of torchrun, or of a step that `srun` has started.
 
-    A SLURM step's variables are put in the place of torchrun's.
+    A SLURM step's variables are put in the place of torchrun's. A line says where a job has machines that are not used.
 
     Raises:
-        UserError: SLURM tells too little of the step.
+        UserError: SLURM tells too little of the step, or this was started by what is not known here, as by mpirun.
     """
-    if "WORLD_SIZE" not in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+    if "WORLD_SIZE" in os.environ:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings of the network are pages each
+        return True
+    if os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
         os.environ.update(_of_slurm(dict(os.environ)))
-    return "WORLD_SIZE" in os.environ
+        return is_member()
+    for name in OF_OTHERS:
+        if os.environ.get(name, "1") != "1":
+            problem = f"one of {os.environ[name]} processes that are not known to each other here"
+            raise UserError(name, problem, "start them by torchrun or srun instead of mpirun")
+    if (machines := os.environ.get("SLURM_JOB_NUM_NODES", "1")) != "1":
+        say(f"one machine of the {machines} of this job works; `srun sfd ...` makes all work")
+    return False
 
 
 def wanted(processes: int | Literal["auto"], device: str) -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -15,13 +15,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sfd_cli.devices import choose_device, group_backend, kind_of
-from sfd_cli.errors import SettingError, UserError
+from sfd_cli.devices import choose_device, kind_of
+from sfd_cli.errors import SettingError, StageFailure, UserError
+from sfd_cli.files import fingerprint
+from sfd_cli.meeting import meet
+from sfd_cli.watch import WATCH, in_time
 
 T = TypeVar("T")
-
-# A process may be hours behind the others, with a larger share of the images to encode or a checkpoint to write.
-TIMEOUT = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,19 @@ class Processes:
 
     @classmethod
     def join(cls) -> Processes:
-        """Join torchrun's process group, e.g. NCCL between GPUs and gloo between CPUs; without it, the only one."""
-        count = int(os.environ.get("WORLD_SIZE", "1"))
-        if count == 1:
+        """Join torchrun's process group, e.g. NCCL between GPUs and gloo between CPUs; without it, the only one.
+
+        From then on the processes watch one another: one that is lost ends the others within minutes, by name.
+
+        Raises:
+            UserError: the variables of torchrun are not all there, or the processes do not see one another.
+            StageFailure: others did not come.
+        """
+        if os.environ.get("WORLD_SIZE", "1") == "1":
             return cls()
         if not dist.is_initialized():
-            dist.init_process_group(group_backend(), timeout=TIMEOUT)
-        return cls(dist.get_rank(), count, int(os.environ.get("LOCAL_RANK", "0")))
+            meet()
+        return cls(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
 
     @staticmethod
     def leave() -> None:
@@ -55,6 +61,9 @@ class Processes:
         Not after an error: the others would be waited for, where torchrun ends them as soon as one has exited.
         """
         if dist.is_initialized():
+            with suppress(RuntimeError):
+                Processes.join().barrier()  # the first one may keep the store in which all watch
+            WATCH.end(done=True)
             dist.destroy_process_group()
 
     @property
@@ -75,7 +84,9 @@ class Processes:
         if kind.backend is None and self.count > 1:
             problem = f"{kind.name} devices cannot be shared by {self.count} processes"
             raise UserError("runtime.device", problem, "use one process, or cpu")
-        own = torch.device(kind.name, self.local_rank if device.index is None else device.index)
+        # SLURM may show every task its own device alone (--gpus-per-task).
+        mine = 0 if kind.count() == 1 and "SLURM_LOCALID" in os.environ else self.local_rank
+        own = torch.device(kind.name, mine if device.index is None else device.index)
         if self.count > 1 and own.index >= kind.count():
             problem = f"{self.count} processes want a device each, but {kind.count()} are here ({kind.name})"
             raise UserError("runtime.processes", problem, "use as many as there are, or auto")
@@ -92,9 +103,21 @@ class Processes:
         """A block whose backward passes do not average gradients, for all micro-batches but the last."""
         return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
+    def in_time(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches of training steps: a process that does not come from one to the next within minutes is stuck.
+
+        The first two may take their time, and so may what is done `at_leisure`.
+        """
+        return iter(batches) if self.count == 1 else in_time(batches)
+
+    def at_leisure(self) -> AbstractContextManager[Any]:
+        """A block between training steps that may take its time, such as the writing of a checkpoint."""
+        return WATCH.unhurried()
+
     def mean(self, values: Tensor) -> Tensor:
         """Mean over the processes of a tensor on the training device."""
         if self.count > 1:
+            WATCH.arrive()
             dist.all_reduce(values)
             values /= self.count
         return values
@@ -102,6 +125,7 @@ class Processes:
     def sum(self, values: Tensor) -> Tensor:
         """Sum over the processes of a tensor on the CPU or the training device."""
         if self.count > 1:
+            WATCH.arrive()
             dist.all_reduce(values)
         return values
 
@@ -109,6 +133,7 @@ class Processes:
         """Whether `flag` is set in any process. Goes over the CPU, so that no GPU is waited for."""
         if self.count == 1:
             return flag
+        WATCH.arrive()
         votes = torch.tensor(int(flag))
         dist.all_reduce(votes)
         return bool(votes.item())
@@ -117,6 +142,7 @@ class Processes:
         """Rank 0's value, in every process; it must be picklable."""
         if self.count == 1:
             return value
+        WATCH.arrive()
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
@@ -135,6 +161,7 @@ class Processes:
         except Exception as error:
             mine = error
         found: list[Any] = [None] * self.count
+        WATCH.arrive()
         try:
             dist.gather_object(mine, found if self.is_main else None)
             failed = self.any(isinstance(mine, Exception))
@@ -156,6 +183,27 @@ class Processes:
         box: list[T] = []
         self.gather(lambda: box.append(make()))
         return box[0]
+
+    def require_same(self, what: str, seen: Mapping[str, Any]) -> None:
+        """Check that every process has before it what the first one has.
+
+        Args:
+            what: the subject of the error.
+            seen: JSON-able, by the name that the error gives it.
+
+        Raises:
+            StageFailure: one has something else; raised in the first process, to be told once.
+        """
+        own = {name: fingerprint(value) for name, value in seen.items()}
+        first = self.broadcast(own)
+
+        def compare() -> None:
+            if other := sorted(name for name in own.keys() | first.keys() if own.get(name) != first.get(name)):
+                who = f"process {self.rank} ({socket.gethostname()})"
+                problem = f"{who} has other {', '.join(other)} before it than the first process"
+                raise StageFailure(what, problem, "give all machines the same files, by a file system that they share")
+
+        self.agree(compare)
 
     def barrier(self) -> None:
         """Wait until every process is here."""

@@ -31,9 +31,13 @@ STEP = {
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No variables of a launcher; those that a test sets are gone after it."""
     for name in [*os.environ]:
-        if name.startswith("SLURM_") or name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if (
+            name.startswith("SLURM_")
+            or name in launch.OF_OTHERS
+            or name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        ):
             monkeypatch.delenv(name)
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCH_CPP_LOG_LEVEL"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
@@ -84,6 +88,7 @@ def test_torchrun_within_a_step_of_slurm_counts(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv(name, value)
     assert launch.is_member()
     assert (os.environ["WORLD_SIZE"], os.environ["RANK"]) == ("16", "9")
+    assert os.environ["TORCH_CPP_LOG_LEVEL"] == "ERROR"
 
 
 def test_one_task_of_slurm_is_no_step_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,3 +131,38 @@ def test_more_processes_than_gpus_are_refused_before_one_is_touched(monkeypatch:
     assert Processes(1, 3, 1).device("cuda") == torch.device("cuda", 1)
     with refusal("runtime.processes", 3, 2):
         Processes(2, 3, 2).device("auto")
+
+
+@pytest.mark.parametrize("name", launch.OF_OTHERS)
+def test_processes_of_mpirun_are_refused_for_each_would_believe_to_be_alone(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "1")
+    assert not launch.is_member()
+    monkeypatch.setenv(name, "4")
+    with refusal(name, 4, "srun", "torchrun"):
+        launch.is_member()
+    monkeypatch.setenv("WORLD_SIZE", "4")  # where somebody gives torchrun's variables to MPI's processes
+    assert launch.is_member()
+
+
+def test_machines_of_a_job_that_have_nothing_to_do_are_told_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "1")
+    assert not launch.is_member()
+    assert not capsys.readouterr().err
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "4")
+    assert not launch.is_member()
+    assert "one machine of the 4" in capsys.readouterr().err
+
+
+def test_a_task_of_slurm_that_sees_one_gpu_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with refusal("runtime.processes", 4, 1):
+        Processes(3, 4, 3).device("cuda")
+    monkeypatch.setenv("SLURM_LOCALID", "3")
+    assert Processes(3, 4, 3).device("cuda") == torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert Processes(3, 4, 3).device("cuda") == torch.device("cuda", 3)

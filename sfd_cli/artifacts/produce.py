@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,8 +16,9 @@ from sfd_cli.artifacts.damage import damage, told
 from sfd_cli.artifacts.earlier import keep_earlier, remove_earlier
 from sfd_cli.artifacts.recipe import COPY, SETTINGS, UNDER_DVC, Facts, Recipe, Record, checkpoints_of, is_record
 from sfd_cli.checksums import checksums_of, damaged, remember
-from sfd_cli.errors import UserError
-from sfd_cli.files import read_as, write_json
+from sfd_cli.errors import StageFailure, UserError
+from sfd_cli.files import appears, read_as, write_json
+from sfd_cli.locks import take
 from sfd_cli.messages import say
 from sfd_cli.processes import Processes
 
@@ -74,6 +75,10 @@ def produce(
     own = _own_record(recipe.folder) if processes.is_main else None
     if not processes.broadcast(own is not None and own.fingerprint == recipe.fingerprint):
         loaded()
+    # Nor must it be moved where a process could not load, or has something else before it.
+    processes.require_same(
+        f"sfd {recipe.command}", recipe.settings | {f"input {k}": v for k, v in recipe.inputs.items()}
+    )
     with _held(recipe, metrics) if processes.is_main else nullcontext() as folder:
         if folder is not None:
             folder.inspect(can_mend)
@@ -89,6 +94,7 @@ def produce(
                 return processes.broadcast(tell(found))
             return processes.broadcast({})
         inputs = loaded()
+        _require_shared(recipe.folder.parent, processes)
         if folder is not None:
             folder.make_room(takes_over)
         processes.barrier()
@@ -98,6 +104,26 @@ def produce(
             folder.finish(made)
             return processes.broadcast(tell(made))
         return processes.broadcast({})
+
+
+def _require_shared(folder: Path, processes: Processes) -> None:
+    """Raise StageFailure unless all processes see what the first one writes to this folder."""
+    if processes.count == 1:
+        return
+    sign = folder / f".{os.urandom(8).hex()}.tmp"
+    if processes.is_main:
+        sign.touch()
+    seen = folder / processes.broadcast(sign.name)
+
+    def look() -> None:
+        if not appears(seen.exists, folder):
+            problem = f"process {processes.rank} ({socket.gethostname()}) does not see there what the first one writes"
+            raise StageFailure(folder.absolute(), problem, "put the project on a file system that all machines share")
+
+    try:
+        processes.agree(look)
+    finally:
+        sign.unlink(missing_ok=True)
 
 
 def _own_record(folder: Path) -> Record | None:
@@ -124,11 +150,9 @@ def _held(recipe: Recipe, metrics: Path | None) -> Iterator[_Folder]:
     path = recipe.folder
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.parent / f".{path.name}.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not take(lock, wait=False):
             say(f"another process is writing {path}; waiting for it to end")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            take(lock)
         yield _Folder(recipe, metrics)
 
 

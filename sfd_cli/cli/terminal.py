@@ -6,6 +6,7 @@ import errno
 import functools
 import os
 import signal
+import socket
 import time
 import traceback
 import types
@@ -16,6 +17,7 @@ import typer
 
 from sfd_cli.errors import SfdError, StageFailure, UserError
 from sfd_cli.messages import printable
+from sfd_cli.watch import AGAIN, WATCH
 
 # A path that cannot be read or written: the user's to change.
 UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
@@ -49,9 +51,12 @@ def friendly_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             if debug:
                 traceback.print_exc()
             found = _with_fields(error)
+            sentence = str(found)
             if _is_another_process():
                 time.sleep(PATIENCE)
-            raise _ended(2 if isinstance(found, UserError) else 1, str(found)) from found
+                sentence = f"process {os.environ['RANK']} ({socket.gethostname()}): {sentence}"
+            WATCH.end()  # with its work undone, so that it is missed
+            raise _ended(2 if isinstance(found, UserError) else 1, sentence) from found
 
     return wrapped
 
@@ -65,6 +70,9 @@ def _with_fields(error: Exception) -> SfdError:
     """The error itself, or what an error of the system or a mistake of ours means to a person at the terminal."""
     if isinstance(error, SfdError):
         return error
+    if isinstance(error, RuntimeError) and (gone := WATCH.absent()):
+        problem = f"ended, or cannot be reached any more ({' '.join(str(error).split('. ')[0].split())})"
+        return StageFailure(f"process {gone}", problem, AGAIN)
     if _is_about_room(error):
         place = error.filename if isinstance(error, OSError) else None
         remedy = "free some space and run the same command to go on"

@@ -17,7 +17,7 @@ from sfd_cli.data.moments import Moments
 from sfd_cli.data.prefetch import prefetched
 from sfd_cli.data.store import CHECKS, INDEX, Field, checks_of, misfit, shard_name
 from sfd_cli.errors import StageFailure
-from sfd_cli.files import atomic_path
+from sfd_cli.files import appears, atomic_path
 from sfd_cli.messages import say
 from sfd_cli.progress import progress
 
@@ -140,6 +140,21 @@ class StoreWriter:
         with h5py.File(self.folder / shard_name(shard), "r") as file:
             return np.asarray(file[f"{EXTRAS}/{name}"])
 
+    def require_shards(self, others: bool = False) -> None:
+        """Check that all shards are whole; what `others`, on other machines, have just written may be seen late.
+
+        Raises:
+            StageFailure: one is missing or not whole.
+        """
+
+        def missing() -> list[int]:
+            return sorted(set(range(self.shard_count)) - self.finished_shards())
+
+        if others:
+            appears(lambda: not missing(), self.folder)
+        if found := missing():
+            raise StageFailure(self.folder, f"shards {found} are missing", "run the same command again")
+
     def finish(
         self,
         labels: Sequence[int],
@@ -160,9 +175,7 @@ class StoreWriter:
         Raises:
             StageFailure: a shard is missing or not whole.
         """
-        missing = sorted(set(range(self.shard_count)) - self.finished_shards())
-        if missing:
-            raise StageFailure(self.folder, f"shards {missing} are missing", "run the same command again")
+        self.require_shards()
         with atomic_path(self.folder / INDEX) as temporary, h5py.File(temporary, "w") as index:
             index.attrs["fingerprint"] = self.fingerprint
             index.attrs["shard_size"] = self.shard_size
@@ -227,6 +240,9 @@ def write_shards(
         share: this process and how many there are, (rank, count); they take the shards in turn.
     """
     rank, processes = share
+    if not rank and processes > writer.shard_count:
+        idle = f"{processes - writer.shard_count} of {processes} processes have no shard to make"
+        say(f"{doing}: {idle}; there are {writer.shard_count}, and a smaller shard_size makes more")
     mine = range(rank, writer.shard_count, processes)
     finished = writer.finished_shards(mine)
     if finished:

@@ -106,6 +106,7 @@ def _write_store(
     )
     processes.barrier()
     if processes.is_main:
+        writer.require_shards(others=processes.count > 1)
         one_scale = ("texture",) if latents.texture_scale == "stream" else ()
         statistics = stream_statistics(writer, encoder.streams, one_scale)
         # Everyone normalises by these, so that training, sampling and export all see textures of this size.

@@ -137,6 +137,7 @@ def _write_store(
     write_shards(writer, lambda rows: split(rows, size), make, doing=STAGE, share=share)
     processes.barrier()
     if processes.is_main:
+        writer.require_shards(others=processes.count > 1)
         labels, files = [manifest.labels[index] for index in indices], [manifest.files[index] for index in indices]
         writer.finish(labels, files, indices, manifest.classes)
     return {"images": len(indices)}

@@ -11,7 +11,7 @@ import torch
 
 from sfd_cli.artifacts.sample_folder import Samples
 from sfd_cli.config import Settings
-from sfd_cli.errors import StageFailure, UserError
+from sfd_cli.errors import UserError
 from sfd_cli.evaluation.autoencoders import score_autoencoders
 from sfd_cli.evaluation.by_class import class_distances, class_lines, class_notes
 from sfd_cli.evaluation.comparison import compare
@@ -66,13 +66,6 @@ class _Opened:
         images |= {f"the reference of {name}": one.images for name, one in self.scoring.references.items()}
         return found | {name: None if one is None else one.count for name, one in images.items()}
 
-    def require(self, first: dict[str, Any]) -> None:
-        """Raise StageFailure unless another process, the first one, has seen the same."""
-        seen = self.seen
-        if other := [name for name in seen.keys() | first.keys() if seen.get(name) != first.get(name)]:
-            problem = f"not every process has the same before it ({', '.join(sorted(other))})"
-            raise StageFailure("sfd fid", problem, "give all machines the same files")
-
 
 def run(settings: Settings) -> dict[str, Any]:
     """Compute all scores and write `metrics/fid.json`, and what one compares runs by to `metrics/scores.json`.
@@ -93,8 +86,7 @@ def run(settings: Settings) -> dict[str, Any]:
     started = time.monotonic()
     processes = Processes.join()
     opened = processes.agree(lambda: _Opened.of(settings, processes.device(settings.runtime.device)))
-    first = processes.broadcast(opened.seen)
-    processes.agree(lambda: opened.require(first))
+    processes.require_same("sfd fid", opened.seen)
     samples, extractors = opened.samples, opened.scoring.extractors
     compared = compare(settings, samples.images, opened.scoring.references, extractors, processes)
     result: dict[str, Any] = {}

@@ -10,7 +10,6 @@ are, what they read and which settings count, and the folders below take the pla
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shlex
 import subprocess
@@ -27,6 +26,7 @@ import yaml
 from sfd_cli.config import Settings
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.files import fingerprint, read_json, read_yaml, sha256_file, write_json
+from sfd_cli.locks import take
 from sfd_cli.studies.layers import lookup
 
 PIPELINE = Path("dvc.yaml")
@@ -169,11 +169,9 @@ def alone(path: Path, stop: Event | None = None) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as lock:
         while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if take(lock, wait=False):
                 break
-            except BlockingIOError:
-                time.sleep(PATIENCE_SECONDS)
+            time.sleep(PATIENCE_SECONDS)
             if stop is not None and stop.is_set():
                 raise Stopped
         yield

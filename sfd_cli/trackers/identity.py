@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pydantic import BaseModel
 
 from sfd_cli.errors import UserError
 from sfd_cli.files import read_as, write_json
+from sfd_cli.locks import take
 from sfd_cli.trackers.logged import Logged
 from sfd_cli.trackers.tracker import Run
 
@@ -46,12 +46,7 @@ def run_of(logged: Logged) -> Run:
 def held(logged: Logged) -> Iterator[bool]:
     """A block in which no other process sends this run; false where one does already."""
     with open(_folder(logged) / f".{logged.key}.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        yield take(lock, wait=False)
 
 
 def _folder(logged: Logged) -> Path:

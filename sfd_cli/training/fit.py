@@ -150,14 +150,14 @@ def _take_steps(
         progress.bar,
         closing(prefetched(_batches(step, sampler), FETCHED_AHEAD)) as batches,
     ):
-        for batch in batches:
+        for batch in processes.in_time(batches):
             step(batch)
             progress.bar.update()
             stop = processes.any(bool(requested()))
             planned = step.number % settings.checkpoint_every == 0 or step.number == settings.steps
             if planned or step.number % settings.log_every == 0:
                 progress.read()
-            with progress.speed.paused():
+            with progress.speed.paused(), processes.at_leisure():
                 if planned and validate is not None:
                     progress.log(validate(average))
                 for call in on_step if processes.is_main else ():

@@ -6,7 +6,6 @@ put there by hand are verified just the same. Beside each lies `<file>.verified.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import os
 import shlex
@@ -20,6 +19,7 @@ from typing import Any
 
 from sfd_cli.errors import UserError
 from sfd_cli.files import fsync_folder, read_json, sha256_file, write_json
+from sfd_cli.locks import take
 from sfd_cli.weights.download import DownloadError, download
 from sfd_cli.weights.hub import hub_cached, hub_fetch
 from sfd_cli.weights.registry import UNKNOWN, Https, Hub, Weights, Wheel, find_weights
@@ -262,7 +262,7 @@ def sole_writer(place: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(place.parent, f"cannot be written ({error})", "set SFD_CACHE to another folder") from None
     with open(lock, "w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        take(held)
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sfd_cli import files
 from sfd_cli.data.shards import StoreWriter, split, stream_statistics, write_shards
 from sfd_cli.data.store import Field, Store, shard_name
+from sfd_cli.errors import StageFailure
 
 FIELDS = {"texture": Field((2, 3, 2, 2)), "semantic": Field((2, 1, 2, 2)), "tokens": Field((2, 4, 5))}
 STREAMS = ("texture", "semantic")
@@ -122,3 +125,41 @@ def test_a_maker_that_gives_too_few_leaves_no_shard_behind(tmp_path: Path, array
     with pytest.raises(ValueError, match="texture"):
         write_shards(writer, lambda rows: split(rows, BATCH)[:1], Maker(short), doing="test")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("processes", "idle"), [(5, None), (7, "2 of 7 processes")])
+def test_processes_that_have_no_shard_to_make_are_told_of_once(
+    processes: int, idle: str | None, tmp_path: Path, arrays: dict[str, np.ndarray], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank in range(processes):
+        write(tmp_path, Maker(arrays), share=(rank, processes))
+    said = capsys.readouterr().err
+    assert said.count("have no shard") == (idle is not None)
+    assert (idle or "") in said
+
+
+def test_a_shard_of_another_machine_may_be_seen_late(
+    tmp_path: Path, arrays: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where NFS keeps what it knows of a folder; here the shard comes when the folder is listed again."""
+    writer = write(tmp_path / "store", Maker(arrays))
+    hidden = (tmp_path / "store" / shard_name(3)).rename(tmp_path / "hidden")
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(files, "DIRECTORY_LAG", 0.1)
+    with pytest.raises(StageFailure, match=r"\[3\]"):
+        writer.require_shards(others=True)
+    listdir, looks = os.listdir, []
+
+    def late(folder: Path) -> list[str]:
+        looks.append(folder)
+        if len(looks) == 2:
+            hidden.rename(tmp_path / "store" / shard_name(3))
+        return listdir(folder)
+
+    monkeypatch.setattr(files, "DIRECTORY_LAG", 60.0)
+    monkeypatch.setattr(files.os, "listdir", late)
+    with pytest.raises(StageFailure, match=r"\[3\]"):
+        writer.require_shards()
+    assert looks == []
+    writer.require_shards(others=True)
+    assert looks == [tmp_path / "store"] * 2
