@@ -1,9 +1,11 @@
 """What does `sfd encode-latents` gain by decoding, encoding and writing at the same time?
 
 The stage as it is against the same stage with nothing done in advance: no decoding threads, no thread that encodes
-ahead of the writer. Generated JPEGs of 400 px, cropped to 256 px; a small random ViT, semantic VAE and texture VAE.
-On a CPU the networks and the decoder share the cores. `imitated` is the case of a device of its own, such as a GPU:
-the networks are replaced by a wait as long as the decoding takes, which leaves the processor free.
+ahead of the writer, no batch that a device is given before the one before it is fetched. Generated JPEGs of 400 px,
+cropped to 256 px; a small random ViT, semantic VAE and texture VAE. On a CPU the networks and the decoder share the
+cores. `imitated` is the case of a device of its own, such as a GPU: the networks are replaced by one that takes as long
+as the decoding and leaves the processor free, and the processor draws posterior noise of XL's latents. `fetched at
+once` is the stage but for the batch in advance.
 """
 
 from __future__ import annotations
@@ -34,11 +36,12 @@ from sfd_cli.data.shards import StoreWriter
 from sfd_cli.formats.model_folder import save_model
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
-from sfd_cli.pipeline.encoding import LatentEncoder
+from sfd_cli.pipeline import encoding
 from sfd_cli.stages import encode_latents, prepare_data
 
 PHOTO, QUALITY = (400, 440), 90
 SHARD = 80
+XL_LATENTS = [(32, 16, 16), (16, 16, 16)]
 
 
 def main() -> None:
@@ -110,11 +113,17 @@ def settings(workers: int) -> Settings:
     return load_settings(Path("params.yaml"), {"runtime": {"workers": workers}})
 
 
-def run(options: argparse.Namespace, ahead: bool) -> None:
+def run(options: argparse.Namespace, ahead: bool, fetched_at_once: bool = False) -> None:
     """The whole stage, from images to a finished store; nothing is done in advance unless `ahead`."""
     shutil.rmtree("data/latents", ignore_errors=True)
-    one_by_one = mock.patch.object(shards, "prefetched", lambda items, _: (item for item in items))
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.nullcontext() if ahead else one_by_one:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        if not ahead:
+            in_turn = mock.patch.object(shards, "prefetched", lambda items, _: (item for item in items))
+            stack.enter_context(in_turn)
+        if fetched_at_once or not ahead:
+            at_once = mock.patch.object(encoding, "one_behind", lambda begun: (fetch() for fetch in begun))
+            stack.enter_context(at_once)
         encode_latents.run(settings(options.workers if ahead else 0))
 
 
@@ -129,6 +138,7 @@ def compare(options: argparse.Namespace, count: int, imitated: bool) -> list[dic
     candidates: dict[str, Callable[[], object]] = {
         "one after the other": lambda: run(options, ahead=False),
         "at the same time": lambda: run(options, ahead=True),
+        "fetched at once": lambda: run(options, ahead=True, fetched_at_once=True),
         "decode, 1 thread": lambda: parts.decode(0),
         f"decode, {options.workers} threads": lambda: parts.decode(options.workers),
         "encode": parts.encode,
@@ -137,8 +147,8 @@ def compare(options: argparse.Namespace, count: int, imitated: bool) -> list[dic
     with contextlib.ExitStack() as stack:
         if imitated:
             decoding = interleaved({"decode": lambda: parts.decode(0)}, 3)["decode"].median
-            wait = waiting(decoding / len(parts.batches), parts.arrays(parts.batches[0]))
-            stack.enter_context(mock.patch.object(LatentEncoder, "encode", wait))
+            device = Imitated(decoding / len(parts.batches), parts.arrays(parts.batches[0]))
+            stack.enter_context(mock.patch.object(encoding.LatentEncoder, "begin", device.begin))
         run(options, ahead=False)
         plain = contents()
         run(options, ahead=True)
@@ -174,7 +184,7 @@ class Parts:
         self.size = options.size
         self.images = list(ImageReader(self.manifest, self.size, 0).iterate(self.batches))
         with contextlib.redirect_stderr(io.StringIO()):
-            self.encoder = LatentEncoder(settings(0), self.manifest, {}, torch.device(options.device))
+            self.encoder = encoding.LatentEncoder(settings(0), self.manifest, {}, torch.device(options.device))
 
     def decode(self, workers: int) -> None:
         """Decode and crop, by that many threads."""
@@ -200,14 +210,25 @@ class Parts:
                 file.write(batch.start, self.arrays(batch))
 
 
-def waiting(seconds: float, arrays: dict[str, np.ndarray]) -> Callable[..., dict[str, np.ndarray]]:
-    """In place of `LatentEncoder.encode`: wait, and give the same arrays for every batch."""
+class Imitated:
+    """In place of a `LatentEncoder`'s device: it takes its time for one batch after the other, by itself.
 
-    def encode(_: LatentEncoder, indices: range, images: Tensor) -> dict[str, np.ndarray]:
-        time.sleep(seconds)
-        return {name: array[: len(indices)] for name, array in arrays.items()}
+    The processor has its own part to do, noise of XL's latents, and waits only for a batch that it asks for too early.
+    """
 
-    return encode
+    def __init__(self, seconds: float, arrays: dict[str, np.ndarray]) -> None:
+        self.seconds, self.arrays, self.free = seconds, arrays, 0.0
+
+    def begin(self, indices: range, images: Tensor) -> Callable[[], dict[str, np.ndarray]]:
+        """As `LatentEncoder.begin`, with the same arrays for every batch."""
+        due = self.free = max(self.free, time.perf_counter()) + self.seconds
+        encoding.posterior_noise(0, indices, XL_LATENTS, flips=2)
+
+        def fetch() -> dict[str, np.ndarray]:
+            time.sleep(max(due - time.perf_counter(), 0))
+            return {name: array[: len(indices)] for name, array in self.arrays.items()}
+
+        return fetch
 
 
 if __name__ == "__main__":

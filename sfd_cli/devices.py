@@ -5,7 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +20,7 @@ from sfd_cli.tables import DEVICES
 
 HALVES = (torch.float16, torch.bfloat16)
 SETTING = "runtime.device"
+DEV = Path("/dev")
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,10 @@ class DeviceKind:
         autocast: number formats that matrix products can be computed in.
         auto_bf16: whether `precision: auto` is bf16 there.
         tf32: whether it has TF32 products, which sampling takes as the published numbers did.
+        channels_last: whether its convolutions work on images whose channels lie beside each other in memory.
+        files: pattern below /dev of what the system's driver makes for every device, also for those that PyTorch cannot
+            use; None where nothing tells.
+        hides: the environment's variable by which a user hides devices from PyTorch.
         pinned: whether batches are read into pinned memory, which it copies from by itself.
         float64: whether it computes in float64; elsewhere scores are computed on the CPU.
         compiles: whether `torch.compile` writes code for it.
@@ -43,6 +52,9 @@ class DeviceKind:
     autocast: tuple[torch.dtype, ...] = HALVES
     auto_bf16: bool = False
     tf32: bool = False
+    channels_last: bool = False
+    files: str | None = None
+    hides: str | None = None
     pinned: bool = False
     float64: bool = True
     compiles: bool = True
@@ -75,6 +87,35 @@ class DeviceKind:
         if hasattr(self.module, "set_device"):
             self.module.set_device(device)
 
+    def selected(self) -> torch.device | None:
+        """The current device of this thread, where PyTorch has begun to use the kind; None elsewhere.
+
+        It asks nothing that would wake a device up.
+        """
+        module: Any = None if self.is_cpu or not self.is_installed else getattr(torch, self.name, None)
+        if not all(hasattr(module, name) for name in ("is_initialized", "set_device", "current_device")):
+            return None
+        return torch.device(self.name, module.current_device()) if module.is_initialized() else None
+
+    def unseen(self) -> str | None:
+        """Why PyTorch has none although the system has (a clause); None where it has some, or they were hidden."""
+        if self.files is None or self.count() or self._are_hidden():
+            return None
+        if not any(_may_open(file) for file in sorted(DEV.glob(self.files))):
+            return None
+        if self.package is None and not getattr(torch.backends, self.name).is_built():
+            return f"PyTorch {torch.__version__} is built without {self.name}"
+        try:
+            self.module.init()
+        except (RuntimeError, AssertionError) as error:
+            return " ".join(str(error).split(". ")[0].split()).rstrip(".")
+        return f"PyTorch {torch.__version__} finds none"
+
+    def _are_hidden(self) -> bool:
+        """Whether the user names no device in the variable that says which ones PyTorch may see."""
+        named = None if self.hides is None else os.environ.get(self.hides)
+        return named is not None and re.match(r"\s*(\d|GPU-|MIG-)", named) is None
+
     def title(self, device: torch.device) -> str | None:
         """What its maker calls it, e.g. NVIDIA H100 80GB HBM3; None where nothing tells."""
         tell = None if self.is_cpu else getattr(self.module, "get_device_name", None)
@@ -93,7 +134,17 @@ class DeviceKind:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-CUDA = DeviceKind("cuda", backend="nccl", is_auto=True, auto_bf16=True, tf32=True, pinned=True)
+CUDA = DeviceKind(
+    "cuda",
+    backend="nccl",
+    is_auto=True,
+    auto_bf16=True,
+    tf32=True,
+    channels_last=True,
+    files="nvidia[0-9]*",
+    hides="CUDA_VISIBLE_DEVICES",
+    pinned=True,
+)
 """NVIDIA's, and AMD's by ROCm, which PyTorch calls the same."""
 NPU = DeviceKind(
     "npu", "torch_npu", backend="hccl", is_auto=True, auto_bf16=True, pinned=True, float64=False, compiles=False
@@ -112,15 +163,32 @@ def kind_of(device: torch.device) -> DeviceKind:
     return kind
 
 
+def _may_open(file: Path) -> bool:
+    """Whether a device's file is this process's to use; a batch system gives some to one job and some to another."""
+    try:
+        os.close(os.open(file, os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
 def choose_device(name: str) -> torch.device:
     """The device that `runtime.device` names; `auto` is the first kind of the table that is here.
 
     Raises:
-        UserError: no such device here.
+        UserError: no such device here; or by `auto` one that PyTorch cannot use, as under a driver too old for it.
     """
     if name == "auto":
-        here = (kind for kind in map(DEVICES.__getitem__, DEVICES) if kind.is_auto and kind.count())
-        return torch.device(next(here, CPU).name)
+        kinds = [kind for kind in map(DEVICES.__getitem__, DEVICES) if kind.is_auto]
+        for kind in kinds:
+            if kind.count():
+                return torch.device(kind.name)
+        for kind in kinds:
+            if (why := kind.unseen()) is not None:
+                problem = f"'auto' finds {kind.name} devices that PyTorch cannot use ({why})"
+                remedy = "install a PyTorch and a driver that fit each other, or set it to cpu to compute without them"
+                raise UserError(SETTING, problem, remedy)
+        return torch.device(CPU.name)
     known: DeviceKind | None = DEVICES[kind] if (kind := name.partition(":")[0]) in DEVICES else None
     if known is not None and not known.is_installed:
         problem = f"{name!r} needs the package {known.package}, which is not installed"
@@ -158,3 +226,33 @@ def finest(device: torch.device) -> torch.dtype:
 def doubled(values: Tensor) -> Tensor:
     """The values in float64, on their device, or on the CPU where that has none."""
     return (values if kind_of(values.device).float64 else values.cpu()).double()
+
+
+def here_too() -> Callable[[], None]:
+    """What a new thread calls to have the current devices of the thread that calls this; its own would be the first."""
+    chosen = [(kind, device) for kind in map(DEVICES.__getitem__, DEVICES) if (device := kind.selected()) is not None]
+
+    def select() -> None:
+        for kind, device in chosen:
+            kind.select(device)
+
+    return select
+
+
+@contextmanager
+def float32_products(device: torch.device, tf32: bool) -> Iterator[None]:
+    """A block in which float32 products and convolutions are TF32's (10 bits of mantissa) or float32's own (23).
+
+    It changes nothing on devices that have no TF32. Afterwards all is as it was.
+    """
+    if not kind_of(device).tf32:
+        yield
+        return
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sfd_cli.git import git
+
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def machine() -> dict[str, Any]:
@@ -41,6 +46,32 @@ def available_threads() -> int:
     """Threads that a process may use: OMP_NUM_THREADS, or as many as there are cores for it."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return int(asked) if asked.isdigit() and int(asked) else cores()
+
+
+def cores_by_quota() -> int:
+    """Cores that this process may use and that its control group lets it fill, of a container's limit rounded up."""
+    return min([cores(), *(max(math.ceil(quota), 1) for quota in _quotas())])
+
+
+def _quotas() -> Iterator[float]:
+    """Processor time per time that the control groups of this process allow, outer ones too, of either version."""
+    try:
+        lines = [line.split(":", 2) for line in (PROC / "self/cgroup").read_text().splitlines()]
+    except OSError:
+        return
+    for number, controllers, path in (line for line in lines if len(line) == 3):
+        if number != "0" and "cpu" not in controllers.split(","):
+            continue
+        root = CGROUPS if number == "0" else CGROUPS / "cpu"
+        inner = PurePosixPath(path.lstrip("/"))
+        for folder in (root / inner, *((root / outer) for outer in inner.parents)):
+            with suppress(OSError, ValueError, ZeroDivisionError):
+                if number == "0":
+                    quota, period = (folder / "cpu.max").read_text().split()
+                else:
+                    quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+                if (share := float(quota) / float(period)) > 0:  # "max" is no number, and -1 is no limit
+                    yield share
 
 
 def cores() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -15,6 +16,7 @@ from pydantic import (
 
 from sfd_cli.config.section import Section
 from sfd_cli.errors import SettingError
+from sfd_cli.machine import cores_by_quota
 from sfd_cli.tables import IMAGE_SOURCES
 
 
@@ -23,6 +25,19 @@ def _count_of_processes(value: Any) -> Any:
     if count != "auto" and (type(count) is not int or count < 1):
         raise SettingError("", f"{value!r} is no number of processes", "give one from 1 on, or auto")
     return count
+
+
+def _count_of_threads(value: Any) -> Any:
+    count = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+    if count is None or count == "auto":
+        return "auto"
+    if type(count) is not int or count < 0:
+        raise SettingError("", f"{value!r} is no number of threads", "give one from 0 on, or auto")
+    return count
+
+
+MOST_WORKERS = 16
+"""Threads of `runtime.workers: auto`: more in one process wait for each other, for Python runs one at a time."""
 
 
 class Runtime(Section):
@@ -38,7 +53,26 @@ class Runtime(Section):
         description="processes that share a stage's work; auto: one for every GPU, one on a CPU; under torchrun or srun"
         " those that it has started",
     )
-    workers: int = Field(2, ge=0, description="processes or threads that read and decode images")
+    workers: Annotated[int | Literal["auto"], BeforeValidator(_count_of_threads)] = Field(
+        "auto",
+        description="threads of a process that read and decode images; 0: none of their own; auto: the cores that the"
+        " process may use, shared with the other processes of its machine, 16 at most",
+    )
+
+    @property
+    def threads(self) -> int:
+        """Threads that read and decode images in this process: `workers`, or what `auto` is here.
+
+        torchrun's processes share the cores; a step of SLURM's has its own, of which SLURM_CPUS_PER_TASK tells where
+        they are not bound to it.
+        """
+        if self.workers != "auto":
+            return self.workers
+        beside, own = (os.environ.get(name, "") for name in ("LOCAL_WORLD_SIZE", "SLURM_CPUS_PER_TASK"))
+        found = cores_by_quota()
+        if "SLURM_PROCID" in os.environ and own.isdigit():
+            found = min(found, int(own))
+        return max(1, min(found // max(int(beside) if beside.isdigit() else 1, 1), MOST_WORKERS))
 
 
 class Paths(Section):
@@ -142,12 +176,17 @@ class Encoder(Section):
         return self.tiles * self.image_size // self.patch_size
 
 
+FrozenPrecision = Literal["auto", "fp32", "tf32", "bf16"]
+_PRECISION = "auto: TF32 on CUDA, as the published code has it, and fp32 elsewhere; fp32 is without TF32 on CUDA too"
+
+
 class Features(Section):
     """`extract-features`: patch tokens of the training images and of their mirror images, float16."""
 
     max_images: int | None = Field(None, gt=0, description="cap, evenly spread over the set; unset: all images")
     batch_size: int = Field(64, gt=0, description="images per forward pass")
     shard_size: int = Field(1024, gt=0, description="images per HDF5 shard")
+    precision: FrozenPrecision = Field("auto", description=f"of the encoder, fp32, tf32 or bf16; {_PRECISION}")
 
 
 class Latents(Section):
@@ -171,4 +210,7 @@ class Latents(Section):
         "index",
         description="what a posterior sample depends on beside the seed: the image's index in the set, or its content,"
         " so that it stays when other images come and go",
+    )
+    precision: FrozenPrecision = Field(
+        "auto", description=f"of encoder, semantic and texture compressor, fp32, tf32 or bf16; {_PRECISION}"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sfd_cli.config.compressors import TextureVAE, VAETraining
-from sfd_cli.config.data import Images, Latents
+from sfd_cli.config.data import Features, Images, Latents
 from sfd_cli.config.results import Sample
 from sfd_cli.config.section import Section
 from sfd_cli.config.transformers import DiT
@@ -17,6 +17,7 @@ from sfd_cli.laws import (
 
 LATER: dict[type[Section], dict[str, Any]] = {
     Images: {"mirror": True},
+    Features: {"precision": "auto"},
     VAETraining: {"precision": "fp32"},
     TextureVAE: {
         "compressor": "vae",
@@ -25,7 +26,7 @@ LATER: dict[type[Section], dict[str, Any]] = {
         "decoder_noise": 1.5,
         "decoder_keep": 1.0,
     },
-    Latents: {"texture_scale": "channel", "texture_gain": 1.0, "noise": "index"},
+    Latents: {"texture_scale": "channel", "texture_gain": 1.0, "noise": "index", "precision": "auto"},
     DiT: {
         "schedule": DEFAULT_LAW,
         "prediction": "velocity",

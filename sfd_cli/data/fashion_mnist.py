@@ -64,7 +64,7 @@ def fashion_mnist(settings: Settings) -> ImageSet:
             (folder / file).write_bytes(content)
             return hashlib.sha256(content).hexdigest()
 
-        digests = in_threads(draw, list(zip(files, chosen, strict=True)), settings.runtime.workers, "writing images")
+        digests = in_threads(draw, list(zip(files, chosen, strict=True)), settings.runtime.threads, "writing images")
         os.sync()  # once: as many fsyncs as images would take longer than all the rest
         manifest = ImageManifest.of(folder, dict(zip(files, digests, strict=True)))
         manifest.save(folder, root=".")

@@ -47,7 +47,7 @@ def image_folder(settings: Settings) -> ImageSet:
     root, found = _find(given)
     listed = sorted(found, key=by_folders)
     listed = [listed[index] for index in evenly_spaced(len(listed), images.limit)]
-    results = in_threads(lambda name: _check(found[name]), listed, settings.runtime.workers, "checking images")
+    results = in_threads(lambda name: _check(found[name]), listed, settings.runtime.threads, "checking images")
     checked = dict(zip(listed, results, strict=True))
     corrupt = {file: found for file, found in checked.items() if isinstance(found, str)}
     whole = {file: found for file, found in checked.items() if not isinstance(found, str)}

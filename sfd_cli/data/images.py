@@ -21,6 +21,8 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, Field
 
 from sfd_cli.data.archives import StoredImage
+from sfd_cli.data.transfer import host_buffer, sent
+from sfd_cli.devices import kind_of
 from sfd_cli.errors import UserError
 from sfd_cli.files import read_as, write_json
 from sfd_cli.messages import say
@@ -210,12 +212,16 @@ class ImageReader:
         manifest: the set.
         size: side of the square crops, pixels.
         workers: threads; 0 decodes in the calling thread.
+        device: where the images are handed over, the CPU unless one is given.
     """
 
-    def __init__(self, manifest: ImageManifest, size: int, workers: int = 2) -> None:
+    def __init__(
+        self, manifest: ImageManifest, size: int, workers: int = 2, device: torch.device | None = None
+    ) -> None:
         self.manifest = manifest
         self.size = size
         self.workers = workers
+        self.device = torch.device("cpu") if device is None else device
 
     def read(self, indices: Sequence[int]) -> torch.Tensor:
         """The images at `indices`, in that order: uint8, (n, 3, size, size).
@@ -244,8 +250,12 @@ class ImageReader:
 
     def _stack(self, images: Iterable[np.ndarray]) -> torch.Tensor:
         decoded = [*images]
-        stacked = np.stack(decoded) if decoded else np.empty((0, self.size, self.size, 3), np.uint8)
-        return torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 3, 1, 2)))
+        stacked = host_buffer((len(decoded), self.size, self.size, 3), torch.uint8, self.device)
+        if decoded:
+            np.stack(decoded, out=stacked.numpy())
+        if kind_of(self.device).is_cpu:  # by NumPy, which takes a third of PyTorch's time for bytes
+            return torch.from_numpy(np.ascontiguousarray(stacked.numpy().transpose(0, 3, 1, 2)))
+        return sent(stacked, self.device).permute(0, 3, 1, 2).contiguous()
 
     def _load(self, index: int) -> np.ndarray:
         path = self.manifest.path(int(index))

@@ -35,7 +35,7 @@ def openmoji(settings: Settings) -> ImageSet:
             file, svg = drawing
             return _write_png(folder / file, rasterise(svg, images.size))
 
-        digests = in_threads(draw, chosen, settings.runtime.workers, "drawing")
+        digests = in_threads(draw, chosen, settings.runtime.threads, "drawing")
         manifest = ImageManifest.of(folder, dict(zip((file for file, _ in chosen), digests, strict=True)))
         manifest.save(folder, root=".")
         return manifest

@@ -7,6 +7,8 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from sfd_cli.devices import here_too
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -14,10 +16,11 @@ Result = TypeVar("Result")
 def prefetched(items: Iterable[Item], depth: int) -> Generator[Item, None, None]:
     """The same items in the same order, up to `depth` of them made in advance by one thread.
 
+    The thread works on the devices that are current where the first item is taken, not on the first of each kind.
     What the iterable raises is raised here, at its place. Closing early waits for the item in the making.
     """
     iterator, end = iter(items), object()
-    pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+    pool = ThreadPoolExecutor(1, "prefetch", here_too())
     try:
         pending: deque[Any] = deque(pool.submit(next, iterator, end) for _ in range(depth))
         while (item := pending.popleft().result()) is not end:

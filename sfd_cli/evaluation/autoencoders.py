@@ -65,7 +65,7 @@ def _texture(settings: Settings, most: int) -> Scores:
         similarities["lpips"] = open_lpips(settings, codec.device)
     except (UserError, NotComputable) as error:
         scores |= unavailable(["lpips"], str(error))
-    reader = ImageReader(manifest, settings.images.size, settings.runtime.workers)
+    reader = ImageReader(manifest, settings.images.size, settings.runtime.threads)
     size = settings.fid.batch_size
     batches = [rows[start : start + size].tolist() for start in range(0, len(rows), size)]
     values: dict[str, list[Tensor]] = {name: [] for name in similarities}

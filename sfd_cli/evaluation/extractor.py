@@ -9,6 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from sfd_cli.devices import float32_products
+
 POOLED, SPATIAL, LOGITS, EMBEDDING = "pooled", "spatial", "logits", "embedding"
 """Kinds of features."""
 
@@ -32,8 +34,11 @@ class Extractor:
     identity: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Features (n, D) of each kind, float32 on the CPU and dense, of uint8 images (n, 3, H, W)."""
-        with torch.inference_mode():
+        """Features (n, D) of each kind, float32 on the CPU and dense, of uint8 images (n, 3, H, W).
+
+        Without TF32, which convolutions are in by PyTorch's default: a score shall not depend on the device.
+        """
+        with torch.inference_mode(), float32_products(self.device, tf32=False):
             found = self.compute(images.to(self.device))
         return {kind: found[kind].float().cpu().contiguous() for kind in self.widths}
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sfd_cli.config import Settings
+from sfd_cli.devices import float32_products
 from sfd_cli.errors import UserError
 from sfd_cli.evaluation.reasons import NotComputable
 from sfd_cli.formats.torch_files import read_weights_file
@@ -57,9 +58,10 @@ class Lpips(nn.Module):
 
     @torch.inference_mode()
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
-        """Uint8 images (n, 3, H, W) each -> distances (n,) float32, 0 for equal ones."""
+        """Uint8 images (n, 3, H, W) each -> distances (n,) float32, 0 for equal ones; without TF32, as other scores."""
         pairs = zip(images.split(AT_ONCE), others.split(AT_ONCE), strict=True)
-        return torch.cat([self._distances(self._units(one), self._units(other)) for one, other in pairs])
+        with float32_products(self.shift.device, tf32=False):
+            return torch.cat([self._distances(self._units(one), self._units(other)) for one, other in pairs])
 
     def _units(self, images: Tensor) -> list[Tensor]:
         """Features of the five layers, each of unit length over the channels."""

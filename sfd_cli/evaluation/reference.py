@@ -72,7 +72,7 @@ def _open_named(settings: Settings, side: int) -> Reference:
     path = locate(settings.fid.reference, "metric")
     if path.is_dir():
         files = image_files(path)
-        images = ImageFiles(files, side, settings.runtime.workers)
+        images = ImageFiles(files, side, settings.runtime.threads)
         return Reference(str(path), images, labels=Labels.of_folders(path, files))
     if path.suffix == ".npz":
         packed, statistics = open_npz(path)
@@ -86,6 +86,6 @@ def _training_images(settings: Settings, side: int) -> Reference:
     manifest = ImageManifest.load(settings.paths.images)
     files = [manifest.path(index) for index in range(len(manifest))]
     description = f"training images {settings.paths.images} {manifest.fingerprint[:16]}"
-    images = ImageFiles(files, side, settings.runtime.workers)
+    images = ImageFiles(files, side, settings.runtime.threads)
     labels = Labels(np.array(manifest.labels), tuple(manifest.classes))
     return Reference(description, images, contents=f"{manifest.fingerprint} at {side}", labels=labels)

@@ -52,7 +52,7 @@ class ScoredImages:
             return cls(found.at(chosen), min(found.shape[1:3]), str(path), labels=labels)
         samples = Samples.open(path)
         chosen = choose(len(samples.files), count, seed)
-        images = ImageFiles([samples.files[index] for index in chosen], None, settings.runtime.workers)
+        images = ImageFiles([samples.files[index] for index in chosen], None, settings.runtime.threads)
         labels = _labels(samples, path) if settings.fid.by_class else None
         known = None if labels is None else labels.at(chosen)
         return cls(images, samples.side, samples.description, samples, known)

@@ -123,7 +123,8 @@ class TexturePCA(nn.Module):
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) in [-1, 1] -> components and logvar, each (B, C_z, h, w); the logvar is the smallest."""
         patches = F.pixel_unshuffle(images, self.config.patch_size) - self.mean[:, None, None]
-        latents = torch.einsum("cd,bdhw->bchw", self.components, patches)
+        with autocast("fp32", images.device):
+            latents = torch.einsum("cd,bdhw->bchw", self.components, patches)
         return latents, torch.full_like(latents, LOGVAR_RANGE[0])
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -13,14 +13,18 @@ import torch
 from torch import Tensor
 
 from sfd_cli.artifacts.fingerprints import finished
-from sfd_cli.config import Settings
+from sfd_cli.artifacts.recipe import Facts
+from sfd_cli.config import Features, Latents, Settings
 from sfd_cli.data.contents import read_contents
 from sfd_cli.data.images import AGAIN, ImageManifest, ImageReader
 from sfd_cli.data.store import INDEX, Field, Store
+from sfd_cli.data.transfer import fetching, host_buffer, one_behind, sent
 from sfd_cli.diffusion.latents import LatentSpace
-from sfd_cli.errors import StageFailure, UserError
+from sfd_cli.errors import SettingError, StageFailure, UserError
 from sfd_cli.messages import say
 from sfd_cli.networks.gaussian import draw
+from sfd_cli.networks.layout import laid_out
+from sfd_cli.networks.precision import FrozenPrecision, choose_frozen_precision, computing, frozen
 from sfd_cli.networks.texture_vae import to_signed
 from sfd_cli.networks.visual_encoder import VisualEncoder
 from sfd_cli.pipeline.taking_over import latent_keys
@@ -58,12 +62,11 @@ def as_grid(values: Tensor) -> Tensor:
     return values.transpose(1, 2).unflatten(2, (side, side))
 
 
-@torch.inference_mode()
-def encode_flips(encoder: Callable[[Tensor], Sequence[Tensor]], images: Tensor, flips: int) -> np.ndarray:
-    """Patch tokens of the first `flips` views of uint8 images (n, 3, H, W): (n, flips, N, D) float16."""
+def encode_flips(encoder: Callable[[Tensor], Sequence[Tensor]], images: Tensor, flips: int) -> Tensor:
+    """Patch tokens (n, flips, N, D) float16 of the first `flips` views of uint8 images (n, 3, H, W) there."""
     # The tokens of a flipped image are not the flipped tokens, so each is a forward pass of its own.
     tokens = [encoder(view)[0].half() for view in _views(images.float() / 255, flips)]
-    return torch.stack(tokens, dim=1).cpu().numpy()
+    return torch.stack(tokens, dim=1)
 
 
 def _views(images: Tensor, flips: int) -> list[Tensor]:
@@ -105,17 +108,19 @@ class LatentEncoder:
 
     Attributes:
         space: layout of the composite latents; their statistics are known only when all are encoded.
+        precision: what the networks compute in.
 
     Raises:
-        UserError: a model is missing, or models and settings do not fit together.
+        UserError: a model is missing, models and settings do not fit together, or the device has no such precision.
     """
 
     def __init__(
         self, settings: Settings, manifest: ImageManifest, inputs: dict[str, str], device: torch.device
     ) -> None:
         self._settings, self._manifest, self._device = settings, manifest, device
+        self.precision = precision_of("latents", settings.latents, device)
         self._flips = settings.images.flips
-        self._texture_vae = _open_texture_vae(settings).to(device)
+        self._texture_vae = laid_out(_open_texture_vae(settings), device)
         has_semantics = settings.semvae.compressor != "none"
         self._semantic = open_semantic(settings).load().to(device) if has_semantics else None
         channels = 0 if self._semantic is None else self._semantic.config.channels
@@ -139,7 +144,7 @@ class LatentEncoder:
         """Keys of the images' latents, see `taking_over`; None where the contents of the images are not known."""
         if self._contents is None:
             return None
-        return latent_keys(self._settings, self._contents, self._features, self._pass)
+        return latent_keys(self._settings, self._contents, self._features, self._pass, self.precision)
 
     @property
     def fields(self) -> dict[str, Field]:
@@ -158,33 +163,40 @@ class LatentEncoder:
         return ["texture", "semantic"] if self.space.semantic else ["texture"]
 
     def encode_all(self, batches: Sequence[Sequence[int]]) -> Iterator[dict[str, np.ndarray]]:
-        """`encode` for every batch of manifest indices, images being decoded ahead in threads."""
-        reader = ImageReader(self._manifest, self._settings.images.size, self._settings.runtime.workers)
-        for batch, images in zip(batches, reader.iterate(batches), strict=True):
-            yield self.encode(batch, images)
+        """`encode` for every batch of manifest indices, images being decoded ahead in threads.
 
-    @torch.inference_mode()
+        The device is given a batch's work before that of the batch before it is waited for.
+        """
+        settings = self._settings
+        reader = ImageReader(self._manifest, settings.images.size, settings.runtime.threads, self._device)
+        images = reader.iterate(batches)
+        return one_behind(self.begin(batch, seen) for batch, seen in zip(batches, images, strict=True))
+
     def encode(self, indices: Sequence[int], images: Tensor) -> dict[str, np.ndarray]:
         """Arrays for `fields` of uint8 images (n, 3, S, S): posterior samples, float16, (n, *field shape).
 
         Raises:
             StageFailure: a value is not finite in float16; names the image.
         """
-        images = images.to(self._device)
-        tokens = self._tokens(np.asarray(indices), images) if self._settings.needs_encoder else None
-        seen = self._posteriors(*([images] if tokens is None else [images, torch.from_numpy(tokens).to(self._device)]))
-        found = dict(zip(self.streams, zip(seen[::2], seen[1::2], strict=True), strict=True))
-        shapes = [mean.shape[1:] for mean, _ in found.values()]
-        names = [self._names[index] for index in indices]
-        noise = posterior_noise(self._settings.latents.seed, names, shapes, self._flips)
-        arrays = {}
-        for (name, (mean, logvar)), draws in zip(found.items(), noise, strict=True):
-            sample = draw(mean, logvar, draws.to(self._device).flatten(0, 1))
-            arrays[name] = sample.unflatten(0, (-1, self._flips)).half().cpu().numpy()
-        if self._settings.latents.store_features and tokens is not None:
-            arrays["features"] = tokens
-        require_finite(self._manifest, indices, arrays)
-        return arrays
+        return self.begin(indices, images)()
+
+    def begin(self, indices: Sequence[int], images: Tensor) -> Callable[[], dict[str, np.ndarray]]:
+        """Give the device the work of `encode`; what comes back waits until it is done, checks it and gives it."""
+        with frozen(self.precision, self._device):
+            images = images.to(self._device)
+            tokens = self._tokens(np.asarray(indices), images) if self._settings.needs_encoder else None
+            seen = self._posteriors(*([images] if tokens is None else [images, tokens]))
+            found = dict(zip(self.streams, zip(seen[::2], seen[1::2], strict=True), strict=True))
+            shapes = [mean.shape[1:] for mean, _ in found.values()]
+            names = [self._names[index] for index in indices]
+            noise = posterior_noise(self._settings.latents.seed, names, shapes, self._flips)
+            encoded = {}
+            for (name, (mean, logvar)), draws in zip(found.items(), noise, strict=True):
+                sample = draw(mean.float(), logvar.float(), sent(draws, self._device).flatten(0, 1))
+                encoded[name] = sample.unflatten(0, (-1, self._flips)).half()
+            if self._settings.latents.store_features and tokens is not None:
+                encoded["features"] = tokens
+            return partial(when_finite, self._manifest, indices, fetching(encoded, self._device))
 
     def _posteriors(self, *arrays: Tensor) -> Sequence[Tensor]:
         """Mean and logvar of each stream, (n x flips, C, h, w), of images and their tokens, if they are needed."""
@@ -198,20 +210,34 @@ class LatentEncoder:
         return self._by_passes(posteriors_of)(*arrays)
 
     def _by_passes(self, network: Callable[..., Any]) -> Callable[..., Any]:
-        """A network as it is, or, where rows have keys, by passes of as many images each."""
+        """A network in its precision, and, where rows have keys, by passes of as many images each."""
+        network = computing(network, self.precision, self._device)
         return network if self._contents is None else partial(by_passes, network, self._pass)
 
-    def _tokens(self, indices: np.ndarray, images: Tensor) -> np.ndarray:
-        """Patch tokens (n, flips, N, D) float16: stored ones where there are any, the encoder's for the rest."""
-        tokens = np.empty((len(indices), self._flips, self.space.grid**2, self._feature_width), np.float16)
+    def _tokens(self, indices: np.ndarray, images: Tensor) -> Tensor:
+        """Patch tokens (n, flips, N, D) float16 on the device: stored ones where there are any, else the encoder's."""
         rows = self._rows[indices]
-        held = rows >= 0
-        if self._features is not None and held.any():
-            tokens[held] = self._features.read("tokens", rows[held])
-        if not held.all():
-            rest = images[torch.from_numpy(~held).to(images.device)]
-            tokens[~held] = encode_flips(self._by_passes(self._encoder), rest, self._flips)
+        held, others = np.flatnonzero(rows >= 0), np.flatnonzero(rows < 0)
+        if not len(held):
+            return self._seen(images)
+        stored = self._stored(rows[held])
+        if not len(others):
+            return stored
+        tokens = stored.new_empty(len(rows), *stored.shape[1:])
+        places, rest = (sent(torch.from_numpy(where), self._device) for where in (held, others))
+        tokens[places], tokens[rest] = stored, self._seen(images[rest])
         return tokens
+
+    def _seen(self, images: Tensor) -> Tensor:
+        """Patch tokens of images by the encoder."""
+        return encode_flips(self._by_passes(self._encoder), images, self._flips)
+
+    def _stored(self, rows: np.ndarray) -> Tensor:
+        """Patch tokens of rows of the feature store."""
+        assert self._features is not None
+        buffer = host_buffer((len(rows), *self._features.fields["tokens"].shape), torch.float16, self._device)
+        self._features.read("tokens", rows, out=buffer.numpy())
+        return sent(buffer, self._device)
 
     @cached_property
     def _encoder(self) -> VisualEncoder:
@@ -230,6 +256,32 @@ class LatentEncoder:
         if width != expected:
             problem = f"was trained on tokens {expected} wide, but {self._settings.encoder.name} gives {width}"
             raise UserError(self._settings.paths.semvae, problem, "run `sfd train-semvae` again")
+
+
+def precision_of(section: str, settings: Features | Latents, device: torch.device) -> FrozenPrecision:
+    """What the frozen networks of a section compute in on a device.
+
+    Raises:
+        UserError: it has none of that.
+    """
+    try:
+        return choose_frozen_precision(settings.precision, device)
+    except SettingError as error:
+        raise UserError(f"{section}.{error.subject}", error.problem, error.remedy) from None
+
+
+def precision_facts(precision: FrozenPrecision) -> Facts:
+    """What the record of what was encoded says beside `auto`, which differs by the device; nothing of fp32."""
+    return {} if precision == "fp32" else {"precision": precision}
+
+
+def when_finite(
+    manifest: ImageManifest, indices: Sequence[int], arrays: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """What `arrays` gives once it is there, if it is finite; see `require_finite`."""
+    found = arrays()
+    require_finite(manifest, indices, found)
+    return found
 
 
 def require_finite(manifest: ImageManifest, indices: Sequence[int], arrays: Mapping[str, np.ndarray]) -> None:

@@ -17,25 +17,33 @@ from sfd_cli.data.store import Store
 from sfd_cli.files import fingerprint
 from sfd_cli.formats.model_folder import load_config
 from sfd_cli.messages import say
+from sfd_cli.networks.precision import FrozenPrecision
 from sfd_cli.processes import Processes
 from sfd_cli.weights.fetch import digest
 from sfd_cli.weights.models import Model, open_semantic, open_texture_vae
 from sfd_cli.weights.visual_encoders import encoder_fingerprint
 
 
-def feature_keys(settings: Settings, contents: Sequence[bytes], of_a_pass: int) -> list[bytes]:
+def feature_keys(
+    settings: Settings, contents: Sequence[bytes], of_a_pass: int, precision: FrozenPrecision
+) -> list[bytes]:
     """Keys of the patch tokens of images with these hashes, so many of which go through the encoder together."""
     recipe = {
         "tokens": encoder_fingerprint(settings.encoder),
         "image_size": settings.images.size,
         "flips": settings.images.flips,
         "pass": of_a_pass,
+        **_unless_fp32(precision),
     }
     return row_keys(fingerprint(recipe), contents)
 
 
 def latent_keys(
-    settings: Settings, contents: Sequence[bytes], features: Store | None, of_a_pass: int
+    settings: Settings,
+    contents: Sequence[bytes],
+    features: Store | None,
+    of_a_pass: int,
+    precision: FrozenPrecision,
 ) -> list[bytes] | None:
     """Keys of the composite latents of a manifest's images; None where stored features have none, as those of old.
 
@@ -44,6 +52,7 @@ def latent_keys(
         contents: hashes of the images, in the manifest's order.
         features: stored patch tokens, of some of them or all.
         of_a_pass: images that go through the networks together.
+        precision: what they compute in.
     """
     latents = settings.latents
     recipe = {
@@ -52,13 +61,14 @@ def latent_keys(
         "image_size": settings.images.size,
         "flips": settings.images.flips,
         "pass": of_a_pass,
+        **_unless_fp32(precision),
         **latents.model_dump(include={"seed", "noise"}),
     }
     rows = [*contents]
     if latents.noise == "index":
         rows = [content + index.to_bytes(8, "little") for index, content in enumerate(rows)]
     if settings.needs_encoder:
-        tokens = feature_keys(settings, contents, of_a_pass)
+        tokens = feature_keys(settings, contents, of_a_pass, precision)
         if features is not None:
             stored = stored_keys(features.folder, features.fields)
             if len(stored) != len(features):
@@ -84,6 +94,11 @@ def taking_over(writer: StoreWriter, make: Make, stage: str, batch_size: int, pr
     elif processes.is_main:
         remove_earlier(writer.folder)
     return sparing(make, kept, batch_size)
+
+
+def _unless_fp32(precision: FrozenPrecision) -> dict[str, str]:
+    """What keys say of a precision: of fp32 nothing, as before there were others."""
+    return {} if precision == "fp32" else {"precision": precision}
 
 
 def _computed_by(model: Model[Any]) -> str:

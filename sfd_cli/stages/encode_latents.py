@@ -13,7 +13,7 @@ from sfd_cli.data.contents import has_contents
 from sfd_cli.data.images import ImageManifest
 from sfd_cli.data.shards import StoreWriter, split, stream_statistics, write_shards
 from sfd_cli.data.store import Store, is_readable
-from sfd_cli.pipeline.encoding import LatentEncoder
+from sfd_cli.pipeline.encoding import LatentEncoder, precision_facts
 from sfd_cli.pipeline.taking_over import taking_over
 from sfd_cli.processes import Processes
 from sfd_cli.weights.models import open_semantic, open_texture_vae
@@ -112,7 +112,7 @@ def _write_store(
         # Everyone normalises by these, so that training, sampling and export all see textures of this size.
         statistics["std"][: space.texture] /= latents.texture_gain
         writer.finish(manifest.labels, manifest.files, range(len(manifest)), manifest.classes, statistics)
-    return {"images": len(manifest)}
+    return {"images": len(manifest), **precision_facts(encoder.precision)}
 
 
 def _summary(settings: Settings) -> dict[str, Any]:

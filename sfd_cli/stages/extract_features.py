@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sfd_cli.artifacts.fingerprints import finished
@@ -17,8 +19,17 @@ from sfd_cli.data.contents import has_contents, read_contents
 from sfd_cli.data.images import ImageManifest, ImageReader, evenly_spaced
 from sfd_cli.data.shards import StoreWriter, split, write_shards
 from sfd_cli.data.store import Field, Store, is_readable
+from sfd_cli.data.transfer import fetching, one_behind
+from sfd_cli.networks.precision import FrozenPrecision, computing, frozen
 from sfd_cli.networks.visual_encoder import VisualEncoder
-from sfd_cli.pipeline.encoding import by_passes, encode_flips, images_of_a_pass, require_finite
+from sfd_cli.pipeline.encoding import (
+    by_passes,
+    encode_flips,
+    images_of_a_pass,
+    precision_facts,
+    precision_of,
+    when_finite,
+)
 from sfd_cli.pipeline.taking_over import feature_keys, taking_over
 from sfd_cli.processes import Processes
 from sfd_cli.weights.visual_encoders import encoder_fingerprint, load_visual_encoder
@@ -26,6 +37,23 @@ from sfd_cli.weights.visual_encoders import encoder_fingerprint, load_visual_enc
 STAGE = "extract-features"
 # A batch size moves tokens by less than float16 resolves, so that a run short of memory may resume with another.
 FREE = {"batch_size"}
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What makes tokens.
+
+    Attributes:
+        encoder: on its device.
+        precision: what it computes in there.
+        device: this process's own.
+        contents: hashes of the images, where they are known.
+    """
+
+    encoder: VisualEncoder
+    precision: FrozenPrecision
+    device: torch.device
+    contents: list[bytes] | None
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -39,7 +67,7 @@ def run(settings: Settings) -> dict[str, Any]:
         The summary to print: images, shape of one image's tokens, encoder, folder.
 
     Raises:
-        UserError: no images are prepared, or the encoder's weights cannot be had.
+        UserError: no images are prepared, the encoder's weights cannot be had, or the device has no such precision.
         StageFailure: a token is not finite in float16.
     """
     paths, encoder = settings.paths, settings.encoder
@@ -50,9 +78,12 @@ def run(settings: Settings) -> dict[str, Any]:
     indices = evenly_spaced(len(manifest), settings.features.max_images)
     recipe = _recipe(settings, manifest)
 
-    def load(processes: Processes) -> tuple[VisualEncoder, list[bytes] | None]:
-        network = load_visual_encoder(encoder).to(processes.device(settings.runtime.device))
-        return network, read_contents(paths.images, manifest)
+    def load(processes: Processes) -> _Loaded:
+        device = processes.device(settings.runtime.device)
+        precision = precision_of("features", settings.features, device)
+        return _Loaded(
+            load_visual_encoder(encoder).to(device), precision, device, read_contents(paths.images, manifest)
+        )
 
     return produce(
         recipe,
@@ -109,29 +140,30 @@ def _write_store(
     manifest: ImageManifest,
     indices: list[int],
     processes: Processes,
-    loaded: tuple[VisualEncoder, list[bytes] | None],
+    loaded: _Loaded,
 ) -> Facts:
     """Write the shards that are not there yet, then the index over all of them."""
-    encoder, contents = loaded
-    features, device = settings.features, next(encoder.parameters()).device
-    flips = settings.images.flips
+    encoder, device, contents = loaded.encoder, loaded.device, loaded.contents
+    features, flips = settings.features, settings.images.flips
     fields = {"tokens": Field((flips, encoder.grid**2, encoder.feature_width))}
     facts = {"encoder": encoder.name, "grid": encoder.grid}
     folder, size, keys = settings.paths.features, features.batch_size, None
-    network: Callable[[Tensor], Sequence[Tensor]] = encoder
+    network: Callable[..., Sequence[Tensor]] = computing(encoder, loaded.precision, device)
     if contents is not None:
         together = images_of_a_pass(device, size)
-        keys = feature_keys(settings, [contents[index] for index in indices], together)
-        network = partial(by_passes, encoder, together)
+        keys = feature_keys(settings, [contents[index] for index in indices], together, loaded.precision)
+        network = partial(by_passes, network, together)
     writer = StoreWriter(folder, fields, len(indices), features.shard_size, fingerprint, facts, keys)
-    reader = ImageReader(manifest, settings.images.size, settings.runtime.workers)
+    reader = ImageReader(manifest, settings.images.size, settings.runtime.threads, device)
+
+    def begin(batch: Sequence[int], images: Tensor) -> Callable[[], dict[str, np.ndarray]]:
+        with frozen(loaded.precision, device):
+            tokens = fetching({"tokens": encode_flips(network, images, flips)}, device)
+        return partial(when_finite, manifest, batch, tokens)
 
     def encode(batches: Sequence[Sequence[int]]) -> Iterator[dict[str, np.ndarray]]:
         listed = [[indices[row] for row in batch] for batch in batches]
-        for batch, images in zip(listed, reader.iterate(listed), strict=True):
-            tokens = {"tokens": encode_flips(network, images.to(device), flips)}
-            require_finite(manifest, batch, tokens)
-            yield tokens
+        return one_behind(map(begin, listed, reader.iterate(listed)))
 
     make, share = taking_over(writer, encode, STAGE, size, processes), (processes.rank, processes.count)
     write_shards(writer, lambda rows: split(rows, size), make, doing=STAGE, share=share)
@@ -140,4 +172,4 @@ def _write_store(
         writer.require_shards(others=processes.count > 1)
         labels, files = [manifest.labels[index] for index in indices], [manifest.files[index] for index in indices]
         writer.finish(labels, files, indices, manifest.classes)
-    return {"images": len(indices)}
+    return {"images": len(indices), **precision_facts(loaded.precision)}

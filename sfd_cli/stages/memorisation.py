@@ -106,7 +106,7 @@ def _open(
     samples = ScoredImages.open(settings.paths.samples, settings)
     manifest = ImageManifest.load(settings.paths.images)
     rows = choose(len(manifest), min(MOST_COMPARED, len(manifest)), settings.fid.seed)
-    training = ImageFiles([manifest.path(row) for row in rows], samples.side, settings.runtime.workers)
+    training = ImageFiles([manifest.path(row) for row in rows], samples.side, settings.runtime.threads)
     if min(samples.images.count, training.count) < 2:
         raise UserError("samples", "one image is not enough to compare", "give more")
     return (

@@ -80,7 +80,7 @@ def run(
     if latents_out is not None:
         return _write_latents(load, inputs, latents_out)
     recipe = _recipe(paths.samples, sample, inputs, models, source, runtime.device)
-    folder = SampleFolder(paths.samples, runtime.workers, _about(recipe, inputs) if sample.edits else None)
+    folder = SampleFolder(paths.samples, runtime.threads, _about(recipe, inputs) if sample.edits else None)
     return produce(
         recipe,
         load,

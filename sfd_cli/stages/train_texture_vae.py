@@ -74,7 +74,7 @@ def _load(
     require_trackers(settings)
     section = settings.texture_vae
     compressor: Compressor[TextureFitting] = TEXTURE_COMPRESSORS[section.compressor]
-    reader = ImageReader(manifest, settings.images.size, settings.runtime.workers)
+    reader = ImageReader(manifest, settings.images.size, settings.runtime.threads)
     training, held_out = validation_split(len(manifest), section.holdout)
     fitting = TextureFitting(settings, reader, training, processes.device(settings.runtime.device), checkpoints)
     if section.weights is not None:

@@ -118,6 +118,15 @@ def test_batches_iterated_ahead_equal_batches_read_one_by_one(manifest, workers)
         assert torch.equal(images, ImageReader(manifest, 8, 0).read(batch))
 
 
+def test_images_are_handed_over_on_a_device_with_channels_first(manifest):
+    images = ImageReader(manifest, 8, 2, torch.device("meta")).read([0, 2])
+    assert (images.device.type, images.dtype, images.shape) == ("meta", torch.uint8, (2, 3, 8, 8))
+    assert images.is_contiguous()
+    assert ImageReader(manifest, 8).read([]).shape == (0, 3, 8, 8)
+    here = ImageReader(manifest, 8, 2).read([0, 2])
+    assert here.is_contiguous()
+
+
 def test_an_iteration_can_be_left_early(manifest):
     stream = ImageReader(manifest, 8, 2).iterate([[0], [1], [2], [3], [4]])
     assert next(stream).shape == (1, 3, 8, 8)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,18 +15,21 @@ from refusals import refusal
 
 import sfd_cli
 from sfd_cli import devices
+from sfd_cli.data.prefetch import prefetched
 from sfd_cli.devices import (
     DeviceKind,
     choose_device,
     described,
     doubled,
     finest,
+    float32_products,
     group_backend,
     kind_of,
 )
 from sfd_cli.diffusion.schedule import AsynchronousSchedule, progress_of
 from sfd_cli.diffusion.training_times import TrainingTimes
 from sfd_cli.errors import SettingError
+from sfd_cli.evaluation.extractor import Extractor
 from sfd_cli.networks.compilation import can_compile
 from sfd_cli.networks.precision import choose_precision
 from sfd_cli.processes import Processes, require_memory
@@ -37,6 +43,7 @@ def here(monkeypatch: pytest.MonkeyPatch, **counts: int) -> None:
     """So many devices of each kind, and no others."""
     monkeypatch.setattr(DeviceKind, "count", lambda kind: counts.get(kind.name, int(kind.is_cpu)))
     monkeypatch.setattr(DeviceKind, "is_installed", True)
+    monkeypatch.setattr(devices, "DEV", Path("/nowhere"))
 
 
 def test_no_module_but_the_table_asks_which_device_it_is() -> None:
@@ -74,6 +81,105 @@ def test_auto_is_the_first_kind_that_is_here(
     monkeypatch.setattr(devices.torch, "device", lambda name: asked.append(name) or name)
     assert choose_device("auto") == chosen
     assert asked == [chosen]
+
+
+@pytest.mark.parametrize("named", [None, "0", "1,0", "GPU-8932f937", "MIG-1"])
+def test_auto_does_not_pass_over_a_gpu_that_pytorch_cannot_use(
+    named: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here(monkeypatch)
+    monkeypatch.setattr(devices, "DEV", tmp_path)
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(torch.cuda, "init", lambda: _fail("The NVIDIA driver is too old (found 11040). Update it."))
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    with refusal("runtime.device", "cuda", "too old (found 11040)", "cpu"):
+        choose_device("auto")
+    assert choose_device("cpu") == CPU
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
+    with refusal("runtime.device", "built without cuda", "cpu"):
+        choose_device("auto")
+
+
+def _fail(problem: str) -> None:
+    raise RuntimeError(problem)
+
+
+@pytest.mark.parametrize("named", ["", "-1", "NoDevFiles"])
+def test_auto_is_the_cpu_where_gpus_are_hidden(named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here(monkeypatch)
+    monkeypatch.setattr(devices, "DEV", tmp_path)
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert choose_device("auto") == CPU
+
+
+def test_auto_is_the_cpu_where_a_gpu_is_not_this_process_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here(monkeypatch)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(devices, "DEV", tmp_path)
+    (tmp_path / "nvidiactl").touch()  # the driver's, of no GPU
+    (tmp_path / "nvidia0").mkdir()  # which cannot be opened for writing, whoever tries
+    assert choose_device("auto") == CPU
+
+
+def test_a_thread_that_works_ahead_has_the_devices_of_the_one_it_works_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = torch.device("cuda", 3)
+    chosen: list[tuple[bool, torch.device]] = []
+    monkeypatch.setattr(DeviceKind, "selected", lambda kind: own if kind.name == "cuda" else None)
+
+    def select(kind: DeviceKind, device: torch.device) -> None:
+        chosen.append((threading.current_thread() is threading.main_thread(), device))
+
+    monkeypatch.setattr(DeviceKind, "select", select)
+    assert list(prefetched(range(5), 2)) == [0, 1, 2, 3, 4]
+    assert chosen == [(False, own)]
+
+
+def test_only_a_kind_that_is_in_use_is_asked_for_its_current_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    xpu = DEVICES["xpu"]
+    monkeypatch.setattr(torch.xpu, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.xpu, "current_device", lambda: _fail("woken up"))
+    assert xpu.selected() is None
+    monkeypatch.setattr(torch.xpu, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.xpu, "current_device", lambda: 2)
+    assert xpu.selected() == torch.device("xpu", 2)
+    assert DEVICES["cpu"].selected() is None
+
+
+def test_float32_products_are_tf32_only_in_the_block_and_only_where_there_is_any() -> None:
+    def flags() -> tuple[str, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    before = flags()
+    with float32_products(torch.device("cuda"), tf32=True):
+        assert flags() == ("high", True)
+        with float32_products(torch.device("cuda"), tf32=False):
+            assert flags() == ("highest", False)
+        assert flags() == ("high", True)
+    with pytest.raises(RuntimeError), float32_products(torch.device("cuda"), tf32=False):
+        raise RuntimeError
+    with float32_products(CPU, tf32=True):
+        assert flags() == before
+    assert flags() == before
+
+
+def test_scores_are_computed_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    seen: list[tuple[str, bool]] = []
+
+    def compute(images: torch.Tensor) -> torch.Tensor:
+        seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+        return torch.zeros(2, 3)
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    extractor = Extractor.of("any", 3, cuda, compute)
+    images: Any = SimpleNamespace(to=lambda device: device)
+    with float32_products(cuda, tf32=True):
+        assert extractor(images)["pooled"].shape == (2, 3)
+    assert seen == [("highest", False)]
 
 
 def test_a_device_whose_package_is_missing_is_told_with_the_package() -> None:

@@ -422,7 +422,7 @@ def test_without_mirror_images_an_interrupted_run_goes_on_to_the_same_bytes(monk
     encode_latents.run(alone)
     whole = contents()
     Path("data/latents").rename("whole")
-    encode = encoding.LatentEncoder.encode
+    encode = encoding.LatentEncoder.begin
 
     def interrupted(encoder: encoding.LatentEncoder, indices: Any, images: torch.Tensor) -> dict[str, np.ndarray]:
         if 20 in indices:
@@ -430,7 +430,7 @@ def test_without_mirror_images_an_interrupted_run_goes_on_to_the_same_bytes(monk
         return encode(encoder, indices, images)
 
     with monkeypatch.context() as patch:
-        patch.setattr(encoding.LatentEncoder, "encode", interrupted)
+        patch.setattr(encoding.LatentEncoder, "begin", interrupted)
         with pytest.raises(KeyboardInterrupt):
             encode_latents.run(alone)
     kept = Path("data/latents/shard-00000.h5").stat().st_mtime_ns
@@ -457,3 +457,48 @@ def test_features_with_other_views_than_the_latents_are_refused(mirror):
     shutil.rmtree("data/features")
     encode_latents.run(settings_with(images={"mirror": mirror}))
     assert Store(Path("data/latents")).flips == (2 if mirror else 1)
+
+
+def test_what_the_networks_compute_in_is_part_of_an_identity_and_of_the_record(finished: Path) -> None:
+    """bf16 moves latents by its rounding, 3 digits; tokens that were stored are read as they are."""
+    encode_latents.run(settings_with(latents={"precision": "bf16"}))
+    exact, rounded = Store(finished), Store(Path("data/latents"))
+    for name in ("texture", "semantic"):
+        a, b = (store.read(name, range(COUNT)).astype(float) for store in (exact, rounded))
+        error = np.sqrt(np.square(a - b).mean() / a.var())
+        assert 1e-5 < error < 3e-2, (name, error)
+    stored = exact.read("features", range(COUNT)) == rounded.read("features", range(COUNT))
+    held = Store(Path("data/features")).indices
+    assert stored[held].all()
+    assert not stored.all()
+    record, before = (read_json(folder / "settings.json") for folder in (Path("data/latents"), finished))
+    assert record["facts"] == before["facts"] | {"precision": "bf16"}
+    assert record["settings"] == before["settings"] | {"precision": "bf16"}
+    assert record["fingerprint"] != before["fingerprint"]
+
+
+def test_fp32_is_what_auto_is_on_a_cpu_and_tf32_is_refused_before_anything_is_written(finished: Path) -> None:
+    encode_latents.run(settings_with(latents={"precision": "fp32"}))
+    exact, chosen = Store(finished), Store(Path("data/latents"))
+    for name in exact.fields:
+        assert np.array_equal(exact.read(name, range(COUNT)), chosen.read(name, range(COUNT)))
+    shutil.rmtree("data/latents")
+    with refusal("latents.precision", "TF32", "fp32"):
+        encode_latents.run(settings_with(latents={"precision": "tf32"}))
+    with refusal("features.precision", "TF32", "fp32"):
+        extract_features.run(settings_with(features={"precision": "tf32"}))
+    assert not Path("data/latents").exists()
+    assert read_json(Path("data/features/settings.json"))["complete"]
+
+
+def test_a_batch_is_waited_for_only_once_the_next_one_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, log = encoding.LatentEncoder.begin, []
+
+    def written_down(encoder: encoding.LatentEncoder, indices: Any, images: torch.Tensor) -> Any:
+        log.append(("begin", indices[0]))
+        arrays = begin(encoder, indices, images)
+        return lambda: log.append(("fetch", indices[0])) or arrays()
+
+    monkeypatch.setattr(encoding.LatentEncoder, "begin", written_down)
+    encode_latents.run(settings_with(latents={"shard_size": 25, "batch_size": 25}))
+    assert log == [("begin", 0), ("begin", 25), ("fetch", 0), ("fetch", 25)]
