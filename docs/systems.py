@@ -1,23 +1,33 @@
-"""The computed columns of docs/systems.md and docs/finetune.md: parameters, arithmetic and cost, from settings alone.
+"""The computed columns of docs/systems.md and docs/finetune.md: parameters, arithmetic, memory and cost, from settings.
 
-`python docs/systems.py` prints the rows of these tables, and those of the protocols. Nothing is allocated and nothing
-is measured: networks stand on the meta device, and GPU hours follow from a stated share of a data sheet's peak.
+`python docs/systems.py` prints the rows of these tables, those of the protocols, and what presets say of memory.
+Nothing is allocated and nothing is measured: networks stand on the meta device, and GPU hours follow from a stated
+share of a data sheet's peak.
 """
 
 from __future__ import annotations
 
+import weakref
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sfd_cli.config import DiT, Settings, load_settings
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
+from sfd_cli.networks.parts import images_at_once
+from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
 from sfd_cli.protocols import Protocol
 from sfd_cli.tables import PROTOCOLS
 from sfd_cli.training.costs import Cost, Costs, step_memory
+from sfd_cli.training.texture_vae_task import network_config as texture_config
 from sfd_cli.training.throughput import PEAKS
 from sfd_cli.training.transformer import flops_per_image, network_config
 
@@ -102,6 +112,113 @@ def rows() -> list[Row]:
     return [row(name) for name in names if settings[name].images.source == "folder" and settings[name].dit.init is None]
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What a preset asks of one GPU, GB: a step of its main transformer, and encoding its latents.
+
+    Of a step: weights, gradients, moments, average, and what is kept for the backward pass, in bf16. Libraries'
+    workspaces, the weights' copies in bf16 and what lies in pieces come on top.
+    """
+
+    preset: str
+    fixed: float
+    per_image: float
+    gpus: int
+    images: int  # of a GPU's share of a step
+    encoding: float  # weights and tensors alive at once while the texture VAE encodes
+
+    @property
+    def share(self) -> float:
+        """Of a GPU's whole share of a step at once."""
+        return self.fixed + self.images * self.per_image
+
+    @property
+    def least(self) -> float:
+        """Of one image at a time."""
+        return self.fixed + self.per_image
+
+    def __str__(self) -> str:
+        return (
+            f"| `{self.preset}` | {self.fixed:.1f} | {self.per_image:.2f} | {self.gpus} x {self.images} images"
+            f" | {self.share:.0f} | {self.least:.1f} | {self.encoding:.1f} |"
+        )
+
+    @property
+    def header(self) -> str:
+        """What the preset's file says of it."""
+        of = f"on {self.gpus} GPUs" if self.gpus > 1 else "on one GPU"
+        return (
+            f"# Memory of a GPU, computed and not measured: `sfd train` {of} {self.share:.0f} GB,"
+            f" or {self.least:.0f} image by image\n"
+            f"# (dit.accumulate: auto cuts a batch into parts that fit); `sfd encode-latents` {self.encoding:.0f} GB."
+        )
+
+
+@cache
+def memory(preset: str) -> Memory:
+    """What a preset asks of a GPU: of one of eight where it is trained from nothing, else of one alone."""
+    settings = load_settings(PRESETS / f"{preset}.yaml")
+    section, gpus, side = settings.dit, 8 if settings.dit.init is None else 1, settings.images.size
+    fixed, one = _step(architecture(settings, section), section.checkpoint_activations)
+    views = min(settings.latents.batch_size * settings.images.flips, images_at_once(side))
+    encoding = _encoding(texture_config(settings.texture_vae), side, views)
+    return Memory(preset, fixed, one - fixed, gpus, section.batch_size // gpus, encoding)
+
+
+def memories() -> list[Memory]:
+    """Of every preset of a folder of images."""
+    names = [path.stem for path in sorted(PRESETS.glob("*.yaml"))]
+    return [memory(name) for name in names if load_settings(PRESETS / f"{name}.yaml").images.source == "folder"]
+
+
+@cache
+def _step(config: LightningDiTConfig, recomputed: bool) -> tuple[float, float]:
+    """GB of a training step of no image, and of one."""
+    section = DiT(checkpoint_activations=recomputed)
+    fixed, one = (step_memory(config, section, images, bf16=True) / 1e9 for images in (0, 1))
+    return fixed, one
+
+
+@cache
+def _encoding(config: TextureVAEConfig, side: int, images: int) -> float:
+    """GB that a texture VAE has at once, weights counted, of so many images in a call."""
+    with torch.device("meta"), torch.inference_mode():
+        network = TextureVAE(config).eval()
+        pixels = torch.empty(images, 3, side, side)
+        with Alive() as alive:
+            network.encode(pixels)
+    return (alive.peak + sum(weight.nbytes for weight in network.parameters())) / 1e9
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of tensors that are made in a block and are alive at once; `peak` is the most of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.owners: Counter[int] = Counter()
+        self.bytes = self.peak = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and note what it makes."""
+        found = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, Tensor):
+                self._note(tensor)
+        return found
+
+    def _note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        self.bytes += 0 if self.owners[key] else size
+        self.owners[key] += 1
+        self.peak = max(self.peak, self.bytes)
+        weakref.finalize(tensor, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self.owners[key] -= 1
+        self.bytes -= 0 if self.owners[key] else size
+
+
 def finetune_rows(images: int = 1000, classes: int = 10) -> list[str]:
     """What each stage of `finetune-sfd-xl` takes on so many images of one's own, as docs/finetune.md has it."""
     settings = load_settings(PRESETS / "finetune-sfd-xl.yaml")
@@ -156,4 +273,4 @@ def _protocol_row(name: str, protocol: Protocol) -> str:
 
 
 if __name__ == "__main__":
-    print(*rows(), "", *protocol_rows(), "", *finetune_rows(), finetune_memory(), sep="\n")
+    print(*rows(), "", *memories(), "", *protocol_rows(), "", *finetune_rows(), finetune_memory(), sep="\n")

@@ -126,6 +126,12 @@ class DeviceKind:
         tell = None if self.is_cpu else getattr(self.module, "max_memory_allocated", None)
         return None if tell is None else int(tell(device))
 
+    def release(self, device: torch.device) -> None:
+        """Give back what PyTorch keeps of its memory for later, and forget its peak, as far as it has either."""
+        for name, arguments in (("empty_cache", ()), ("reset_peak_memory_stats", (device,))):
+            if not self.is_cpu and (call := getattr(self.module, name, None)) is not None:
+                call(*arguments)
+
     def memory(self, device: torch.device) -> int:
         """Bytes of its memory: its own, or the machine's."""
         tell = getattr(self.module, "get_device_properties", None)

@@ -16,6 +16,7 @@ from sfd_cli.cli.options import ARGUMENTS, DEBUG, PARAMS, SettingsCommand, setti
 from sfd_cli.cli.terminal import friendly_errors, print_result
 from sfd_cli.config import DEFAULT_PARAMS
 from sfd_cli.launch import is_member, launch, wanted
+from sfd_cli.memory import memory_told
 from sfd_cli.stages import Stage
 from sfd_cli.tables import STAGES
 
@@ -44,13 +45,16 @@ def stage_command(name: str, stage: Stage | None = None) -> Any:
 
     def call(context: typer.Context, params: Path = DEFAULT_PARAMS, **flags: Any) -> None:
         arguments = own(**{option.name: flags.pop(option.name) for option in own_options})
-        chosen: Stage = STAGES[arguments.pop("stage")] if "stage" in arguments else stage
+        run_as = str(arguments.pop("stage", name))
+        chosen: Stage = stage if run_as == name else STAGES[run_as]
         settings = settings_from_flags(params, flags, stage, chosen)
         if chosen.shares and not is_member():
             count = wanted(settings.runtime.processes, settings.runtime.device)
             if count > 1:
                 raise SystemExit(launch(count, context.meta[ARGUMENTS]))
-        print_result(importlib.import_module(chosen.module).run(settings, **arguments))
+        with memory_told(f"sfd {run_as}", chosen.relief):
+            found = importlib.import_module(chosen.module).run(settings, **arguments)
+        print_result(found)
         if "WORLD_SIZE" in os.environ:  # of torchrun
             from sfd_cli.processes import Processes
 

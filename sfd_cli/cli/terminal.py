@@ -16,6 +16,7 @@ from typing import Any
 import typer
 
 from sfd_cli.errors import SfdError, StageFailure, UserError
+from sfd_cli.memory import is_out_of_memory, out_of_memory
 from sfd_cli.messages import printable
 from sfd_cli.watch import AGAIN, WATCH
 
@@ -73,6 +74,8 @@ def _with_fields(error: Exception) -> SfdError:
     if isinstance(error, RuntimeError) and (gone := WATCH.absent()):
         problem = f"ended, or cannot be reached any more ({' '.join(str(error).split('. ')[0].split())})"
         return StageFailure(f"process {gone}", problem, AGAIN)
+    if is_out_of_memory(error):
+        return out_of_memory(error, "sfd")
     if _is_about_room(error):
         place = error.filename if isinstance(error, OSError) else None
         remedy = "free some space and run the same command to go on"

@@ -16,6 +16,7 @@ from sfd_cli.architecture import (
     require_heads,
     require_levels,
 )
+from sfd_cli.config.accumulation import ACCUMULATE_HELP, Accumulate
 from sfd_cli.config.section import Section
 from sfd_cli.errors import SettingError
 from sfd_cli.tables import COMPRESSORS, TEXTURE_COMPRESSORS
@@ -26,6 +27,7 @@ class VAETraining(Section):
 
     steps: int = Field(1000, gt=0, description="optimiser steps")
     batch_size: int = Field(64, gt=0, description="images per optimiser step, over all processes")
+    accumulate: Accumulate = Field("auto", description=ACCUMULATE_HELP)
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW, reached after the warmup")
     warmup_steps: int = Field(50, ge=0, description="steps of linear warmup; cosine decay to zero follows")
     holdout: float = Field(0.05, gt=0, lt=1, description="fraction of images kept out of training, to report on")

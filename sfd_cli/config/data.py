@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -14,27 +14,10 @@ from pydantic import (
     model_validator,
 )
 
-from sfd_cli.config.section import Section
+from sfd_cli.config.section import Section, count_or_auto
 from sfd_cli.errors import SettingError
 from sfd_cli.machine import cores_by_quota
 from sfd_cli.tables import IMAGE_SOURCES
-
-
-def _count_of_processes(value: Any) -> Any:
-    count = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
-    if count != "auto" and (type(count) is not int or count < 1):
-        raise SettingError("", f"{value!r} is no number of processes", "give one from 1 on, or auto")
-    return count
-
-
-def _count_of_threads(value: Any) -> Any:
-    count = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
-    if count is None or count == "auto":
-        return "auto"
-    if type(count) is not int or count < 0:
-        raise SettingError("", f"{value!r} is no number of threads", "give one from 0 on, or auto")
-    return count
-
 
 MOST_WORKERS = 16
 """Threads of `runtime.workers: auto`: more in one process wait for each other, for Python runs one at a time."""
@@ -48,12 +31,12 @@ class Runtime(Section):
         description="cpu, cuda (NVIDIA, and AMD by ROCm), npu, xpu or mps, or one of several, cuda:N; auto: the first"
         " of cuda, npu and xpu that is here, else the CPU",
     )
-    processes: Annotated[int | Literal["auto"], BeforeValidator(_count_of_processes)] = Field(
+    processes: Annotated[int | Literal["auto"], BeforeValidator(count_or_auto("processes"))] = Field(
         "auto",
         description="processes that share a stage's work; auto: one for every GPU, one on a CPU; under torchrun or srun"
         " those that it has started",
     )
-    workers: Annotated[int | Literal["auto"], BeforeValidator(_count_of_threads)] = Field(
+    workers: Annotated[int | Literal["auto"], BeforeValidator(count_or_auto("threads", 0))] = Field(
         "auto",
         description="threads of a process that read and decode images; 0: none of their own; auto: the cores that the"
         " process may use, shared with the other processes of its machine, 16 at most",

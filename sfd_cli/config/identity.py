@@ -18,7 +18,7 @@ from sfd_cli.laws import (
 LATER: dict[type[Section], dict[str, Any]] = {
     Images: {"mirror": True},
     Features: {"precision": "auto"},
-    VAETraining: {"precision": "fp32"},
+    VAETraining: {"precision": "fp32", "accumulate": "auto"},
     TextureVAE: {
         "compressor": "vae",
         "patch_size": 16,

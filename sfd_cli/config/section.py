@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, get_args
 
 from pydantic import (
@@ -33,3 +34,15 @@ class Section(BaseModel):
         if isinstance(value, int) and abs(value) > LARGEST:
             raise SettingError("", "the number does not fit into 64 bits", f"use {LARGEST} at most")
         return value
+
+
+def count_or_auto(what: str, least: int = 1) -> Callable[[Any], Any]:
+    """A check of a field that is a number of something from `least` on, which a flag gives as a text, or `auto`."""
+
+    def check(value: Any) -> Any:
+        count = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+        if count != "auto" and (type(count) is not int or count < least):
+            raise SettingError("", f"{value!r} is no number of {what}", f"give one from {least} on, or auto")
+        return count
+
+    return check

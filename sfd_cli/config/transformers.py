@@ -14,6 +14,7 @@ from sfd_cli.architecture import (
     require_block,
     require_transformer,
 )
+from sfd_cli.config.accumulation import ACCUMULATE_HELP, Accumulate, least_micro_batches
 from sfd_cli.config.adapters import Adapter, unless_nothing
 from sfd_cli.config.section import Section
 from sfd_cli.config.start import Start
@@ -116,7 +117,7 @@ class DiT(Start):
         400_000, gt=0, description="optimiser steps; more steps continue a finished run, unless decay shapes it by them"
     )
     batch_size: int = Field(256, gt=0, description="images per optimiser step, over all processes")
-    accumulate: int = Field(1, gt=0, description="micro-batches per optimiser step and process")
+    accumulate: Accumulate = Field("auto", description=ACCUMULATE_HELP)
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw", description="muon: Muon for the matrices inside the blocks, AdamW for the rest; needs PyTorch 2.9"
     )
@@ -154,7 +155,7 @@ class DiT(Start):
     def _fits_together(self) -> Self:
         repa_depth = 0 if self.repa == "none" else self.repa_depth
         require_transformer(width=self.width, depth=self.depth, heads=self.heads, rope=self.rope, repa_depth=repa_depth)
-        if self.batch_size % self.accumulate:
+        if self.batch_size % self.micro_batches:
             problem = f"{self.accumulate} does not divide batch_size {self.batch_size}"
             raise SettingError("accumulate", problem, "change one of them")
         if self.repa != "none" and self.patch_size != 1:
@@ -204,6 +205,11 @@ class DiT(Start):
         return self
 
     @property
+    def micro_batches(self) -> int:
+        """Micro-batches per optimiser step and process; with accumulate: auto the fewest there may be."""
+        return least_micro_batches(self.accumulate)
+
+    @property
     def hidden_depth(self) -> int:
         """The block whose output the dispersive loss looks at, counted from 1; 0 where there is no such loss."""
         return (self.dispersive_depth or max(self.depth // 4, 1)) if self.dispersive_weight else 0
@@ -214,7 +220,7 @@ class DiT(Start):
         Raises:
             SettingError: one is.
         """
-        images = self.batch_size // (self.accumulate * processes)
+        images = self.batch_size // (self.micro_batches * processes)
         if self.dispersive_weight and images % self.dispersive_group:
             problem = f"{self.dispersive_group} does not divide the {images} images that a process takes at a time"
             raise SettingError("dispersive_group", problem, f"use a divisor of {images}, or a larger batch_size")

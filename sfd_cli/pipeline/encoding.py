@@ -24,6 +24,7 @@ from sfd_cli.errors import SettingError, StageFailure, UserError
 from sfd_cli.messages import say
 from sfd_cli.networks.gaussian import draw
 from sfd_cli.networks.layout import laid_out
+from sfd_cli.networks.parts import by_parts
 from sfd_cli.networks.precision import FrozenPrecision, choose_frozen_precision, computing, frozen
 from sfd_cli.networks.texture_vae import to_signed
 from sfd_cli.networks.visual_encoder import VisualEncoder
@@ -48,7 +49,8 @@ def posteriors(
         pixels: uint8 (n, 3, H, W).
         tokens: patch tokens of the same images, (n, N, D); not needed without semantics.
     """
-    found: dict[str, Posterior] = {"texture": texture_vae.encode(to_signed(pixels))}
+    texture, spread = by_parts(lambda part: texture_vae.encode(to_signed(part)), pixels)
+    found: dict[str, Posterior] = {"texture": (texture, spread)}
     if semantic is not None:
         assert tokens is not None
         mean, logvar = semantic.encode(tokens.float())

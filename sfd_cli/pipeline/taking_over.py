@@ -17,6 +17,7 @@ from sfd_cli.data.store import Store
 from sfd_cli.files import fingerprint
 from sfd_cli.formats.model_folder import load_config
 from sfd_cli.messages import say
+from sfd_cli.networks.parts import images_at_once
 from sfd_cli.networks.precision import FrozenPrecision
 from sfd_cli.processes import Processes
 from sfd_cli.weights.fetch import digest
@@ -64,6 +65,9 @@ def latent_keys(
         **_unless_fp32(precision),
         **latents.model_dump(include={"seed", "noise"}),
     }
+    at_once = images_at_once(settings.images.size)
+    if of_a_pass * settings.images.flips > at_once:
+        recipe["at_once"] = at_once  # of the views of a pass, in a call of the texture compressor
     rows = [*contents]
     if latents.noise == "index":
         rows = [content + index.to_bytes(8, "little") for index, content in enumerate(rows)]

@@ -21,6 +21,7 @@ class Stage:
         own: `module:function` whose parameters become flags too and which returns keyword arguments of `run`.
         unread: keys of the sections that other stages read and this one does not; they become no flags.
         shares: whether several processes share its work.
+        relief: what to change where memory runs out, a clause that names the keys; empty: nothing of its own.
     """
 
     module: str
@@ -32,11 +33,24 @@ class Stage:
     own: str = ""
     unread: tuple[str, ...] = ()
     shares: bool = False
+    relief: str = ""
 
 
 DATA, MODELS, IMAGES = "1. Data", "2. Models", "3. Images and scores"
 # A checkpoint of the reference code may stand where the trained transformer does.
 CHECKPOINT = {"dit": "checkpoint"}
+
+
+def _lighter(section: str, *keys: str) -> str:
+    """What makes a training lighter on memory."""
+    more = "".join(f", set {section}.{key}" for key in keys)
+    return f"set {section}.accumulate to more micro-batches{more}, lower {section}.batch_size, or use more GPUs"
+
+
+def _fewer(*keys: str) -> str:
+    """What makes a pass through networks lighter on memory."""
+    return f"lower {' or '.join(keys)}, and run the same command to go on"
+
 
 PREPARE_DATA = Stage(
     "sfd_cli.stages.prepare_data",
@@ -47,6 +61,7 @@ PREPARE_DATA = Stage(
     {"images": ""},
     ("images",),
     unread=("mirror",),
+    relief=_fewer("runtime.workers"),
 )
 
 EXTRACT_FEATURES = Stage(
@@ -57,6 +72,7 @@ EXTRACT_FEATURES = Stage(
     {"features": "", "encoder": "encoder-"},
     ("images", "features"),
     shares=True,
+    relief=_fewer("features.batch_size"),
 )
 
 TRAIN_SEMVAE = Stage(
@@ -68,6 +84,7 @@ TRAIN_SEMVAE = Stage(
     {"semvae": "", "metrics": ""},
     ("features", "semvae", "metrics"),
     shares=True,
+    relief=_lighter("semvae"),
 )
 
 TRAIN_TEXTURE_VAE = Stage(
@@ -78,6 +95,7 @@ TRAIN_TEXTURE_VAE = Stage(
     {"texture_vae": "", "metrics": ""},
     ("images", "texture_vae", "metrics"),
     shares=True,
+    relief=_lighter("texture_vae"),
 )
 
 ENCODE_LATENTS = Stage(
@@ -88,6 +106,7 @@ ENCODE_LATENTS = Stage(
     {"latents": "", "encoder": "encoder-"},
     ("images", "features", "semvae", "texture_vae", "latents"),
     shares=True,
+    relief=_fewer("latents.batch_size"),
 )
 
 LEARN_SCHEDULE = Stage(
@@ -98,6 +117,7 @@ LEARN_SCHEDULE = Stage(
     {"schedule": "", "metrics": ""},
     ("latents", "probe", "schedule", "metrics"),
     shares=True,
+    relief=_lighter("schedule.probe", "checkpoint_activations: true"),
 )
 
 TRAIN = Stage(
@@ -109,6 +129,7 @@ TRAIN = Stage(
     ("latents", "semvae", "texture_vae", "dit", "guide", "metrics"),
     own="sfd_cli.cli.own_flags:train",
     shares=True,
+    relief=_lighter("dit", "checkpoint_activations: true"),
 )
 
 TRAIN_GUIDE = Stage(
@@ -118,6 +139,7 @@ TRAIN_GUIDE = Stage(
     {"guide": "", "metrics": ""},
     ("latents", "semvae", "texture_vae", "guide", "metrics"),
     shares=True,
+    relief=_lighter("guide", "checkpoint_activations: true"),
 )
 
 SAMPLE = Stage(
@@ -131,6 +153,7 @@ SAMPLE = Stage(
     CHECKPOINT,
     "sfd_cli.cli.own_flags:sample",
     shares=True,
+    relief=_fewer("sample.batch_size", "of dopri5 sample.images_at_once"),
 )
 
 FID = Stage(
@@ -143,6 +166,7 @@ FID = Stage(
     ("samples", "images", "features", "semvae", "dit", "texture_vae", "metrics"),
     CHECKPOINT,
     shares=True,
+    relief=_fewer("fid.batch_size"),
 )
 
 CURVE = Stage(
@@ -154,6 +178,7 @@ CURVE = Stage(
     ("dit", "guide", "texture_vae", "images", "metrics"),
     unread=("beside", "baselines", *EDITS),
     shares=True,
+    relief=_fewer("sample.batch_size", "of dopri5 sample.images_at_once", "fid.batch_size"),
 )
 
 REPORT = Stage(
@@ -163,6 +188,7 @@ REPORT = Stage(
     {"report": "", "foreign": "foreign-"},
     ("samples", "images", "semvae", "texture_vae", "latents", "schedule", "dit", "guide", "metrics", "reports"),
     CHECKPOINT,
+    relief=_fewer("report.grid_images", "report.trajectory_images"),
 )
 
 MEMORISATION = Stage(
@@ -186,6 +212,7 @@ MEMORISATION = Stage(
         "baselines",
     ),
     shares=True,
+    relief=_fewer("fid.batch_size"),
 )
 
 SHOW = Stage(

@@ -47,7 +47,9 @@ def run(settings: Settings) -> dict[str, Any]:
     total = sum(cost.bytes for cost in stages.values())
     link = link_to_cache(Path())
     memory = {
-        stage: _size(step_memory(costs.transformer(section), section, section.batch_size // section.accumulate, bf16))
+        stage: _size(
+            step_memory(costs.transformer(section), section, section.batch_size // section.micro_batches, bf16)
+        )
         for stage, cost in stages.items()
         if (section := cost.section) is not None
         for bf16 in [choose_precision(section.precision, device) == "bf16"]

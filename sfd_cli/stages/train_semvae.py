@@ -16,7 +16,7 @@ from sfd_cli.config import Settings, identity
 from sfd_cli.data.store import Store
 from sfd_cli.data.validation_split import validation_split
 from sfd_cli.errors import SettingError, UserError
-from sfd_cli.evaluation.held_out import semantic_scores
+from sfd_cli.evaluation.held_out import scored, semantic_scores
 from sfd_cli.files import write_json
 from sfd_cli.formats.model_folder import save_model
 from sfd_cli.networks.semantic_vae import SemanticVAE
@@ -29,7 +29,7 @@ from sfd_cli.training.live_log import clear_log
 from sfd_cli.weights.models import SemanticCompressor, open_semantic
 
 # The digest of imported weights is among the inputs; where they lie does not matter.
-FREE = {"weights", "checkpoint_every", "log_every"}
+FREE = {"weights", "accumulate", "checkpoint_every", "log_every"}
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _make(
         if model is None or not processes.is_main:
             return {}
         batch, device = settings.semvae.batch_size, fitting.device
-        scores = semantic_scores(model.to(device), fitting.store, held_out, batch, device)
+        scores = semantic_scores(model.to(device), fitting.store, scored(held_out), batch, device)
         feed.scores = scores
     weights = {"model": model.state_dict()}
     save_model(settings.paths.semvae, type(model).__name__, model.config, weights, {"held_out": scores})

@@ -16,7 +16,7 @@ from sfd_cli.config import Settings, identity
 from sfd_cli.data.images import ImageManifest, ImageReader
 from sfd_cli.data.validation_split import validation_split
 from sfd_cli.errors import SettingError, UserError
-from sfd_cli.evaluation.held_out import save_reconstructions, texture_scores
+from sfd_cli.evaluation.held_out import save_reconstructions, scored, texture_scores
 from sfd_cli.files import write_json
 from sfd_cli.formats.model_folder import save_model
 from sfd_cli.networks.texture_vae import TextureVAE
@@ -30,7 +30,7 @@ from sfd_cli.training.texture_compressors import TextureFitting
 from sfd_cli.training.texture_vae_task import network_config
 from sfd_cli.weights.models import open_texture_vae
 
-FREE = {"weights", "checkpoint_every", "log_every"}
+FREE = {"weights", "accumulate", "checkpoint_every", "log_every"}
 PICTURED = 12
 
 
@@ -101,7 +101,7 @@ def _make(
         if not has_curves:
             clear_log(pictures)
         model.to(fitting.device).eval()
-        scores = texture_scores(model, fitting.reader, held_out, section.batch_size, fitting.device)
+        scores = texture_scores(model, fitting.reader, scored(held_out), section.batch_size, fitting.device)
         weights = {"model": model.state_dict()}
         save_model(settings.paths.texture_vae, type(model).__name__, model.config, weights, {"held_out": scores})
         shown = held_out[:: max(len(held_out) // PICTURED, 1)][:PICTURED]

@@ -24,6 +24,7 @@ from sfd_cli.progress import progress
 from sfd_cli.training.checkpoints import Checkpoints, TrainingState
 from sfd_cli.training.interrupt import raise_for, stop_requests
 from sfd_cli.training.live_log import LiveLog
+from sfd_cli.training.micro_batches import with_micro_batches
 from sfd_cli.training.settings import LoopSettings, learning_rate
 from sfd_cli.training.step import Task, TrainingStep
 from sfd_cli.training.throughput import Throughput, memory, peak_flops
@@ -88,6 +89,7 @@ def fit(
         StageFailure: the loss was not finite for ten steps in a row; the last good checkpoint is there.
     """
     processes = Processes.join()
+    settings = with_micro_batches(task, model, sampler, settings, processes, device)
     step = TrainingStep(task, model, settings, processes, device)
     store = Checkpoints(checkpoints)
     _resume(step, store)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from sfd_cli.config import DiT, VAETraining
+from sfd_cli.config.accumulation import AUTO, least_micro_batches
 from sfd_cli.errors import SettingError
 from sfd_cli.networks.precision import Precision, choose_precision
 
@@ -20,7 +21,8 @@ class LoopSettings:
 
     `decay` is the fraction of the steps at the end over which the learning rate falls linearly to 0, or "cosine": half
     a cosine over all steps after the warmup. `rate_scales` has the learning rates of weights, by name, over that of all
-    others.
+    others. `accumulate` is the number of micro-batches, or, with a `granule`, the least number: there are as many more
+    as the device's memory asks for, each a multiple of `granule` images.
     """
 
     steps: int
@@ -30,6 +32,7 @@ class LoopSettings:
     log_every: int
     seed: int
     accumulate: int = 1
+    granule: int | None = None
     optimizer: Literal["adamw", "muon"] = "adamw"
     muon_learning_rate: float = 0.02
     beta2: float = 0.999
@@ -86,7 +89,7 @@ def transformer_loop(section: DiT, device: torch.device) -> LoopSettings:
         raise SettingError("optimizer", problem, "update PyTorch, or use 'adamw'")
     return _loop(
         section,
-        accumulate=section.accumulate,
+        granule=_granule(section, section.dispersive_group if section.dispersive_weight else 1),
         optimizer=section.optimizer,
         muon_learning_rate=section.muon_learning_rate,
         decay=section.decay,
@@ -103,13 +106,19 @@ def transformer_loop(section: DiT, device: torch.device) -> LoopSettings:
 def vae_loop(section: VAETraining, device: torch.device) -> LoopSettings:
     """How a VAE is optimised: cosine decay after a warmup, gradients clipped to norm 1, no average."""
     precision = choose_precision(section.precision, device)
-    return _loop(section, decay="cosine", clip_norm=1.0, precision=precision)
+    return _loop(section, granule=_granule(section, 1), decay="cosine", clip_norm=1.0, precision=precision)
+
+
+def _granule(section: DiT | VAETraining, images: int) -> int | None:
+    """So many images, where there are to be as many micro-batches as memory asks for."""
+    return images if section.accumulate == AUTO else None
 
 
 def _loop(section: DiT | VAETraining, **own: Any) -> LoopSettings:
     return LoopSettings(
         steps=section.steps,
         batch_size=section.batch_size,
+        accumulate=least_micro_batches(section.accumulate),
         learning_rate=section.learning_rate,
         checkpoint_every=section.checkpoint_every,
         log_every=section.log_every,

@@ -169,6 +169,8 @@ def _recipe(training: Training) -> Recipe:
         inputs["init"] = training.source.model.fingerprint
     free = FREE if section.decay else FREE | {"steps"}
     chosen, recorded = identity(section, exclude=free), identity(section, include=free)
+    # How many more it takes is the device's matter: equal trainings have equal records.
+    recorded |= {"accumulate": section.micro_batches}
     return Recipe(training.command, training.folder, chosen, inputs, recorded)
 
 

@@ -214,6 +214,45 @@ def test_the_documented_rows_are_the_computed_ones() -> None:
         assert f"| `{name}` |" in text
 
 
+FOLDERS = [*IMAGENET, "finetune-sfd-xl"]
+# The others take PyTorch's meta device some seconds together.
+AT_ONCE = {"imagenet256-xl", "imagenet512-xl"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in AT_ONCE else pytest.mark.slow) for name in FOLDERS]
+)
+def test_a_preset_says_what_memory_a_gpu_needs_and_it_is_what_is_computed(name: str) -> None:
+    memory = systems().memory(name)
+    text = (REPOSITORY / "docs" / "systems.md").read_text()
+    assert str(memory) in text, f"docs/systems.md is out of date: python docs/systems.py prints {memory}"
+    header, _, _ = (PRESETS / f"{name}.yaml").read_text().partition("\n\n")
+    assert memory.header in header, f"{name}.yaml is out of date: it should say\n{memory.header}"
+    # With what a trial leaves free: on eight GPUs of 80 GB, at 512 px in parts, and image by image on one of 24.
+    assert memory.share < 0.92 * 80 or name == "imagenet512-xl"
+    assert memory.least < 0.92 * 24
+
+
+def test_every_preset_of_a_folder_says_what_memory_a_gpu_needs() -> None:
+    for name in NAMES:
+        said = "Memory of a GPU, computed and not measured" in (PRESETS / f"{name}.yaml").read_text()
+        assert said == (preset(name).images.source == "folder"), name
+        assert said == (name in FOLDERS)
+
+
+def test_what_is_alive_at_once_is_counted_until_it_is_let_go() -> None:
+    with torch.device("meta"), systems().Alive() as alive:
+        first = torch.empty(1000)
+        second = first + 1
+        view = second[:10]
+        del first, second
+        assert (alive.bytes, alive.peak) == (4000, 8000), "what a view is of is alive"
+        third = torch.empty(500)
+        del view, third
+        assert alive.bytes == 0
+    assert alive.peak == 8000
+
+
 def test_fine_tuning_starts_from_published_models_of_the_same_architecture_and_latents() -> None:
     """Whatever a `Source` compares: sizes, times, what is predicted, channels; and their statistics are inherited."""
     own, published = preset("finetune-sfd-xl"), preset("imagenet256-xl")

@@ -10,7 +10,10 @@ import torch
 from command_line import done, files_below, refusal_of, sfd
 from finished_project import SECTIONS, Changes, flip, settings_file
 from pipeline_project import artifacts, create
+from refusals import require_refusal
 
+from sfd_cli.artifacts.recipe import Record
+from sfd_cli.errors import StageFailure
 from sfd_cli.tables import STAGES
 
 TRAINED = {"train-semvae": "semvae", "train-texture-vae": "texture_vae", "train": "dit", "train-guide": "guide"}
@@ -207,3 +210,59 @@ def test_verify_tells_of_every_artifact_in_a_line(project: Path, tmp_path: Path)
     assert ran.code == 1
     assert [line.split()[0] for line in ran.out.splitlines() if "damaged" in line] == ["data/latents"]
     assert sfd("verify", "PHOTOS").code == 2
+
+
+# Where each stage that computes writes, and the key that makes it lighter on memory.
+HEAVY = {
+    "extract-features": ("features", "features.batch_size"),
+    "train-semvae": ("semvae", "semvae.accumulate"),
+    "train-texture-vae": ("texture_vae", "texture_vae.accumulate"),
+    "encode-latents": ("latents", "latents.batch_size"),
+    "learn-schedule": ("probe", "schedule.probe.accumulate"),
+    "train": ("dit", "dit.checkpoint_activations"),
+    "train-guide": ("guide", "guide.accumulate"),
+    "sample": ("samples", "sample.batch_size"),
+    "fid": ("metrics", "fid.batch_size"),
+    "memorisation": ("metrics", "fid.batch_size"),
+}
+GONE_ON_WITH = {"encode-latents", "train", "sample"}
+
+
+@pytest.mark.parametrize("stage", HEAVY)
+def test_memory_that_runs_out_is_one_sentence_and_nothing_is_half_written(
+    stage: str, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, key = HEAVY[stage]
+    elsewhere: Changes = {"paths.metrics": "elsewhere/metrics", "paths.schedule": "elsewhere/schedule"}
+    elsewhere[f"paths.{name}"] = made = f"elsewhere/{name}"
+    command = (stage, "--params", settings_file(tmp_path / "params.yaml", elsewhere), "--device", "cpu")
+    before = files_below(project)
+
+    def full(*arguments: object) -> None:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ..."
+        )
+
+    with monkeypatch.context() as patch:
+        for module in (torch.nn.Linear, torch.nn.Conv2d):
+            patch.setattr(module, "forward", full)
+        ran = sfd(*command)
+    assert (ran.code, ran.out) == (1, "")
+    assert isinstance(ran.error, StageFailure)
+    require_refusal(ran.error, f"sfd {stage}", "2.00 GiB", key)
+    assert ran.err.splitlines()[-1] == f"sfd: error: {ran.error}"
+    assert "Traceback" not in ran.err
+    after = files_below(project)
+    assert {file: after.get(file) for file in before} == before
+    record = Record.read(Path(made))
+    assert record is None or not record.complete
+    assert not {"fid.json", "memorisation.json"} & {path.name for path in Path("elsewhere").rglob("*")}
+    if stage in GONE_ON_WITH:
+        done(*command)
+        whole = Path("models" if stage == "train" else "data", name)
+        assert contents_of(Path(made)) == contents_of(whole)
+
+
+def contents_of(folder: Path) -> dict[str, str]:
+    """Digests of an artifact's own files."""
+    return {file: digest for file, digest in files_below(folder).items() if "settings.json" not in file}

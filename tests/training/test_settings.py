@@ -69,6 +69,7 @@ def test_a_network_with_repa_has_its_projector() -> None:
 def test_the_transformer_is_optimised_as_its_section_says() -> None:
     found = asdict(transformer_loop(DiT(**UNUSUAL), CPU))
     assert found.pop("rate_scales") == {}, "these follow from the weights to start from"
+    assert found.pop("granule") is None, "where a number of micro-batches is given it is that"
     assert found == {name: UNUSUAL[name] for name in found}
 
 
@@ -98,7 +99,7 @@ def test_a_vae_decays_to_zero_with_clipped_gradients() -> None:
     numbers = {name: UNUSUAL[name] for name in ("steps", "batch_size", "learning_rate", "warmup_steps", "seed")}
     often: dict[str, Any] = {"checkpoint_every": 11, "log_every": 13}
     found = vae_loop(SemVAE(**numbers, **often), CPU)
-    assert found == LoopSettings(**numbers, **often, decay="cosine", clip_norm=1.0, precision="fp32")
+    assert found == LoopSettings(**numbers, **often, granule=1, decay="cosine", clip_norm=1.0, precision="fp32")
     assert vae_loop(SemVAE(precision="bf16"), CPU).precision == "bf16"
     assert vae_loop(SemVAE(precision="auto"), CPU).precision == "fp32"
     assert vae_loop(SemVAE(precision="auto"), torch.device("cuda")).precision == "bf16"
@@ -124,6 +125,7 @@ def test_what_is_left_out_is_adamw_without_decay_average_or_clipping() -> None:
     own = {"steps": 12, "batch_size": 24, "learning_rate": 2.0, "checkpoint_every": 5, "log_every": 3, "seed": 7}
     assert asdict(PLAIN) == own | {
         "accumulate": 1,
+        "granule": None,
         "optimizer": "adamw",
         "muon_learning_rate": 0.02,
         "beta2": 0.999,
