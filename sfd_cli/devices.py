@@ -43,6 +43,7 @@ class DeviceKind:
         pinned: whether batches are read into pinned memory, which it copies from by itself.
         float64: whether it computes in float64; elsewhere scores are computed on the CPU.
         compiles: whether `torch.compile` writes code for it.
+        auto_compile: whether `compile: auto` compiles there.
     """
 
     name: str
@@ -58,6 +59,7 @@ class DeviceKind:
     pinned: bool = False
     float64: bool = True
     compiles: bool = True
+    auto_compile: bool = False
 
     @property
     def is_cpu(self) -> bool:
@@ -150,6 +152,7 @@ CUDA = DeviceKind(
     files="nvidia[0-9]*",
     hides="CUDA_VISIBLE_DEVICES",
     pinned=True,
+    auto_compile=True,
 )
 """NVIDIA's, and AMD's by ROCm, which PyTorch calls the same."""
 NPU = DeviceKind(

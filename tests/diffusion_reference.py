@@ -14,8 +14,8 @@ from unittest.mock import patch
 import torch
 from reference_files import descriptions, part
 from torch import Tensor
-from torchdiffeq._impl import rk_common
 
+from sfd_cli.diffusion import dormand_prince
 from sfd_cli.diffusion.guidance import AutoGuidance, ClassifierFreeGuidance, GuidanceScale, VelocityField
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.diffusion.schedule import AsynchronousSchedule
@@ -129,13 +129,12 @@ def error_ratios(imposed: Mapping[int, float] | None = None) -> Iterator[list[fl
     A ratio is the estimated error over the allowed one. Up to 1 the step is accepted, and the next one is
     0.9 / ratio^(1/5) times as long, 10 times at most.
     """
-    compute, attempts, ratios = rk_common._compute_error_ratio, count(1), []
+    compute, attempts, ratios = dormand_prince._error_ratio, count(1), []
 
-    def listed(*arguments: Any) -> Tensor:
-        ratio = compute(*arguments)
-        ratio = torch.full_like(ratio, (imposed or {}).get(next(attempts), float(ratio)))
-        ratios.append(float(ratio))
-        return ratio
+    def listed(*arguments: Any) -> float:
+        found = compute(*arguments)
+        ratios.append((imposed or {}).get(next(attempts), found))
+        return ratios[-1]
 
-    with patch.object(rk_common, "_compute_error_ratio", listed):
+    with patch.object(dormand_prince, "_error_ratio", listed):
         yield ratios

@@ -47,6 +47,7 @@ MODULES: dict[str, list[str]] = {
     "diffusion/class_accuracy.py": ["diffusion/test_class_accuracy.py"],
     "diffusion/wiener.py": ["diffusion/test_wiener.py"],
     "diffusion/solver.py": ["diffusion/test_solver.py", "diffusion/test_guidance.py", "diffusion/test_extending.py"],
+    "diffusion/dormand_prince.py": ["diffusion/test_dormand_prince.py"],
     "diffusion/time_grid.py": ["diffusion/test_solver.py", "diffusion/test_solver_start.py"],
     "diffusion/interpolation.py": ["diffusion/test_interpolation.py"],
     "evaluation/gaussian.py": ["evaluation/test_frechet.py", "evaluation/test_scores.py"],

@@ -115,7 +115,7 @@ def _option(name: str, info: FieldInfo, flags: list[str], panel: str) -> list[in
     kind = info.annotation
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
         first, *others = (part for part in typing.get_args(kind) if part is not type(None))
-        kind = str if others else first  # pydantic tells which of them a text is
+        kind = str if others and first is not bool else first  # pydantic tells which of them a text is
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return []
     extra: dict[str, Any] = {}

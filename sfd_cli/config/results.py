@@ -101,10 +101,15 @@ class Sample(Section):
     )
     seed: int = Field(0, ge=0, description="image i depends on the seed and i alone")
     batch_size: int = Field(64, gt=0, description="images per network call")
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="fp32 as the published numbers (TF32 products on CUDA); bf16: autocast of the transformers"
+    precision: Literal["auto", "fp32", "bf16", "ieee"] = Field(
+        "auto",
+        description="of the transformers; auto: bf16 autocast on CUDA, NPUs and XPUs, fp32 elsewhere and by a protocol;"
+        " fp32: as the published numbers (TF32 products on CUDA); ieee: float32 products there too",
     )
-    compile: bool = Field(False, description="compile the transformers' blocks; pays in runs of thousands of images")
+    compile: bool | Literal["auto"] = Field(
+        "auto",
+        description="compile the transformers' blocks; auto: on CUDA, where a process of `sfd sample` has 5,000 images",
+    )
     to_uint8: Literal["round", "truncate"] = Field(
         "round", description="how pixels become whole numbers: to the nearest, or to the one below"
     )

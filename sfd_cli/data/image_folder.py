@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,62 +13,60 @@ from sfd_cli.config import Settings
 from sfd_cli.data.archives import StoredImage, is_archive, list_archives
 from sfd_cli.data.contents import write_contents
 from sfd_cli.data.image_sources import ImageSet, in_threads, refuse_overlap
-from sfd_cli.data.images import (
-    DECODE_ERRORS,
-    SPLITS,
-    ImageManifest,
-    Place,
-    by_folders,
-    decode_image,
-    evenly_spaced,
-    is_image,
-    list_image_folder,
-    why_not_decoded,
-)
-from sfd_cli.errors import UserError
+from sfd_cli.data.images import SPLITS, ImageManifest, Place, by_folders, evenly_spaced, is_image, list_image_folder
+from sfd_cli.data.known_images import KnownImages, Look, remember_images
+from sfd_cli.errors import StageFailure, UserError
+from sfd_cli.files import fingerprint
 from sfd_cli.messages import say
+from sfd_cli.processes import Processes
 from sfd_cli.tables import ARCHIVES
 
 NAMED_PROBLEMS = 10
+PIECE = 1_000
+"""Images that a process checks before the next ones are another's: neighbours, as archives read them best."""
 
 
 def image_folder(settings: Settings) -> ImageSet:
-    """The images of `images.folder`, decoded and hashed every time, because the contents decide the fingerprint.
+    """The images of `images.folder`, decoded and hashed, because the contents decide the fingerprint.
 
     The same images with the same names have the same fingerprint, order and classes, whether in folders or in archives.
+    Those that are known, see `known_images`, are not read again. Under torchrun the processes share the rest.
 
     Raises:
         UserError: there are no images, or none that is whole, or no classes; an archive is damaged; they overlap the
             folder that is written; or, with `strict`, one is corrupt.
+        StageFailure: the processes have not the same images before them.
     """
     images, given = settings.images, settings.images.folder
     assert given is not None
     refuse_overlap(given, settings.paths.images)
-    root, found = _find(given)
+    processes = Processes.join()
+    root, found = processes.agree(lambda: _find(given))
     listed = sorted(found, key=by_folders)
     listed = [listed[index] for index in evenly_spaced(len(listed), images.limit)]
-    results = in_threads(lambda name: _check(found[name]), listed, settings.runtime.threads, "checking images")
+    results = _looked_at(listed, found, settings, processes)
     checked = dict(zip(listed, results, strict=True))
     corrupt = {file: found for file, found in checked.items() if isinstance(found, str)}
     whole = {file: found for file, found in checked.items() if not isinstance(found, str)}
-    _report_corrupt(found, corrupt, images.strict)
+    _report_corrupt(found, corrupt, images.strict, processes.is_main)
     if not whole:
         raise UserError("images.folder", f"none of the {len(listed)} images of {given} can be decoded", "repair them")
     places = {name: _place(found[name], root) for name in whole}
     if all(place == (name,) for name, place in places.items()):
         places = {}
-    digests = {file: digest for file, (digest, _) in whole.items()}
+    digests = {file: look.digest.hex() for file, look in whole.items()}
     manifest = ImageManifest.of(root, digests, places)
     emptied = {file.split("/", 1)[0] for file in listed} - set(manifest.classes)
-    if emptied:
+    if emptied and processes.is_main:
         say(f"left out, no whole image: class folders {', '.join(sorted(emptied))}")
-    sizes = _sizes([sides for _, sides in whole.values()], images.size)
+    sizes = _sizes([look.sides for look in whole.values()], images.size)
 
     def write(folder: Path) -> ImageManifest:
         # An absolute path stays one; a relative one must hold from the manifest's own folder.
         place = root if root.is_absolute() else Path(os.path.relpath(root, folder))
         manifest.save(folder, root=place.as_posix())
         write_contents(folder, manifest, digests)
+        remember_images(folder, whole.values())
         return manifest
 
     return ImageSet(
@@ -128,23 +126,46 @@ def _place(image: Path | StoredImage, root: Path) -> Place:
     return (image.relative_to(root).as_posix(),)
 
 
-def _check(path: Path | StoredImage) -> tuple[str, tuple[int, int]] | str:
-    """Hash of a file's bytes and its sides in pixels, or what is wrong with it."""
-    try:
-        content = path.read_bytes()
-        return hashlib.sha256(content).hexdigest(), decode_image(content).size
-    except DECODE_ERRORS as error:
-        return why_not_decoded(error)
+def _looked_at(
+    listed: Sequence[str], found: Mapping[str, Path | StoredImage], settings: Settings, processes: Processes
+) -> list[Look | str]:
+    """What there is of every listed image, or what is wrong with it; the processes take pieces of the list in turn.
+
+    Raises:
+        StageFailure: another process lists other images.
+    """
+    first = processes.broadcast(names := fingerprint(listed))
+    processes.agree(lambda: _require_same(names, first))
+    known = KnownImages.beside(settings.paths.images)
+    pieces = [listed[start : start + PIECE] for start in range(0, len(listed), PIECE)]
+    mine = [found[name] for piece in pieces[processes.rank :: processes.count] for name in piece]
+
+    def look() -> list[Look | str]:
+        doing = "checking images"
+        return in_threads(known.look, mine, settings.runtime.threads, doing, silent=not processes.is_main)
+
+    parts = [iter(part) for part in processes.gather(look)]  # in the first process
+    turns = enumerate(pieces) if parts else ()
+    whole = [one for number, piece in turns for one in islice(parts[number % processes.count], len(piece))]
+    return processes.broadcast(whole)
 
 
-def _report_corrupt(found: Mapping[str, Path | StoredImage], corrupt: dict[str, str], strict: bool) -> None:
+def _require_same(names: str, first: str) -> None:
+    if names != first:
+        problem = "not every process has the same images before it"
+        raise StageFailure("sfd prepare-data", problem, "give all machines the same files")
+
+
+def _report_corrupt(
+    found: Mapping[str, Path | StoredImage], corrupt: dict[str, str], strict: bool, aloud: bool
+) -> None:
     named = [f"{found[file]} ({problem})" for file, problem in list(corrupt.items())[:NAMED_PROBLEMS]]
     if strict and corrupt:
         problem = f"{len(corrupt)} corrupt images, the first {named[0]}"
         raise UserError("images.strict", problem, "repair or remove them, or leave out --strict")
-    for one in named:
+    for one in named if aloud else ():
         say(f"corrupt, left out: {one}")
-    if len(corrupt) > NAMED_PROBLEMS:
+    if aloud and len(corrupt) > NAMED_PROBLEMS:
         say(f"... and {len(corrupt) - NAMED_PROBLEMS} more; all are listed under 'corrupt' in settings.json")
 
 

@@ -43,10 +43,12 @@ class ImageSet:
     is_kept: bool = True
 
 
-def in_threads(work: Callable[[Item], Result], items: Sequence[Item], workers: int, doing: str) -> list[Result]:
-    """`work` of every item, in order, with a progress bar on a terminal."""
+def in_threads(
+    work: Callable[[Item], Result], items: Sequence[Item], workers: int, doing: str, silent: bool = False
+) -> list[Result]:
+    """`work` of every item, in order, with a progress bar unless it is to be `silent`."""
     with closing(threaded_map(work, items, max(workers, 1))) as results:
-        return list(progress(results, total=len(items), doing=doing, unit="image"))
+        return list(progress(results, total=len(items), doing=doing, unit="image", silent=silent))
 
 
 def refuse_overlap(folder: Path, target: Path) -> None:

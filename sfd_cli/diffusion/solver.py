@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from sfd_cli.diffusion.dormand_prince import dormand_prince
 from sfd_cli.diffusion.guidance import VelocityField, guide_moving
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.diffusion.schedule import Phase, Schedule
@@ -263,11 +264,7 @@ def extrapolation_weights(step: float, ages: list[float]) -> list[float]:
 
 def _dopri5(slope: Slope, x: Tensor, points: list[float], tolerance: Tolerance) -> Iterator[tuple[float, Tensor]]:
     """Dormand-Prince of order 5 with adaptive steps; its error norm is over all images together."""
-    from torchdiffeq import odeint
-
-    ends = torch.tensor([points[0], points[-1]], dtype=torch.float64)
-    rtol, atol = tolerance
-    yield points[-1], odeint(lambda t, y: slope(float(t), y), x, ends, rtol=rtol, atol=atol, method="dopri5")[-1]
+    yield points[-1], dormand_prince(slope, x, points[0], points[-1], tolerance.rtol, tolerance.atol)
 
 
 euler = Solver(_euler)

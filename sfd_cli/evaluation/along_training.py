@@ -12,12 +12,14 @@ from sfd_cli.artifacts.milestones import Milestones
 from sfd_cli.artifacts.recipe import Record
 from sfd_cli.artifacts.sample_folder import choose
 from sfd_cli.config import Sample, Settings
+from sfd_cli.devices import choose_device
 from sfd_cli.errors import SettingError, UserError
 from sfd_cli.evaluation.sampled_images import SampledImages
 from sfd_cli.messages import say
 from sfd_cli.pipeline.inputs import SampleInputs
 from sfd_cli.pipeline.models import SamplingModels
 from sfd_cli.pipeline.sampler import Sampler
+from sfd_cli.pipeline.speed import settled
 from sfd_cli.processes import Processes, require_memory
 
 
@@ -48,7 +50,8 @@ class AlongTraining:
     @property
     def sample(self) -> Sample:
         """The settings of sampling, with the law of training where they leave it open."""
-        return self._settings.sample.with_law(self._last.trained_law)
+        sample = self._settings.sample.with_law(self._last.trained_law)
+        return settled(sample, choose_device(self._settings.runtime.device))
 
     @property
     def image_size(self) -> int:

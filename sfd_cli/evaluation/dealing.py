@@ -1,4 +1,4 @@
-"""Images dealt to the processes of a torchrun, and what is computed of them gathered in the first one, in order."""
+"""Batches dealt to the processes of a torchrun, and what is computed of them gathered in the first one, in order."""
 
 from __future__ import annotations
 
@@ -13,6 +13,34 @@ from sfd_cli.processes import Processes
 from sfd_cli.progress import progress
 
 T = TypeVar("T")
+
+
+def gathered(own: Iterator[T], rounds: int, processes: Processes) -> Iterator[T]:
+    """What the processes give of pieces of work that they take in turn, in the order of the pieces.
+
+    It is the first process's, others get nothing. All must call this alike and take all that it gives.
+
+    Args:
+        own: what this process gives of its pieces, see `in_turn`; it is sent from process to process, so it must be
+            picklable.
+        rounds: how often every process is asked for its next one, at least as often as the first one has pieces.
+        processes: that share the work.
+
+    Raises:
+        Whatever `own` raises in any of the processes: once, in the first one.
+    """
+    for _ in range(rounds):
+        yield from (one for one in processes.gather(lambda: next(own, None)) if one is not None)
+
+
+def in_turn(pieces: Sequence[T], processes: Processes) -> Sequence[T]:
+    """Those of `pieces` that are this process's: every one in turn."""
+    return pieces[processes.rank :: processes.count]
+
+
+def rounds_of(pieces: int, processes: Processes) -> int:
+    """How many pieces the first process has, which has no fewer than the others."""
+    return -(-pieces // processes.count)
 
 
 def computed(
@@ -40,22 +68,22 @@ def computed(
     starts = range(0, count, size)
     share: Sequence[int] = range(count)
     if processes.count > 1:
-        mine = starts[processes.rank :: processes.count]
+        mine = in_turn(starts, processes)
         share = [index for start in mine for index in range(start, min(start + size, count))]
         images = images.at(share)
-    own, seen = images.batches(size), 0
 
-    def step() -> T | None:
-        nonlocal seen
-        batch = next(own, None)
-        seen += 0 if batch is None else len(batch)
-        if seen > len(share) or (batch is None and seen < len(share)):
+    def results() -> Iterator[T]:
+        seen = 0
+        for batch in images.batches(size):
+            seen += len(batch)
+            if seen > len(share):
+                break
+            yield compute(batch, share[seen - 1] + 1)
+        if seen != len(share):
             raise StageFailure(what, f"expected {len(share)} images but read {seen}", "no score is computed")
-        return None if batch is None else compute(batch, share[seen - 1] + 1)
 
     with progress(doing=f"features of {what}", total=len(starts), unit="batch", silent=not processes.is_main) as bar:
         # Once more than there are batches: an archive is only known to be whole at its end.
-        for _ in range(0, len(starts) + processes.count, processes.count):
-            found = [one for one in processes.gather(step) if one is not None]
-            bar.update(len(found))
-            yield from found
+        for found in gathered(results(), rounds_of(len(starts), processes) + 1, processes):
+            bar.update()
+            yield found

@@ -18,7 +18,8 @@ from sfd_cli.evaluation.images import ImageSource
 from sfd_cli.evaluation.metric import Reconstructed
 from sfd_cli.evaluation.scored_images import choose
 from sfd_cli.networks.texture_vae import to_pixels, to_signed
-from sfd_cli.pipeline.sampler import DECODED_AT_ONCE, tf32
+from sfd_cli.pipeline.sampler import DECODED_AT_ONCE
+from sfd_cli.pipeline.speed import tf32
 from sfd_cli.processes import ALONE, Processes
 from sfd_cli.weights.models import TextureCompressor, open_texture_vae
 

@@ -27,7 +27,7 @@ from sfd_cli.evaluation.metric import FEWEST_TO_HALVE, Compared, GaussianDistanc
 from sfd_cli.evaluation.reasons import NotComputable, Scores, unavailable
 from sfd_cli.evaluation.scores import renamed
 from sfd_cli.evaluation.untrained import UntrainedImages
-from sfd_cli.pipeline.sampler import tf32
+from sfd_cli.pipeline.speed import tf32
 from sfd_cli.progress import progress
 from sfd_cli.tables import METRICS
 from sfd_cli.weights.models import SemanticCompressor, open_semantic

@@ -111,7 +111,7 @@ class SamplingModels:
             guide_name=None if self.guide is None else self.guide.source,
             vae_name="texture_vae" if self.texture_vae is None else self.texture_vae.source,
         )
-        if sample.compile and can_compile(device):
+        if sample.compile is True and can_compile(device):
             for network in (sampler.dit, sampler.guide):
                 if network is not None:
                     network.compile(dynamic=False)  # batches have one shape, or two with classifier-free guidance

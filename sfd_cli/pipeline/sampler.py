@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import groupby
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor
 
 from sfd_cli.config import Sample
-from sfd_cli.devices import kind_of
 from sfd_cli.diffusion.conditions import Conditions
 from sfd_cli.diffusion.guidance import AutoGuidance, ClassifierFreeGuidance, GuidanceScale, VelocityField
 from sfd_cli.diffusion.latents import LatentSpace
@@ -27,6 +25,7 @@ from sfd_cli.pipeline.held import Held, Recorder, Recording, way_of
 from sfd_cli.pipeline.inputs import SampleInputs
 from sfd_cli.pipeline.origin import Origin
 from sfd_cli.pipeline.seeds import step_noise
+from sfd_cli.pipeline.speed import settled, tf32
 from sfd_cli.pipeline.strip import Strip
 from sfd_cli.pipeline.together import require_decodable, require_followed, require_no_noise, require_offset
 from sfd_cli.processes import Processes
@@ -74,7 +73,7 @@ class Sampler:
     origin: Origin | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sample", self.sample.with_law(self.trained_law))
+        object.__setattr__(self, "sample", settled(self.sample.with_law(self.trained_law), self.device))
         networks = {self.name: self.dit} | ({} if self.guide is None else {self.guide_name or "the guide": self.guide})
         require_offset(self.sample, self.space, networks)
         require_followed(self.sample, self.space, self.name)
@@ -213,21 +212,25 @@ class Sampler:
         sample, normals = self.sample, None
         if SOLVERS[sample.solver].is_stochastic:
             normals = step_noise(sample.seed, range(len(noise)) if indices is None else indices, noise.shape[1:])
-        with tf32(self.device):
-            return integrate(
-                self._velocity,
-                noise,
-                labels,
-                schedule_of(sample),
-                self.space,
-                **_grid(sample),
-                rtol=sample.rtol,
-                atol=sample.atol,
-                normals=normals,
-                on_point=on_point,
-                amend=amend,
-                start=start,
-            )
+        try:
+            with tf32(self.device, sample.precision != "ieee"):
+                return integrate(
+                    self._velocity,
+                    noise,
+                    labels,
+                    schedule_of(sample),
+                    self.space,
+                    **_grid(sample),
+                    rtol=sample.rtol,
+                    atol=sample.atol,
+                    normals=normals,
+                    on_point=on_point,
+                    amend=amend,
+                    start=start,
+                )
+        except FloatingPointError as error:
+            remedy = f"use a larger sample.rtol than {sample.rtol:g}, or another solver"
+            raise StageFailure("sample.solver", f"{sample.solver} found no end: {error}", remedy) from None
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
@@ -237,7 +240,7 @@ class Sampler:
             StageFailure: textures or images are not finite, and would be black.
         """
         vae = self.require_texture_vae()
-        with tf32(self.device):
+        with tf32(self.device, self.sample.precision != "ieee"):
             textures = self.space.split(latents).texture
             if not bool(textures.isfinite().all()):
                 problem = "its latents are not finite once its latent statistics have scaled them"
@@ -315,23 +318,9 @@ def _grid(sample: Sample) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def tf32(device: torch.device) -> Iterator[None]:
-    """Where there are any, TF32 products: full float32 gains nothing over the published numbers, made with TF32.
-
-    Afterwards they are as they were.
-    """
-    before = torch.get_float32_matmul_precision()
-    if kind_of(device).tf32:
-        torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def _in_precision(network: LightningDiT, precision: Precision) -> VelocityField:
+def _in_precision(network: LightningDiT, name: str) -> VelocityField:
     """The network's velocity; guidance and the solver go on in the format of the latent."""
+    precision: Precision = "bf16" if name == "bf16" else "fp32"
 
     def velocity(x: Tensor, t_texture: Tensor, t_semantic: Tensor, labels: Tensor) -> Tensor:
         with autocast(precision, x.device):

@@ -62,6 +62,7 @@ PREPARE_DATA = Stage(
     ("images",),
     unread=("mirror",),
     relief=_fewer("runtime.workers"),
+    shares=True,
 )
 
 EXTRACT_FEATURES = Stage(

@@ -73,8 +73,8 @@ def run(settings: Settings) -> dict[str, Any]:
     The numbers of images stand beside the scores under `counts`; what cannot be computed is null, with the reason
     under `<name>_reason`. Under `autoencoders` is what texture codec and Semantic VAE lose, under `used` what was
     compared and by what settings, and under `machine` on what. Where the samples' protocol is not the one that they
-    name, `notes` say so. Under torchrun the processes take batches of images in turn, and the first one computes the
-    scores of them all, and those of semantics and autoencoders.
+    name, `notes` say so. Under torchrun the processes take batches of images in turn, those that go through the
+    autoencoders too, and the first one computes the scores of them all, and those of semantics.
 
     Returns:
         The scores with their counts, of features that cannot be had the reason once, those of each class in a line, and
@@ -96,13 +96,14 @@ def run(settings: Settings) -> dict[str, Any]:
     if opened.others:
         images = {name: other.images for name, other in opened.others.items()}
         result["beside"] = score_beside(result, compared, images, extractors, settings.fid, processes)
+    autoencoders = score_autoencoders(settings, samples.images.count, processes) if settings.fid.baselines else {}
     if not processes.is_main:
         return {}
     semantics = score_semantics(settings, samples.made)
     result |= semantics.scores | {"counts": result["counts"] | semantics.counts}
     result["features"] |= {SEMANTICS: "decoded semantics"} if semantics.scores else {}
     if settings.fid.baselines:
-        result["autoencoders"] = score_autoencoders(settings, samples.images.count)
+        result["autoencoders"] = autoencoders
     protocol = _protocol(samples.made)
     named = protocol.get("name") or settings.sample.protocol
     if protocol and named:

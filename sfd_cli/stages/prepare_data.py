@@ -19,6 +19,8 @@ LISTED_CLASSES = 20
 def run(settings: Settings) -> dict[str, Any]:
     """Write `manifest.json` and, for the demo set, the images beside it.
 
+    Under torchrun the processes share the check of a folder's images; the demo set and others the first one draws.
+
     Returns:
         The summary to print: number of images, images per class, and what the source tells, such as corrupt files.
 

@@ -30,6 +30,7 @@ from sfd_cli.pipeline.models import SamplingModels
 from sfd_cli.pipeline.protocol import effective_settings, protocol_record
 from sfd_cli.pipeline.sampler import Sampler, guidance_scale
 from sfd_cli.pipeline.source_image import RunSource, SourceImage
+from sfd_cli.pipeline.speed import settled
 from sfd_cli.pipeline.strip import Strip
 from sfd_cli.processes import Processes, require_memory
 from sfd_cli.progress import progress
@@ -75,7 +76,8 @@ def run(
         _require_new_file(latents_out, grid)
     models = SamplingModels.open(settings, images=latents_out is None or image is not None)
     source = RunSource.open(settings, image, space_of(models.dit).semantic)
-    sample = sample.with_law(models.trained_law)
+    device, share = choose_device(runtime.device), inputs.count // Processes.join().count
+    sample = settled(sample.with_law(models.trained_law), device, share)
     load = partial(_load, models, sample, inputs, source, runtime.device)
     if latents_out is not None:
         return _write_latents(load, inputs, latents_out)

@@ -16,7 +16,7 @@ from sfd_cli.config import Settings, identity
 from sfd_cli.data.store import Store
 from sfd_cli.data.validation_split import validation_split
 from sfd_cli.errors import SettingError, UserError
-from sfd_cli.evaluation.held_out import scored, semantic_scores
+from sfd_cli.evaluation.held_out import scored, semantic_scores, the_first
 from sfd_cli.files import write_json
 from sfd_cli.formats.model_folder import save_model
 from sfd_cli.networks.semantic_vae import SemanticVAE
@@ -96,14 +96,16 @@ def _make(
     held_out: np.ndarray,
     model: SemanticCompressor | None,
 ) -> Facts:
-    """Fit the compressor unless it is imported, score and save it; the scores, in rank 0."""
+    """Fit the compressor unless it is imported, score it in all processes, and save it; the scores, in rank 0."""
     with tracked(settings, "semvae", processes.is_main) as feed:
-        if model is None and (compressor.is_trained(settings) or processes.is_main):
-            model = compressor.fit(replace(fitting, on_step=feed.on_step))
-        if model is None or not processes.is_main:
-            return {}
+        if model is None:
+            everywhere = compressor.is_trained(settings) or processes.is_main
+            fitted = compressor.fit(replace(fitting, on_step=feed.on_step)) if everywhere else None
+            model = the_first(fitted, processes)
         batch, device = settings.semvae.batch_size, fitting.device
-        scores = semantic_scores(model.to(device), fitting.store, scored(held_out), batch, device)
+        scores = semantic_scores(model.to(device), fitting.store, scored(held_out), batch, device, processes)
+        if not processes.is_main:
+            return {}
         feed.scores = scores
     weights = {"model": model.state_dict()}
     save_model(settings.paths.semvae, type(model).__name__, model.config, weights, {"held_out": scores})

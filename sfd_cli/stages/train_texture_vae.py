@@ -16,7 +16,7 @@ from sfd_cli.config import Settings, identity
 from sfd_cli.data.images import ImageManifest, ImageReader
 from sfd_cli.data.validation_split import validation_split
 from sfd_cli.errors import SettingError, UserError
-from sfd_cli.evaluation.held_out import save_reconstructions, scored, texture_scores
+from sfd_cli.evaluation.held_out import save_reconstructions, scored, texture_scores, the_first
 from sfd_cli.files import write_json
 from sfd_cli.formats.model_folder import save_model
 from sfd_cli.networks.texture_vae import TextureVAE
@@ -89,19 +89,20 @@ def _load(
 def _make(
     settings: Settings, processes: Processes, fitting: TextureFitting, held_out: np.ndarray, model: TextureVAE | None
 ) -> Facts:
-    """Fit the compressor unless it is imported, score, save and picture it; the scores, in rank 0."""
+    """Fit the compressor unless it is imported, score it in every process, save and picture it; rank 0's scores."""
     section, pictures = settings.texture_vae, settings.paths.metrics / "texture_vae"
     compressor: Compressor[TextureFitting] = TEXTURE_COMPRESSORS[section.compressor]
     has_curves = model is None and compressor.is_trained(settings)
     with tracked(settings, "texture_vae", processes.is_main) as feed:
-        if model is None and (has_curves or processes.is_main):
-            model = compressor.fit(replace(fitting, on_step=feed.on_step))
-        if model is None or not processes.is_main:
+        if model is None:
+            fitted = compressor.fit(replace(fitting, on_step=feed.on_step)) if has_curves or processes.is_main else None
+            model = the_first(fitted, processes)
+        model.to(fitting.device).eval()
+        scores = texture_scores(model, fitting.reader, scored(held_out), section.batch_size, fitting.device, processes)
+        if not processes.is_main:
             return {}
         if not has_curves:
             clear_log(pictures)
-        model.to(fitting.device).eval()
-        scores = texture_scores(model, fitting.reader, scored(held_out), section.batch_size, fitting.device)
         weights = {"model": model.state_dict()}
         save_model(settings.paths.texture_vae, type(model).__name__, model.config, weights, {"held_out": scores})
         shown = held_out[:: max(len(held_out) // PICTURED, 1)][:PICTURED]

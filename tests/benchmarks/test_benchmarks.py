@@ -97,6 +97,16 @@ def test_sampling_speed_compares_like_with_like(tmp_path: Path) -> None:
     assert "6 equal images" in printed
 
 
+def test_the_number_format_of_sampling_is_told_in_grey_levels_and_dopri5_has_torchdiffeqs_bits(tmp_path: Path) -> None:
+    options = ("--models", _trained_models(tmp_path), "--images", "3", "--repetitions", "1")
+    run("sampling_precision.py", *options, "--device", "cpu", "--out", str(tmp_path))
+    found = written(tmp_path, "sampling_precision")
+    assert [row["format"] for row in found["formats"]] == ["fp32", "bf16", "fp32, twice the steps"]
+    assert found["formats"][0]["latents, RMSE"] == 0 < found["formats"][1]["latents, RMSE"]
+    theirs, ours = found["dopri5"]
+    assert theirs["network calls"] == ours["network calls"]
+
+
 def test_the_training_step_has_the_losses_and_the_memory_of_the_plain_one_written_down(tmp_path: Path) -> None:
     options = ("--sizes", "tiny", "--candidates", "eager", "--repetitions", "2", "--device", "cpu")
     printed = run("training_step.py", *options, "--out", str(tmp_path))

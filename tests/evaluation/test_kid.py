@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hand_made_features import features
 
+from sfd_cli.devices import DeviceKind
 from sfd_cli.evaluation import kid
 from sfd_cli.evaluation.kid import kernel_distance
 from sfd_cli.evaluation.reasons import TooFewImages
@@ -29,6 +30,17 @@ def test_the_kernel_distance_is_torch_fidelitys_over_the_same_subsets(monkeypatc
         assert found["mean"] == pytest.approx(theirs[KEY_METRIC_KID_MEAN], rel=1e-6)
         assert found["std"] == pytest.approx(theirs[KEY_METRIC_KID_STD], rel=1e-6)
     assert kernel_distance(a, b) == kernel_distance(a, b, seed=0)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e-3, 0.3])
+def test_on_a_device_it_is_the_same_number(monkeypatch: pytest.MonkeyPatch, shift: float) -> None:
+    a, b = features(60, 40, 1), features(60, 40, 2, shift=shift)
+    expected = kernel_distance(a, b, 5)
+    monkeypatch.setattr(kid, "kind_of", lambda _: DeviceKind("mine"))
+    found = kernel_distance(a, b, 5)
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    monkeypatch.setattr(kid, "kind_of", lambda _: DeviceKind("mine", float64=False))
+    assert kernel_distance(a, b, 5) == expected
 
 
 @pytest.mark.parametrize(

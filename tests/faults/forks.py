@@ -39,7 +39,6 @@ HEAVY = (
     "scipy.stats",
     "timm.models",
     "torch_fidelity",
-    "torchdiffeq",
 )
 """What stages import when they need it."""
 

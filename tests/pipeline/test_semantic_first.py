@@ -21,8 +21,8 @@ from sfd_cli.formats.reference_semantic_vae import semantic_vae_to_reference
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
-from sfd_cli.pipeline.sampler import tf32
 from sfd_cli.pipeline.semantic_first import SemanticFirstPipeline
+from sfd_cli.pipeline.speed import tf32
 from sfd_cli.stages import sample as stage
 
 

@@ -21,11 +21,14 @@ from tiny_project import (
     write_models,
     write_training_images,
 )
+from two_processes import in_two_processes
 
 from sfd_cli.config import Settings
 from sfd_cli.data.images import ImageManifest
 from sfd_cli.data.store import Store
 from sfd_cli.data.validation_split import validation_split
+from sfd_cli.errors import UserError
+from sfd_cli.evaluation.autoencoders import score_autoencoders
 from sfd_cli.evaluation.extractor import Extractor
 from sfd_cli.files import read_json, write_json
 from sfd_cli.formats.diffusers import write_autoencoder
@@ -33,6 +36,7 @@ from sfd_cli.formats.model_folder import load_model, save_model
 from sfd_cli.networks.semantic_pca import SemanticPCA
 from sfd_cli.networks.texture_pca import TexturePCA, TexturePCAConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig, to_pixels, to_signed
+from sfd_cli.processes import ALONE, Processes
 from sfd_cli.stages import fid
 
 WIDTH, IMAGES, SAMPLES, TOKENS = 6, 24, 10, 40
@@ -305,6 +309,33 @@ def test_what_is_not_there_is_null_with_the_reason(settings: Settings, tmp_path:
     found = fid.run(with_paths(settings, samples=theirs))
     assert found["fd_semantics"] is None
     assert "semantics.npy" in found["fd_semantics_reason"]
+
+
+@pytest.mark.parametrize("damage", [None, "image", "tokens"])
+def test_two_processes_score_the_autoencoders_to_the_numbers_of_one(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str | None
+) -> None:
+    """Also where one of them meets a damaged file: that is the reason of one score, and the other is computed."""
+    settings = settings.model_copy(update={"fid": settings.fid.model_copy(update={"batch_size": 4})})
+    if damage == "image":
+        for path in settings.paths.images.rglob("*.png"):
+            path.write_bytes(b"no image")
+    if damage == "tokens":
+        monkeypatch.setattr(Store, "read", _damaged)
+
+    def score(processes: Processes) -> Any:
+        return score_autoencoders(settings, 24, processes)
+
+    alone = score(ALONE)
+    assert [found[key] is None for found, key in zip(alone.values(), ("psnr", "mse"), strict=True)] == [
+        damage == "image",
+        damage == "tokens",
+    ]
+    assert in_two_processes(tmp_path, score) == [alone, {}]
+
+
+def _damaged(store: Store, field: str, rows: np.ndarray, *more: Any) -> Any:
+    raise UserError(store.folder, f"{field} is damaged")
 
 
 def test_semantics_of_another_model_are_not_decoded(settings: Settings) -> None:

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 from refusals import refusal
+from two_processes import in_two_processes
 
+from sfd_cli.artifacts.verification import verify
 from sfd_cli.config import Settings
+from sfd_cli.data import image_folder, known_images
 from sfd_cli.data.image_sources import ImageSet
 from sfd_cli.data.images import ImageManifest, ImageReader
+from sfd_cli.errors import StageFailure
 from sfd_cli.files import read_json
+from sfd_cli.processes import Processes
 from sfd_cli.stages import prepare_data
 from sfd_cli.tables import IMAGE_SOURCES
 
@@ -146,6 +153,128 @@ def test_the_fingerprint_follows_the_contents_of_the_folder(mine, tmp_path):
     other.save(image)
     os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert fingerprint(moved) != first
+
+
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the images whose bytes are read from now on."""
+    names: list[str] = []
+    plain = Path.read_bytes
+
+    def listed(path: Path) -> bytes:
+        if path.suffix == ".png":
+            names.append(path.name)
+        return plain(path)
+
+    monkeypatch.setattr(Path, "read_bytes", listed)
+    return names
+
+
+def test_what_has_not_changed_is_not_read_again(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_for(source="folder", folder=str(mine))
+    first = prepare_data.run(settings)
+    written = snapshot(Path("data/images"))
+    read = reads(monkeypatch)
+    assert prepare_data.run(settings) == first
+    assert sorted(read) == ["1.png", "2.png"], "what cannot be decoded is looked at again"
+    assert {path: content for path, (_, content) in snapshot(Path("data/images")).items()} == {
+        path: content for path, (_, content) in written.items()
+    }
+
+    before = ImageManifest.load(Path("data/images")).fingerprint
+    (mine / "cat/3.png").write_bytes((mine / "cat/2.png").read_bytes())
+    Image.new("RGB", (50, 60)).save(mine / "cat/new.png")
+    (mine / "cat/0.png").unlink()
+    read.clear()
+    prepare_data.run(settings)
+    assert sorted(read) == ["1.png", "2.png", "3.png", "new.png"]
+    after = ImageManifest.load(Path("data/images")).fingerprint
+    shutil.rmtree("data")
+    prepare_data.run(settings)
+    assert before != after == ImageManifest.load(Path("data/images")).fingerprint
+
+
+@pytest.mark.parametrize("damage", [b"", b"no array", "of another kind"])
+def test_a_damaged_note_of_what_is_known_only_costs_reading(
+    mine: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes | str
+) -> None:
+    settings = settings_for(source="folder", folder=str(mine))
+    first = prepare_data.run(settings)
+    note = Path("data/.images.known.npy")
+    if isinstance(damage, bytes):
+        note.write_bytes(damage)
+    else:
+        np.save(note, np.zeros((3, 2)))
+    read = reads(monkeypatch)
+    assert prepare_data.run(settings) == first
+    assert len(read) == 7
+
+
+def test_verify_reads_every_image_and_finds_what_a_disk_changed_in_silence(
+    mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known_images, "stamp_of", lambda image: zlib.crc32(str(image).encode()))
+    settings, folder = settings_for(source="folder", folder=str(mine)), Path("data/images")
+    prepare_data.run(settings)
+    assert verify(folder)[1] is False
+    path = mine / "cat/0.png"
+    Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+    prepare_data.run(settings)
+    told, damaged = verify(folder)
+    assert damaged
+    assert "cat/0.png is not what was read" in told
+    assert "cat/1.png" not in told
+    before = ImageManifest.load(folder).fingerprint
+    prepare_data.run(settings)
+    assert ImageManifest.load(folder).fingerprint != before, "after that they are read again"
+    (mine / "cat/1.png").unlink()
+    assert "cat/1.png cannot be read" in verify(folder)[0]
+
+
+@pytest.mark.parametrize("piece", [1, 2, 1000])
+def test_two_processes_check_to_the_bytes_of_one(
+    mine: Path, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    monkeypatch.setattr(image_folder, "PIECE", piece)
+    settings = settings_for(source="folder", folder=str(mine))
+    alone = prepare_data.run(settings)
+    written = told(Path("data"))
+    shutil.rmtree("data")
+
+    def work(processes: Processes) -> tuple[Any, int]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("WORLD_SIZE", "2")
+            read = reads(patch)
+            return prepare_data.run(settings), len(read)
+
+    found = in_two_processes(tmp_path, work)
+    assert [result for result, _ in found] == [alone, alone]
+    assert [read for _, read in found] == {1: [4, 3], 2: [4, 3], 1000: [7, 0]}[piece]
+    assert told(Path("data")) == written
+
+
+def told(folder: Path) -> dict[str, bytes]:
+    """The contents of all files, but for the note of when they were written."""
+    return {path: content for path, (_, content) in snapshot(folder).items() if not path.endswith("seen.json")}
+
+
+def test_processes_that_see_other_images_are_told_and_write_nothing(mine: Path, tmp_path: Path) -> None:
+    others = tmp_path / "others"
+    shutil.copytree(mine, others)
+    (others / "cat/3.png").unlink()
+
+    def work(processes: Processes) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("WORLD_SIZE", "2")
+            try:
+                return prepare_data.run(settings_for(source="folder", folder=str(others if processes.rank else mine)))
+            except (StageFailure, SystemExit) as error:
+                return error
+
+    told, silent = in_two_processes(tmp_path, work)
+    assert isinstance(told, StageFailure)
+    assert "same images" in told.problem
+    assert isinstance(silent, SystemExit)
+    assert not Path("data/images").exists()
 
 
 def test_a_limit_is_spread_over_the_classes(mine):

@@ -16,7 +16,8 @@ from refusals import refusal
 from tiny_project import tiny_settings, write_models
 
 from sfd_cli.config import Sample, Settings
-from sfd_cli.errors import UserError
+from sfd_cli.diffusion import dormand_prince
+from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.files import read_json
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.pipeline.inputs import SampleInputs
@@ -178,6 +179,16 @@ def test_guided_channels_are_the_first_ones_of_both_streams(project: Settings) -
         assert torch.allclose(found[:, :channels], guided[:, :channels], atol=1e-6)
         assert torch.allclose(found[:, channels:], plain[:, channels:], atol=1e-6)
     assert torch.allclose(step(guidance_channels=7), guided, atol=1e-6)
+
+
+def test_a_tolerance_that_no_step_keeps_ends_with_a_sentence(
+    project: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = loaded(project, solver="dopri5", rtol=1e-9)
+    monkeypatch.setattr(dormand_prince, "_error_ratio", lambda *_: 1e9)
+    monkeypatch.setattr(dormand_prince, "_next_step", lambda *_: 0.0)
+    with refusal("sample.solver", "dopri5", "1e-09", kind=StageFailure):
+        sampler.latents(SampleInputs.open(sampler.sample), [0])
 
 
 def test_images_that_share_dopri5s_steps_are_as_many_as_asked_for(project: Settings) -> None:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from refusals import refusal
 from safetensors.torch import load_file
 from tiny_project import tiny_settings, write_features, write_training_images
+from two_processes import in_two_processes
 
 from sfd_cli.config import SemVAE, Settings
 from sfd_cli.data.images import ImageManifest, ImageReader
@@ -28,6 +29,7 @@ from sfd_cli.formats.reference_semantic_vae import semantic_vae_to_reference
 from sfd_cli.networks.gaussian import draw, kl_divergence
 from sfd_cli.networks.semantic_pca import SemanticPCA, SemanticPCAConfig
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
+from sfd_cli.networks.texture_pca import TexturePCA
 from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.processes import Processes
 from sfd_cli.report.curves import read_curves
@@ -203,6 +205,56 @@ def test_principal_components_keep_what_varies_and_are_saved_like_a_semantic_vae
     with refusal("semvae.channels", 12, 13):
         train_semvae.run(settings.model_copy(update={"semvae": components.model_copy(update={"channels": 13})}))
     assert {path.name: path.read_bytes() for path in settings.paths.semvae.iterdir()} == before
+
+
+def evaluated(stage: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch, folder: Path) -> tuple[Any, Any, bytes]:
+    """What a stage gives in two processes, how many held-out batches each scored, and what is in the metrics."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def work(processes: Processes) -> tuple[Any, int]:
+        encoded = 0
+        plain = (SemanticPCA.encode, TexturePCA.encode)
+
+        def counted(network: Any, *inputs: Any) -> Any:
+            nonlocal encoded
+            encoded += 1
+            return plain[isinstance(network, TexturePCA)](network, *inputs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(SemanticPCA, "encode", counted)
+            patch.setattr(TexturePCA, "encode", counted)
+            return stage.run(settings), encoded
+
+    answers = in_two_processes(folder, work)
+    monkeypatch.delenv("WORLD_SIZE")
+    name = stage.__name__.rpartition("train_")[2]
+    return answers[0][0], [encoded for _, encoded in answers], (settings.paths.metrics / f"{name}.json").read_bytes()
+
+
+@pytest.mark.parametrize("holdout", [0.5, 0.05])
+def test_two_processes_share_the_evaluation_to_the_bytes_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holdout: float
+) -> None:
+    """Also where there are fewer batches than processes; only the first one fits the components."""
+    for stage, section in ((train_semvae, "semvae"), (train_texture_vae, "texture_vae")):
+        written = []
+        for name in ("alone", "together"):
+            settings = components_of_patches(settings_for(tmp_path / name, batch_size=5, holdout=holdout))
+            semvae = settings.semvae.model_copy(update={"compressor": "pca"})
+            settings = settings.model_copy(update={"semvae": semvae})
+            write_features(settings)
+            write_images(settings)
+            if name == "alone":
+                scores = stage.run(settings)
+                batches = -(-scores["images"] // 5)
+                written.append((settings.paths.metrics / f"{section}.json").read_bytes())
+            else:
+                (meeting := tmp_path / section).mkdir()
+                _, shares, metrics = evaluated(stage, settings, monkeypatch, meeting)
+                pictured = section == "texture_vae"  # by the first process
+                assert shares == [-(-batches // 2) + pictured, batches // 2]
+                written.append(metrics)
+        assert written[0] == written[1]
 
 
 def components_of_patches(settings: Settings, **keys: Any) -> Settings:
