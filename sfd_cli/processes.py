@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import socket
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from sfd_cli.devices import choose_device, kind_of
 from sfd_cli.errors import SettingError, StageFailure, UserError
@@ -22,6 +24,9 @@ from sfd_cli.meeting import meet
 from sfd_cli.watch import WATCH, in_time
 
 T = TypeVar("T")
+
+BUCKET = 100
+"""MiB of gradients that are averaged at once: a block of SFD-XL, where PyTorch's 25 would make four messages of it."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,15 @@ class Processes:
         """The module to train through: gradients are averaged over the processes, first weights are rank 0's."""
         if self.count == 1:
             return model
-        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(model, bucket_cap_mb=BUCKET, gradient_as_bucket_view=True, **_ddp_options())
+
+    def shard(self, kind: type[Optimizer], groups: list[dict[str, Any]], **options: Any) -> Optimizer:
+        """An optimiser of these parameter groups, of which each process has a part (ZeRO, stage 1)."""
+        if self.count == 1:
+            return kind(groups, **options)
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+        return ZeroRedundancyOptimizer(groups, kind, parameters_as_bucket_view=True, **options)
 
     def without_sync(self, network: nn.Module) -> AbstractContextManager[Any]:
         """A block whose backward passes do not average gradients, for all micro-batches but the last."""
@@ -131,12 +144,21 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set in any process. Goes over the CPU, so that no GPU is waited for."""
+        return self.vote(flag)()
+
+    def vote(self, flag: bool) -> Callable[[], bool]:
+        """As `any`, but the answer is waited for when it is asked for: other work may be done meanwhile."""
         if self.count == 1:
-            return flag
+            return lambda: flag
         WATCH.arrive()
         votes = torch.tensor(int(flag))
-        dist.all_reduce(votes)
-        return bool(votes.item())
+        vote = dist.all_reduce(votes, async_op=True)
+
+        def answer() -> bool:
+            vote.wait()
+            return bool(votes.item())
+
+        return answer
 
     def broadcast(self, value: T) -> T:
         """Rank 0's value, in every process; it must be picklable."""
@@ -146,6 +168,21 @@ class Processes:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def everyones(self, value: T) -> list[T]:
+        """The value of every process, in their order, in every process; it must be picklable."""
+        if self.count == 1:
+            return [value]
+        WATCH.arrive()
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, value)
+        return found
+
+    def share(self, tensor: Tensor, source: int) -> None:
+        """Fill a tensor of every process with that of process `source`; on the CPU or the training device."""
+        if self.count > 1:
+            WATCH.arrive()
+            dist.broadcast(tensor, source)
 
     def gather(self, make: Callable[[], T]) -> list[T]:
         """What `make` gives in every process, which must be picklable, in their order; nothing but in the first one.
@@ -208,6 +245,17 @@ class Processes:
     def barrier(self) -> None:
         """Wait until every process is here."""
         self.any(False)
+
+
+def _ddp_options() -> dict[str, Any]:
+    """What DDP calls by one name or another, or has not always had.
+
+    No buffer of a network changes in training, so none is sent before a step. Gradients are new tensors in every step,
+    and go into the buckets all at once instead of one by one.
+    """
+    known = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return {buffers: False} | ({"batched_grad_copy": True} if "batched_grad_copy" in known else {})
 
 
 ALONE = Processes()

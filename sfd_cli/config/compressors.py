@@ -18,6 +18,7 @@ from sfd_cli.architecture import (
 )
 from sfd_cli.config.accumulation import ACCUMULATE_HELP, Accumulate
 from sfd_cli.config.section import Section
+from sfd_cli.config.transformers import DiT
 from sfd_cli.errors import SettingError
 from sfd_cli.tables import COMPRESSORS, TEXTURE_COMPRESSORS
 
@@ -55,6 +56,10 @@ class SemVAE(VAETraining):
     depth: int = Field(4, gt=0, description="blocks in the encoder, and again in the decoder")
     heads: int = Field(8, gt=0, description="attention heads; must divide the width")
     kl_weight: float = Field(1e-7, ge=0, description="weight of the KL summed over tokens and channels")
+    precision: Literal["auto", "native", "fp32", "bf16"] = Field(
+        "auto", description=VAETraining.model_fields["precision"].description
+    )
+    compile: bool | Literal["auto"] = Field("auto", description=DiT.model_fields["compile"].description)
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:

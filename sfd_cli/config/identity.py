@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sfd_cli.config.compressors import TextureVAE, VAETraining
+from sfd_cli.config.compressors import SemVAE, TextureVAE, VAETraining
 from sfd_cli.config.data import Features, Images, Latents
 from sfd_cli.config.results import Sample
 from sfd_cli.config.section import Section
@@ -19,6 +19,7 @@ LATER: dict[type[Section], dict[str, Any]] = {
     Images: {"mirror": True},
     Features: {"precision": "auto"},
     VAETraining: {"precision": "fp32", "accumulate": "auto"},
+    SemVAE: {"compile": "auto"},
     TextureVAE: {
         "compressor": "vae",
         "patch_size": 16,

@@ -139,7 +139,11 @@ class DiT(Start):
         description="auto: bf16 autocast on CUDA, NPUs and XPUs, fp32 elsewhere; native: bf16 also on a CPU that"
         " multiplies in it",
     )
-    compile: bool = Field(False, description="torch.compile the blocks: faster steps, a slower first one")
+    compile: bool | Literal["auto"] = Field(
+        "auto",
+        description="torch.compile the blocks: faster steps, a slower first one; auto: on CUDA where there are 1,000"
+        " steps or more to take, and not elsewhere",
+    )
     checkpoint_activations: bool = Field(False, description="recompute block activations to save memory")
     checkpoint_every: int = Field(10_000, gt=0, description="steps between checkpoints")
     keep_every: int = Field(

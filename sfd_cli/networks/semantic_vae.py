@@ -7,6 +7,7 @@ Encoder and decoder are alike: a linear layer in, pre-norm attention blocks, Lay
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -64,6 +65,12 @@ class SemanticVAE(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Semantic latents (B, N, C_s) -> patch tokens (B, N, D)."""
         return self._by_tiles(self.decoder, latents)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile every block, in place, with `torch.compile`'s arguments; all share one graph."""
+        for transformer in (self.encoder, self.decoder):
+            for block in transformer.blocks:
+                block.compile(*args, **kwargs)
 
     def _by_tiles(self, transformer: nn.Module, tokens: Tensor) -> Tensor:
         tiles = self.config.tiles

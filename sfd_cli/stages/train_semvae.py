@@ -15,6 +15,7 @@ from sfd_cli.artifacts.recipe import Facts, Recipe
 from sfd_cli.config import Settings, identity
 from sfd_cli.data.store import Store
 from sfd_cli.data.validation_split import validation_split
+from sfd_cli.devices import choose_device
 from sfd_cli.errors import SettingError, UserError
 from sfd_cli.evaluation.held_out import scored, semantic_scores, the_first
 from sfd_cli.files import write_json
@@ -26,10 +27,11 @@ from sfd_cli.trackers.sending import tracked
 from sfd_cli.trackers.tracker import require_trackers
 from sfd_cli.training.compressors import Compressor, Fitting
 from sfd_cli.training.live_log import clear_log
+from sfd_cli.training.settings import with_precision
 from sfd_cli.weights.models import SemanticCompressor, open_semantic
 
 # The digest of imported weights is among the inputs; where they lie does not matter.
-FREE = {"weights", "accumulate", "checkpoint_every", "log_every"}
+FREE = {"weights", "compile", "accumulate", "checkpoint_every", "log_every"}
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -51,7 +53,8 @@ def run(settings: Settings) -> dict[str, Any]:
         inputs["features"] = finished(paths.features, "sfd extract-features").fingerprint
     if section.weights is not None:
         inputs["weights"] = open_semantic(settings, section.weights).fingerprint
-    chosen, free = identity(section, exclude=FREE), identity(section, include=FREE)
+    settled = with_precision(section, choose_device(settings.runtime.device))
+    chosen, free = identity(settled, exclude=FREE), identity(settled, include=FREE)
     recipe = Recipe("train-semvae", paths.semvae, chosen, inputs, free)
     facts = produce(
         recipe,

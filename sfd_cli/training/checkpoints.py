@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import BaseModel
@@ -17,9 +16,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sfd_cli.checksums import damaged_by_own, put_in_place
+from sfd_cli.devices import kind_of
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.messages import say
 from sfd_cli.training.running_means import Sums
+from sfd_cli.training.sharding import local, weights_of
 
 KEPT = 2
 MODEL, EMA, OPTIMIZER = (f"{name}.safetensors" for name in ("model", "ema", "optimizer"))
@@ -33,7 +34,8 @@ class TrainingState:
     Weights that are not trained are not part of it.
 
     `optimizer` is the per-parameter state by `<parameter's number>.<name>`, the numbers of a second optimiser going on
-    after those of the first; their settings are the run's. `sums` are of the losses since they were last logged.
+    after those of the first; their settings are the run's. Of several processes each has that of its own weights, until
+    it is `collected`. `sums` are of the losses since they were last logged.
     """
 
     step: int
@@ -52,13 +54,33 @@ class TrainingState:
         def weights(module: nn.Module) -> dict[str, Tensor]:
             return {name: tensor for name, tensor in module.state_dict().items() if name not in frozen}
 
+        numbers = _numbers(optimizers)
         flat = {
-            f"{first + number}.{name}": tensor
-            for optimizer, first in _numbered(optimizers)
-            for number, part in optimizer.state_dict()["state"].items()
+            f"{numbers[id(weight)]}.{name}": tensor
+            for optimizer in optimizers
+            for weight, part in local(optimizer).state.items()
             for name, tensor in part.items()
         }
         return cls(step, weights(model), None if ema is None else weights(ema), flat, sums or Sums())
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of it, but for the sums."""
+        return [*self.model.values(), *(self.ema or {}).values(), *self.optimizer.values()]
+
+    def on_host(self) -> TrainingState:
+        """A copy in host memory, which training does not write to."""
+        kinds = {tensor.device: kind_of(tensor.device) for tensor in self.tensors}
+
+        def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: _on_host(tensor, kinds[tensor.device].pinned) for name, tensor in tensors.items()}
+
+        ema = None if self.ema is None else copied(self.ema)
+        state = replace(self, model=copied(self.model), ema=ema, optimizer=copied(self.optimizer))
+        for device, kind in kinds.items():
+            if kind.pinned:
+                kind.module.synchronize(device)
+        return state
 
     def restore(self, model: nn.Module, ema: nn.Module | None, *optimizers: Optimizer) -> None:
         """Put the state into objects like those it was of."""
@@ -71,10 +93,11 @@ class TrainingState:
         for key, tensor in self.optimizer.items():
             number, _, name = key.partition(".")
             parts.setdefault(int(number), {})[name] = tensor
-        for optimizer, first in _numbered(optimizers):
-            groups = optimizer.state_dict()["param_groups"]
-            own = {number: parts[first + number] for number in _numbers(groups) if first + number in parts}
-            optimizer.load_state_dict({"state": own, "param_groups": groups})
+        numbers = _numbers(optimizers)
+        for optimizer in map(local, optimizers):
+            own = enumerate(numbers[id(weight)] for weight in weights_of(optimizer))
+            state = {number: parts[everywhere] for number, everywhere in own if everywhere in parts}
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _frozen(model: nn.Module) -> set[str]:
@@ -82,17 +105,10 @@ def _frozen(model: nn.Module) -> set[str]:
     return {name for name, weight in model.named_parameters() if not weight.requires_grad}
 
 
-def _numbered(optimizers: Sequence[Optimizer]) -> Iterator[tuple[Optimizer, int]]:
-    """Each optimiser with the number of its first parameter."""
-    first = 0
-    for optimizer in optimizers:
-        yield optimizer, first
-        first += len(_numbers(optimizer.state_dict()["param_groups"]))
-
-
-def _numbers(groups: list[dict[str, Any]]) -> list[int]:
-    """The numbers of an optimiser's parameters, from 0."""
-    return [number for group in groups for number in group["params"]]
+def _numbers(optimizers: Sequence[Optimizer]) -> dict[int, int]:
+    """The number of every weight, by its id, whichever process has its state."""
+    weights = (weight for optimizer in optimizers for weight in weights_of(optimizer))
+    return {id(weight): number for number, weight in enumerate(weights)}
 
 
 class _Facts(BaseModel):
@@ -121,12 +137,17 @@ class Checkpoints:
     def save(self, state: TrainingState) -> None:
         """Write a checkpoint and remove all but the last two.
 
-        It is written under a temporary name, forced to the disk, and renamed, so a kill leaves none or a whole one.
-
         Raises:
             StageFailure: a weight is not finite; nothing is written.
         """
-        self._require_finite(state)
+        self.require_finite(state)
+        self.write(state)
+
+    def write(self, state: TrainingState) -> None:
+        """Write a checkpoint of weights that are known to be finite, and remove all but the last two.
+
+        It is written under a temporary name, forced to the disk, and renamed, so a kill leaves none or a whole one.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(".step-*.tmp"):
             shutil.rmtree(leftover)
@@ -146,21 +167,30 @@ class Checkpoints:
         for step in self.steps()[:-count]:
             shutil.rmtree(self.path(step))
 
-    def _require_finite(self, state: TrainingState) -> None:
+    def require_finite(self, state: TrainingState) -> None:
+        """Check that a state is one to go on from.
+
+        Raises:
+            StageFailure: a weight is not finite.
+        """
         weights = [*state.model.values(), *(state.ema or {}).values()]
         if not bool(torch.stack([tensor.isfinite().all() for tensor in weights]).all()):
             problem = f"is not written, because the weights after step {state.step} are not finite"
             raise StageFailure(self.path(state.step), problem, "a lower learning rate, clipping or fp32 may help")
 
-    def load(self, step: int) -> TrainingState:
-        """The checkpoint of `step`, on the CPU.
+    def load(self, step: int, is_checked: bool = False) -> TrainingState:
+        """The checkpoint of `step`, on the CPU: mapped, so that processes of one machine have it in memory once.
+
+        Args:
+            step: which.
+            is_checked: its checksums were found to be right, by another process; it is not read for them again.
 
         Raises:
             ValueError: it is damaged or incomplete; says what is wrong with it.
         """
         folder = self.path(step)
         try:
-            for name, what in damaged_by_own(folder).items():  # older ones have no checksums
+            for name, what in ({} if is_checked else damaged_by_own(folder)).items():  # older ones have no checksums
                 raise ValueError(f"{name} {what}")
             with safe_open(folder / OPTIMIZER, "pt") as file:
                 facts = _Facts.model_validate_json(file.metadata()["state"], strict=True)
@@ -189,3 +219,7 @@ class Checkpoints:
 
 def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
+
+
+def _on_host(tensor: Tensor, pinned: bool) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned).copy_(tensor.detach(), non_blocking=pinned)

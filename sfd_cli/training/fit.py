@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar, cast
 
@@ -21,11 +21,13 @@ from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.messages import say
 from sfd_cli.processes import Processes
 from sfd_cli.progress import progress
+from sfd_cli.training.checkpoint_writer import CheckpointWriter
 from sfd_cli.training.checkpoints import Checkpoints, TrainingState
 from sfd_cli.training.interrupt import raise_for, stop_requests
 from sfd_cli.training.live_log import LiveLog
 from sfd_cli.training.micro_batches import with_micro_batches
 from sfd_cli.training.settings import LoopSettings, learning_rate
+from sfd_cli.training.sharding import collected
 from sfd_cli.training.step import Task, TrainingStep
 from sfd_cli.training.throughput import Throughput, memory, peak_flops
 
@@ -41,6 +43,8 @@ OnStep = Callable[[int, nn.Module], None]
 """Called with the steps done and the averaged module (the trained one where none is kept), in rank 0 only.
 
 It comes before the checkpoint, so that what goes on from one has what was made up to there."""
+Looks = Callable[[int], bool]
+"""Whether what is called after a step looks at the averaged module; the same in every process."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ def fit(
     on_step: Sequence[OnStep] = (),
     flops_per_image: int | None = None,
     validate: Validate | None = None,
+    looks: Looks = lambda step: True,
 ) -> LoopResult[M]:
     """Train until `settings.steps` steps are done, from the last checkpoint where there is one.
 
@@ -80,8 +85,8 @@ def fit(
         description: shown beside the progress bar and in errors.
         on_step: what is called after every step in rank 0.
         flops_per_image: of one forward and backward pass, for the utilisation (MFU) in the log.
-        validate: called every `checkpoint_every` steps and after the last, before the checkpoint is written, so that
-            what goes on from a checkpoint has in its log what was found there.
+        validate: called at planned checkpoints, before they are written: what goes on from one has its row in the log.
+        looks: at which steps `on_step` looks at the averages, which several processes have to gather for it.
 
     Raises:
         SettingError: the batch cannot be split evenly.
@@ -99,7 +104,8 @@ def fit(
         peak = peak_flops(device, settings.precision)
         speed = Throughput(flops_per_image, peak and peak * processes.count)
         live = _Logs.of(log, step.number) if processes.is_main else None
-        _take_steps(step, sampler, store, _Progress(step, description, live, speed, store), on_step, validate)
+        _take_steps(step, sampler, store, _Progress(step, description, live, speed, store), on_step, validate, looks)
+        step.gather_average()
     return LoopResult(step.number, model, cast(M | None, step.average))
 
 
@@ -123,17 +129,18 @@ def _resume(step: TrainingStep, checkpoints: Checkpoints) -> None:
             f"use {done} steps or more, or move {checkpoints.folder} away to start over",
         )
     if done:
-        state = state or checkpoints.load(done)
+        state = state or checkpoints.load(done, is_checked=True)
         state.restore(step.model, step.average, *step.optimizers)
         step.means.go_on(state.sums)
         step.number = done
 
 
-def _save(step: TrainingStep, checkpoints: Checkpoints) -> None:
+def _save(step: TrainingStep, writer: CheckpointWriter) -> None:
     """Write a checkpoint; a stop between two rows of the log takes what was gathered for the next one with it."""
-    sums = step.means.so_far
+    state = TrainingState.of(step.number, step.model, step.average, *step.optimizers, sums=step.means.so_far)
+    state = replace(state, optimizer=collected(state.optimizer, step.processes))
     if step.processes.is_main:
-        checkpoints.save(TrainingState.of(step.number, step.model, step.average, *step.optimizers, sums=sums))
+        writer.save(state)
 
 
 def _take_steps(
@@ -143,30 +150,42 @@ def _take_steps(
     progress: _Progress,
     on_step: Sequence[OnStep],
     validate: Validate | None,
+    looks: Looks,
 ) -> None:
     """All remaining steps."""
     settings, processes = step.settings, step.processes
+    step.release_average()
     average = step.model if step.average is None else step.average
     with (
         stop_requests() as requested,
         progress.bar,
         closing(prefetched(_batches(step, sampler), FETCHED_AHEAD)) as batches,
+        CheckpointWriter(checkpoints) as writer,
     ):
         for batch in processes.in_time(batches):
+            stopped = processes.vote(bool(requested()))
             step(batch)
             progress.bar.update()
-            stop = processes.any(bool(requested()))
+            stop = stopped()
             planned = step.number % settings.checkpoint_every == 0 or step.number == settings.steps
             if planned or step.number % settings.log_every == 0:
                 progress.read()
             with progress.speed.paused(), processes.at_leisure():
+                if planned:
+                    writer.wait()  # before more is logged: what failed is told where it happened
+                if is_seen := stop or planned or looks(step.number):
+                    step.gather_average()
                 if planned and validate is not None:
                     progress.log(validate(average))
                 for call in on_step if processes.is_main else ():
                     call(step.number, average)
                 if stop or planned:
-                    _save(step, checkpoints)
+                    _save(step, writer)
+                if is_seen:
+                    step.release_average()
             if stop:
+                with processes.at_leisure():
+                    writer.wait()
                 processes.barrier()
                 raise_for(requested() or signal.SIGTERM)
     processes.barrier()

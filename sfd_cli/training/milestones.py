@@ -26,9 +26,14 @@ class MilestoneKeeper:
 
     def __call__(self, step: int, network: nn.Module) -> None:
         """Keep them if it is time."""
-        if self.every and step % self.every == 0:
+        if is_milestone(step, self.every):
             assert isinstance(network, LightningDiT)
             self.milestones.save(step, network, self.description, self.write)
+
+
+def is_milestone(step: int, every: int) -> bool:
+    """Whether one is kept after so many steps."""
+    return bool(every) and step % every == 0
 
 
 def kept_milestones(folder: Path, section: DiT, name: str) -> dict[str, Any]:

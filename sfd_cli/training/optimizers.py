@@ -13,27 +13,30 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sfd_cli.processes import ALONE, Processes
 from sfd_cli.training.settings import LoopSettings
+from sfd_cli.training.sharding import local
 
 MOMENTUM = 0.95
 PEAK = "peak"
 """Key of a parameter group: its learning rate between warmup and decay."""
 
 
-def optimizers_of(model: nn.Module, settings: LoopSettings) -> list[Optimizer]:
+def optimizers_of(model: nn.Module, settings: LoopSettings, processes: Processes = ALONE) -> list[Optimizer]:
     """AdamW, fused, with betas 0.9 and `beta2`; after it Muon, with momentum 0.95, where the settings ask for it.
 
     Every weight that is trained belongs to one of them; both have the settings' decoupled weight decay. Weights with a
-    learning rate of their own (`rate_scales`) are groups after the others.
+    learning rate of their own (`rate_scales`) are groups after the others. Of each, several processes share the state.
     """
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     muons = {name for name, weight in trained.items() if settings.optimizer == "muon" and is_inner(name, weight)}
     rest = _groups([name for name in trained if name not in muons], trained, settings.learning_rate, settings)
     betas = (0.9, settings.beta2)
-    found: list[Optimizer] = [torch.optim.AdamW(rest, betas=betas, weight_decay=settings.weight_decay, fused=True)]
+    decay = settings.weight_decay
+    found = [processes.shard(torch.optim.AdamW, rest, betas=betas, weight_decay=decay, fused=True)]
     if settings.optimizer == "muon":
         matrices = _groups([name for name in trained if name in muons], trained, settings.muon_learning_rate, settings)
-        found.append(torch.optim.Muon(matrices, momentum=MOMENTUM, weight_decay=settings.weight_decay))
+        found.append(processes.shard(torch.optim.Muon, matrices, momentum=MOMENTUM, weight_decay=decay))
     return found
 
 
@@ -62,8 +65,8 @@ def take_step(optimizers: Sequence[Optimizer], factor: float, skipped: Tensor) -
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = factor * group[PEAK]
-        if isinstance(optimizer, torch.optim.AdamW):
-            optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+        if isinstance(own := local(optimizer), torch.optim.AdamW):
+            own.found_inf = skipped.float()  # type: ignore[attr-defined]
             optimizer.step()
         elif not skipped:
             optimizer.step()

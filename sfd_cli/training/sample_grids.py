@@ -18,6 +18,11 @@ from sfd_cli.weights.models import open_texture_vae
 GRID_IMAGES, GRID_STEPS = 36, 20
 
 
+def has_grid(step: int, section: DiT) -> bool:
+    """Whether a grid is drawn after so many steps."""
+    return bool(section.sample_every) and (step % section.sample_every == 0 or step == section.steps)
+
+
 class SampleGrids:
     """Draws the same noise and classes as PNGs in `folder` every `sample_every` steps, without guidance."""
 
@@ -38,7 +43,7 @@ class SampleGrids:
 
     def __call__(self, step: int, model: nn.Module) -> None:
         """Draw the grid if it is due after `step` steps."""
-        if step % self._section.sample_every and step != self._section.steps:
+        if not has_grid(step, self._section):
             return
         assert isinstance(model, LightningDiT)
         sampler = Sampler(model, self._sample, self._space, self._conditions, texture_vae=self._texture_vae)

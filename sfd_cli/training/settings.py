@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import torch
 
-from sfd_cli.config import DiT, VAETraining
+from sfd_cli.config import DiT, SemVAE, VAETraining
 from sfd_cli.config.accumulation import AUTO, least_micro_batches
 from sfd_cli.errors import SettingError
+from sfd_cli.networks.compilation import choose_compile
 from sfd_cli.networks.precision import Precision, choose_precision
 
 
@@ -99,19 +100,28 @@ def transformer_loop(section: DiT, device: torch.device) -> LoopSettings:
         ema_decay=section.ema_decay,
         ema_warmup=section.ema_warmup,
         precision=choose_precision(section.precision, device),
-        compile=section.compile,
+        compile=choose_compile(section.compile, device, section.steps),
     )
 
 
 def vae_loop(section: VAETraining, device: torch.device) -> LoopSettings:
     """How a VAE is optimised: cosine decay after a warmup, gradients clipped to norm 1, no average."""
     precision = choose_precision(section.precision, device)
-    return _loop(section, granule=_granule(section, 1), decay="cosine", clip_norm=1.0, precision=precision)
+    compiled = isinstance(section, SemVAE) and choose_compile(section.compile, device, section.steps)
+    granule = _granule(section, 1)
+    return _loop(section, granule=granule, decay="cosine", clip_norm=1.0, precision=precision, compile=compiled)
 
 
 def _granule(section: DiT | VAETraining, images: int) -> int | None:
     """So many images, where there are to be as many micro-batches as memory asks for."""
     return images if section.accumulate == AUTO else None
+
+
+def with_precision(section: SemVAE, device: torch.device) -> SemVAE:
+    """The section with what `precision: auto` is on this device, which is another result on another one."""
+    if section.precision != "auto":
+        return section
+    return section.model_copy(update={"precision": choose_precision(section.precision, device)})
 
 
 def _loop(section: DiT | VAETraining, **own: Any) -> LoopSettings:

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfd_cli.networks.compilation import can_compile
+from sfd_cli.networks.compilation import compile_network
 from sfd_cli.networks.precision import autocast
 from sfd_cli.processes import Processes
 from sfd_cli.training.averages import EMA
 from sfd_cli.training.optimizers import optimizers_of, take_step
 from sfd_cli.training.running_means import RunningMeans
 from sfd_cli.training.settings import LoopSettings, rate_factor
+from sfd_cli.training.sharding import owners
 
 
 class Task(Protocol):
@@ -60,13 +61,16 @@ class TrainingStep:
         rows = self.micro * settings.accumulate
         self.share = slice(processes.rank * rows, (processes.rank + 1) * rows)
         self.model = model.to(device).train()
-        self.ema = None if settings.ema_decay is None else EMA(self.model, settings.ema_decay, settings.ema_warmup)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizers = optimizers_of(self.model, settings)
+        self.optimizers = optimizers_of(self.model, settings, processes)
+        self.ema = None
+        if settings.ema_decay is not None:
+            whose = owners(self.parameters, self.optimizers, processes)
+            self.ema = EMA(self.model, settings.ema_decay, settings.ema_warmup, whose, processes)
         self.generator = torch.Generator(device)
         self.means = RunningMeans(device, processes)
-        if settings.compile and can_compile(device):
-            self.model.compile()  # LightningDiT compiles its blocks one by one
+        if settings.compile:
+            compile_network(self.model, device)  # LightningDiT and the Semantic VAE compile their blocks one by one
         self.network = processes.wrap(self.model)
 
     def __call__(self, batch: dict[str, Tensor]) -> None:
@@ -111,8 +115,18 @@ class TrainingStep:
 
     @property
     def average(self) -> nn.Module | None:
-        """The averaged module, where one is kept."""
+        """The averaged module, where one is kept; see `EMA` for where it is whole."""
         return self.ema.model if self.ema else None
+
+    def gather_average(self) -> None:
+        """Have the whole average in every process, where one is kept."""
+        if self.ema is not None:
+            self.ema.gather()
+
+    def release_average(self) -> None:
+        """Keep only what this process averages."""
+        if self.ema is not None:
+            self.ema.release()
 
 
 def seed_of_step(seed: int, step: int) -> int:

@@ -20,12 +20,13 @@ from sfd_cli.config import DiT, Settings, identity
 from sfd_cli.data.near_duplicates import Split, hold_out
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.store import Store
-from sfd_cli.devices import kind_of
+from sfd_cli.devices import choose_device, kind_of
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.errors import SettingError, UserError
 from sfd_cli.formats.model_folder import dit_weights, save_model
 from sfd_cli.laws import law_fact, law_of
 from sfd_cli.messages import say
+from sfd_cli.networks.compilation import choose_compile
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
 from sfd_cli.processes import Processes, require_memory
 from sfd_cli.trackers.sending import tracked
@@ -35,9 +36,9 @@ from sfd_cli.training.checkpoints import Checkpoints
 from sfd_cli.training.fit import OnStep, fit
 from sfd_cli.training.inherit import Source, settled
 from sfd_cli.training.live_log import latest_values
-from sfd_cli.training.milestones import MilestoneKeeper, kept_milestones
+from sfd_cli.training.milestones import MilestoneKeeper, is_milestone, kept_milestones
 from sfd_cli.training.probe_task import ProbeTask
-from sfd_cli.training.sample_grids import SampleGrids
+from sfd_cli.training.sample_grids import SampleGrids, has_grid
 from sfd_cli.training.settings import LoopSettings, transformer_loop
 from sfd_cli.training.throughput import training_flops
 from sfd_cli.training.validation import Validation, shared_clusters
@@ -169,8 +170,9 @@ def _recipe(training: Training) -> Recipe:
         inputs["init"] = training.source.model.fingerprint
     free = FREE if section.decay else FREE | {"steps"}
     chosen, recorded = identity(section, exclude=free), identity(section, include=free)
-    # How many more it takes is the device's matter: equal trainings have equal records.
+    # How many micro-batches more it takes is the device's matter: equal trainings have equal records.
     recorded |= {"accumulate": section.micro_batches}
+    recorded["compile"] = choose_compile(section.compile, choose_device(settings.runtime.device), section.steps)
     return Recipe(training.command, training.folder, chosen, inputs, recorded)
 
 
@@ -304,6 +306,7 @@ def _make(training: Training, prepared: Prepared, processes: Processes) -> Facts
             on_step=[*watching, *feed.on_step],
             flops_per_image=None if kind_of(device).is_cpu else _flops(model, adaptation),
             validate=None if split is None else Validation(task, section, split, processes),
+            looks=lambda step: is_milestone(step, section.keep_every) or has_grid(step, section),
         )
     numbers = {"parameters": sum(parameter.numel() for parameter in result.model.parameters())}
     if processes.is_main:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_project import random_images, tiny_settings, write_models
+from tiny_project import random_images, tiny_settings, write_features, write_models
 
 from sfd_cli.data.images import ImageManifest
 from sfd_cli.formats.model_folder import save_model
@@ -191,3 +191,27 @@ def test_imagenets_size_is_measured_at_every_size_and_grows_by_an_exponent(tmp_p
     assert all(isinstance(row["exponent"], float) for row in found["growth"])
     assert found["processes"][-1]["processes"] == 2
     assert found["processes"][-1]["open files"] > 22
+
+
+def test_a_checkpoint_is_the_same_whether_the_loop_waits_for_it_or_not(tmp_path: Path) -> None:
+    run("checkpoints.py", "--weights", "1", "--repetitions", "1", "--device", "cpu", "--out", str(tmp_path))
+    found = written(tmp_path, "checkpoints")
+    assert set(found["seconds"]) == {"written in the loop", "copied"}
+    assert found["megabytes"] == pytest.approx(16, rel=0.01)
+
+
+def test_two_processes_share_state_and_nothing_else_changes(tmp_path: Path) -> None:
+    options = ("--width", "64", "--layers", "6", "--steps", "2", "--repetitions", "1", "--device", "cpu")
+    run("sharing.py", *options, "--out", str(tmp_path))
+    found = written(tmp_path, "sharing")["megabytes"]
+    assert max(found["shared"]) == pytest.approx(max(found["plain"]) / 2, rel=0.05)
+
+
+def test_a_semantic_vae_is_trained_in_both_precisions(tmp_path: Path) -> None:
+    write_features(settings := tiny_settings(tmp_path))
+    params = tmp_path / "params.yaml"
+    params.write_text("semvae: {channels: 2, width: 16, depth: 1, heads: 2, batch_size: 4, holdout: 0.3}\n")
+    options = ("--features", str(settings.paths.features), "--params", str(params), "--steps", "3", "--seeds", "1")
+    run("semantic_vae.py", *options, "--device", "cpu", "--out", str(tmp_path))
+    found = written(tmp_path, "semantic_vae")
+    assert found["means"]["fp32"] != found["means"]["bf16"]

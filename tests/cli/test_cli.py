@@ -67,6 +67,12 @@ def test_a_setting_of_a_section_that_a_stage_does_not_read_is_no_flag_of_it() ->
     assert "--mirror" not in flags
 
 
+def test_what_is_true_false_or_auto_has_a_flag_for_each_of_both() -> None:
+    for stage in ("train", "train-guide", "train-semvae"):
+        (option,) = (option for option in stage_command(stage).params if str(option.name).endswith("__compile"))
+        assert (option.opts, option.secondary_opts) == (["--compile"], ["--no-compile"])
+
+
 def test_no_two_flags_of_a_command_share_a_name() -> None:
     for name in STAGES:
         flags = [flag for option in stage_command(name).params for flag in option.opts]

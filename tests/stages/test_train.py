@@ -32,6 +32,7 @@ from training_project import (
     write_latents,
 )
 
+from sfd_cli.artifacts.recipe import Record
 from sfd_cli.config import DiT, load_settings
 from sfd_cli.data.near_duplicates import hold_out, store_clusters
 from sfd_cli.data.store import Store
@@ -255,6 +256,7 @@ def test_a_finished_run_is_up_to_date_and_more_steps_continue_it(
     # How a run is logged and carried out is not what it computes.
     train.run(settings_with(log_every=3, accumulate=2))
     assert "up to date" in capsys.readouterr().err
+    assert Record.read(Path("models/dit")).settings["compile"] is False, "what auto is on a CPU"  # type: ignore[union-attr]
     fetched: list[np.ndarray] = []
     original = VelocityTask.fetch
     monkeypatch.setattr(VelocityTask, "fetch", lambda task, i, f: (fetched.append(i), original(task, i, f))[1])

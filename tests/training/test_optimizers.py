@@ -19,6 +19,7 @@ from sfd_cli.processes import Processes
 from sfd_cli.training.checkpoints import TrainingState
 from sfd_cli.training.optimizers import optimizers_of, take_step
 from sfd_cli.training.settings import LoopSettings
+from sfd_cli.training.sharding import collected
 from sfd_cli.training.step import TrainingStep
 
 CPU = torch.device("cpu")
@@ -111,8 +112,10 @@ def test_a_run_is_one_of_torchs_own_muon_and_adamw_in_a_plain_loop() -> None:
 
 
 def state_of(step: TrainingStep) -> dict[str, Tensor]:
+    """Weights and momenta; of several processes the first has all momenta, the others their own."""
     state = TrainingState.of(step.number, step.model, None, *step.optimizers)
-    return {name: tensor.clone() for name, tensor in (state.model | state.optimizer).items()}
+    momenta = collected(state.optimizer, step.processes)
+    return {name: tensor.clone() for name, tensor in (state.model | momenta).items()}
 
 
 @pytest.mark.parametrize("bad", [0, 3])
@@ -148,4 +151,6 @@ def test_two_processes_have_one_momentum_and_stay_together(tmp_path: Path) -> No
     first, second = in_two_processes(tmp_path, work)
     for name in ("6.momentum_buffer", "7.momentum_buffer"):
         torch.testing.assert_close(first[0][name], one[name], rtol=1e-4, atol=1e-7)
-    assert all(torch.equal(second[1][name], tensor) for name, tensor in first[1].items())
+    assert all(torch.equal(first[1][name], tensor) for name, tensor in second[1].items())
+    assert {"6.momentum_buffer", "7.momentum_buffer"} <= first[1].keys()
+    assert second[1].keys() > dict(deep_network().named_parameters()).keys()

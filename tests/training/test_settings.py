@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from sfd_cli.config import DiT, SemVAE
+from sfd_cli.config import DiT, SemVAE, TextureVAE, identity
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.errors import SettingError
 from sfd_cli.networks.lightning_dit import LightningDiTConfig
-from sfd_cli.training.settings import LoopSettings, learning_rate, transformer_loop, vae_loop
+from sfd_cli.training.settings import LoopSettings, learning_rate, transformer_loop, vae_loop, with_precision
 from sfd_cli.training.transformer import network_config
 
 CPU = torch.device("cpu")
@@ -103,6 +103,26 @@ def test_a_vae_decays_to_zero_with_clipped_gradients() -> None:
     assert vae_loop(SemVAE(precision="bf16"), CPU).precision == "bf16"
     assert vae_loop(SemVAE(precision="auto"), CPU).precision == "fp32"
     assert vae_loop(SemVAE(precision="auto"), torch.device("cuda")).precision == "bf16"
+
+
+def test_on_a_gpu_the_transformer_and_the_semantic_vae_train_in_bf16_and_compiled() -> None:
+    """The texture VAE, of which no preset trains a large one, stays as it was."""
+    cuda, steps = torch.device("cuda"), 1000
+    loops = [transformer_loop(DiT(steps=steps), cuda), vae_loop(SemVAE(steps=steps), cuda)]
+    assert [(loop.precision, loop.compile) for loop in loops] == [("bf16", True)] * 2
+    loops = [transformer_loop(DiT(steps=steps), CPU), vae_loop(SemVAE(steps=steps), CPU)]
+    loops += [vae_loop(TextureVAE(steps=steps), device) for device in (CPU, cuda)]
+    assert [(loop.precision, loop.compile) for loop in loops] == [("fp32", False)] * 4
+
+
+def test_the_semantic_vaes_identity_tells_bf16_and_is_that_of_before_in_fp32() -> None:
+    cuda = torch.device("cuda")
+    for section in (with_precision(SemVAE(), CPU), with_precision(SemVAE(precision="fp32"), cuda)):
+        assert not {"precision", "compile"} & identity(section).keys()
+    assert identity(with_precision(SemVAE(), cuda))["precision"] == "bf16"
+    assert identity(with_precision(SemVAE(precision="native"), CPU))["precision"] == "native"
+    assert identity(TextureVAE(precision="auto"))["precision"] == "auto"
+    assert "precision" not in identity(TextureVAE())
 
 
 @pytest.mark.parametrize(("processes", "accumulate", "size"), [(1, 1, 12), (2, 3, 2), (4, 1, 3)])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from training_task import COUNT, SETTINGS, Recorded, Regression, assert_same, network
 from two_processes import in_two_processes
 
@@ -53,6 +54,12 @@ class Counting(Processes):
 
     def wrap(self, model: nn.Module) -> nn.Module:
         return model
+
+    def shard(self, kind: type[Optimizer], groups: list[dict[str, Any]], **options: Any) -> Optimizer:
+        return kind(groups, **options)
+
+    def everyones(self, value: Any) -> list[Any]:
+        return [value] * self.count
 
     def mean(self, values: Tensor) -> Tensor:
         return values
