@@ -105,7 +105,7 @@ def bytes_table(found: dict[str, Estimate]) -> list[str]:
                 "train"
             ].checkpoint,
             "checkpoints that stay beside it, of the transformer and its guide": beside,
-            "fixed memory of training on a GPU (weights, gradients, average, two moments), not shared": 20
+            "fixed memory of training on a GPU (weights, gradients, average, two moments), where nothing is sharded": 20
             * estimate.numbers(settings.dit),
             "latents read by training in all; from the page cache after the first epoch, where it holds them": read,
         }
@@ -196,7 +196,7 @@ def _line(cells: list[str]) -> str:
 
 
 def _hours(value: float) -> str:
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+    return f"{value:.1g}" if value < 0.01 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
 def _size(size: float) -> str:

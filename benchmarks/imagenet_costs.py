@@ -11,13 +11,10 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sfd_cli.config import DiT, Settings, load_settings
 from sfd_cli.data.validation_split import validation_split
-from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.tables import STAGES
-from sfd_cli.training.costs import Costs
+from sfd_cli.training.costs import Costs, meta_transformer
 from sfd_cli.training.throughput import PEAKS
 
 REPOSITORY = Path(__file__).parents[1]
@@ -229,8 +226,7 @@ class Estimate:
 
     def numbers(self, section: DiT) -> int:
         """Parameters that are trained, the REPA projector among them."""
-        with torch.device("meta"):
-            return sum(value.numel() for value in LightningDiT(self.costs.transformer(section)).parameters())
+        return sum(value.numel() for value in meta_transformer(self.costs.transformer(section)).parameters())
 
 
 @cache

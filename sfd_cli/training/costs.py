@@ -195,8 +195,7 @@ class Costs:
     def _training(self, section: DiT) -> Cost:
         """Weights, their average and its milestones; a checkpoint has the first two beside the optimiser's moments."""
         config, images = self.transformer(section), section.steps * section.batch_size
-        with torch.device("meta"):
-            network = LightningDiT(config)
+        network = meta_transformer(config)
         numbers, trained, thin = _counts(network, section)
         matrices = sum(weight.numel() for name, weight in network.named_parameters() if is_inner(name, weight))
         # AdamW keeps two numbers of a weight, Muon one.
@@ -221,6 +220,13 @@ class Costs:
         semantics = FLOAT * self.transformer(settings.dit).semantic_channels * settings.grid**2
         work = sample.num_images * (calls * velocity + self.texture_decoder_flops)
         return Cost(sample.num_images, sample.num_images * (pixels * (1 + PNG_SHARE) + semantics), work)
+
+
+@cache
+def meta_transformer(config: LightningDiTConfig) -> LightningDiT:
+    """The network without memory for its weights, to count on and not to change."""
+    with torch.device("meta"):
+        return LightningDiT(config)
 
 
 @cache
@@ -251,9 +257,7 @@ def step_memory(config: LightningDiTConfig, section: DiT, images: int, bf16: boo
         images: of one micro-batch.
         bf16: whether activations are half as large.
     """
-    with torch.device("meta"):
-        network = LightningDiT(config)
-    numbers, trained, thin = _counts(network, section)
+    numbers, trained, thin = _counts(meta_transformer(config), section)
     short, long = (_kept(dataclasses.replace(config, depth=depth, repa_depth=0)) for depth in (1, 2))
     block, rest = long - short, 2 * short - long
     kept = rest + config.depth * block
@@ -290,8 +294,9 @@ def _kept(config: LightningDiTConfig) -> float:
     return float(sum(kept.values()))
 
 
+@cache
 def _velocity(config: LightningDiTConfig, project: bool) -> float:
-    return _forward(None, lambda net: _call(net, config, project), lambda: LightningDiT(config))
+    return _forward(meta_transformer(config), lambda net: _call(net, config, project))
 
 
 def _call(network: nn.Module, config: LightningDiTConfig, project: bool) -> object:
@@ -299,15 +304,9 @@ def _call(network: nn.Module, config: LightningDiTConfig, project: bool) -> obje
     return network(x, torch.empty(1), torch.empty(1), torch.empty(1, dtype=torch.int64), project)
 
 
-def _forward(
-    network: nn.Module | None, call: Callable[[Any], object], build: Callable[[], nn.Module] | None = None
-) -> float:
+def _forward(network: nn.Module, call: Callable[[Any], object]) -> float:
     """Operations of a forward pass."""
-
-    def made() -> nn.Module:
-        return build() if network is None and build is not None else network  # type: ignore[return-value]
-
-    return training_flops(call, made) / 3
+    return training_flops(call, lambda: network) / 3
 
 
 def _numbers(network: nn.Module) -> int:
