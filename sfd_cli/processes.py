@@ -155,6 +155,7 @@ class Processes:
         vote = dist.all_reduce(votes, async_op=True)
 
         def answer() -> bool:
+            WATCH.arrive()
             vote.wait()
             return bool(votes.item())
 

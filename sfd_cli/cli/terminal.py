@@ -71,11 +71,11 @@ def _with_fields(error: Exception) -> SfdError:
     """The error itself, or what an error of the system or a mistake of ours means to a person at the terminal."""
     if isinstance(error, SfdError):
         return error
+    if is_out_of_memory(error):
+        return out_of_memory(error, "sfd")
     if isinstance(error, RuntimeError) and (gone := WATCH.absent()):
         problem = f"ended, or cannot be reached any more ({' '.join(str(error).split('. ')[0].split())})"
         return StageFailure(f"process {gone}", problem, AGAIN)
-    if is_out_of_memory(error):
-        return out_of_memory(error, "sfd")
     if _is_about_room(error):
         place = error.filename if isinstance(error, OSError) else None
         remedy = "free some space and run the same command to go on"
