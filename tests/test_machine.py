@@ -94,14 +94,14 @@ def test_processes_of_a_machine_share_its_cores(
     assert [Runtime(workers=count).threads for count in (0, 2, 40)] == [0, 2, 40]
 
 
-@pytest.mark.parametrize(("given", "kept"), [("auto", "auto"), (None, "auto"), ("3", 3), (0, 0), (2, 2)])
+@pytest.mark.parametrize(("given", "kept"), [("auto", "auto"), ("3", 3), (0, 0), (2, 2)])
 def test_a_number_of_workers_keeps_its_meaning(given: object, kept: object, tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("")
     assert load_settings(path, {"runtime": {"workers": given}}).runtime.workers == kept
 
 
-@pytest.mark.parametrize("given", [-1, 1.5, True, "many", "-1", ""])
+@pytest.mark.parametrize("given", [None, -1, 1.5, True, "many", "-1", ""])
 def test_what_is_no_number_of_workers_is_told(given: object, tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("")
