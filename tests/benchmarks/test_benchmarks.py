@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tiny_project import random_images, tiny_settings, write_features, write_models
 
 from sfd_cli.data.images import ImageManifest
@@ -173,6 +174,22 @@ def demo_project(folder: Path) -> Path:
             folder / "models" / name, type(network).__name__, network.config, {"model": network.state_dict()}, {}
         )
     return folder
+
+
+def test_encoding_tells_what_each_precision_changes(tmp_path: Path) -> None:
+    project = demo_project(tmp_path / "demo")
+    params = yaml.safe_load((BENCHMARKS.parent / "params.yaml").read_text())
+    params["encoder"]["weights"] = "random"
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    sizes = ("--images", "2", "--side", "32", "--stack", "2", "16", "--repetitions", "1")
+    run("encoding.py", "--project", str(project), *sizes, "--device", "cpu", "--out", str(tmp_path))
+    found = written(tmp_path, "encoding")
+    errors = {(row["precision"], row["what"]): row["relative error"] for row in found["errors"]}
+    for what in ("tokens", "semantic latents"):
+        assert 1e-5 < errors["tf32 (imitated)", what] < errors["bf16", what] < 0.1
+    assert errors["bf16", "texture latents"] == 0
+    assert [row["what"] for row in found["precisions"]] == ["fp32", "bf16"]
+    assert {len(found[name]) for name in ("layouts", "stacking")} == {2, 3}
 
 
 def test_one_more_image_leaves_the_bytes_of_a_run_from_nothing(tmp_path: Path) -> None:
