@@ -123,7 +123,10 @@ def format_table(estimate: Estimate) -> list[str]:
         if stage.name in ("train-semvae", "train", "train-guide", "sample"):
             speeds = [FP32 * ASSUMED.fp32, PEAK["TF32"] * ASSUMED.tf32, BF16 * ASSUMED.eager, BF16 * ASSUMED.compiled]
             lines.append(_line([f"`sfd {stage.name}`", *(_hours(work / speed / 3600) for speed in speeds)]))
-    return lines
+    codec = 3 * 1e6 * estimate.costs.texture_flops
+    trained = [_hours(codec / speed / 3600) for speed in (FP32 * ASSUMED.fp32, PEAK["TF32"] * ASSUMED.convolutions)]
+    what = "`sfd train-texture-vae`, a million images, where the presets' VAE is trained and not imported"
+    return [*lines, _line([what, *trained, "-", "-"])]
 
 
 def network_table(found: dict[str, Estimate]) -> list[str]:
