@@ -15,6 +15,7 @@ from imagenet_costs import (
     BF16,
     FP32,
     GPUS,
+    H100,
     IMAGES,
     PEAK,
     PRESETS,
@@ -25,6 +26,7 @@ from imagenet_costs import (
 )
 
 from sfd_cli.errors import UserError
+from sfd_cli.networks.compilation import choose_compile
 from sfd_cli.tables import SOLVERS, STAGES
 from sfd_cli.training.costs import ADAPTIVE_CALLS
 
@@ -176,7 +178,8 @@ def tables() -> list[str]:
     first = found["XL"]
     solver = first.settings.sample.solver
     assert SOLVERS[solver].is_adaptive, "ADAPTIVE_CALLS is printed for it"
-    compiled = "compiled" if first.settings.dit.compile else "in eager mode"
+    dit = first.settings.dit
+    compiled = "compiled" if choose_compile(dit.compile, H100, dit.steps) else "in eager mode"
     alone = [f"`sfd {stage.name}`" for stage in first.stages if not STAGES[stage.name].shares]
     said = [
         f"As the presets have it: {first.threads:g} threads of a process decode, transformers are trained {compiled}.",

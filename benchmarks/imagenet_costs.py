@@ -11,8 +11,14 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sfd_cli.config import DiT, Settings, load_settings
 from sfd_cli.data.validation_split import validation_split
+from sfd_cli.evaluation.held_out import scored
+from sfd_cli.networks.compilation import choose_compile
+from sfd_cli.networks.precision import choose_frozen_precision, choose_precision
+from sfd_cli.pipeline.speed import settled
 from sfd_cli.tables import STAGES
 from sfd_cli.training.costs import Costs, meta_transformer
 from sfd_cli.training.throughput import PEAKS
@@ -22,6 +28,8 @@ PRESETS = {"XL": "imagenet256-xl", "1.0 B": "imagenet256-1p0b"}
 IMAGES, CLASSES = 1_281_167, 1000
 GPUS = (1, 8, 64)
 BF16, FP32 = (1e12 * peak for peak in PEAKS["NVIDIA H100"])
+H100 = torch.device("cuda")
+"""Which is asked for nothing but what the settings mean there."""
 PEAK = {"bf16": BF16, "TF32": BF16 / 2, "fp32": FP32}
 
 
@@ -45,7 +53,10 @@ class Assumed:
         "share of the TF32 peak of the texture VAE, whose norms and activations of 128 x 256 x 256 are bound by memory",
     )
     weight_traffic: float = assumed(
-        56, "bytes a parameter and step: AdamW 28, average 12, norm 4, casts to bf16 and back 12"
+        12, "bytes of memory traffic a parameter and step, on every GPU: casts to bf16 and back (counted by hand)"
+    )
+    shared_traffic: float = assumed(
+        44, "the same, shared by the GPUs: AdamW 28, average 12, norm 4; then each sends its part of the weights"
     )
     hbm: float = assumed(2.8e12, "bytes a second of an H100's memory, of 3.35e12 on the data sheet")
     block_eager: float = assumed(
@@ -142,14 +153,14 @@ class Estimate:
         jpegs = ASSUMED.jpeg_bytes / ASSUMED.disk
         tokens = self.held * self.flips * self.encoder_flops
         kept = self.counted["extract-features"].bytes / ASSUMED.disk
-        seen = len(validation_split(IMAGES, settings.texture_vae.holdout)[1])
+        seen = len(scored(validation_split(IMAGES, settings.texture_vae.holdout)[1]))
         codec = seen * costs.texture_flops
         return [
             Stage("prepare-data", {}, 0, self._decoding(IMAGES), IMAGES * jpegs),
             Stage(
                 "extract-features",
-                {"fp32": tokens},
-                _seconds(tokens, "fp32"),
+                {self._frozen("features"): tokens},
+                _seconds(tokens, self._frozen("features")),
                 self._decoding(self.held),
                 self.held * jpegs + kept,
             ),
@@ -170,14 +181,16 @@ class Estimate:
 
     def _steps(self, name: str, section: Any, work: float, blocks: int, numbers: int, latents: str = "") -> Stage:
         """A training: arithmetic, the weights' own traffic, and averaging behind the backward pass."""
-        form, compiled = _format(section.precision), bool(getattr(section, "compile", False))
-        share = (ASSUMED.compiled if compiled else ASSUMED.eager) if form == "bf16" else getattr(ASSUMED, form.lower())
+        form = choose_precision(section.precision, H100)
+        compiled = choose_compile(section.compile, H100, section.steps)
         least = blocks * (ASSUMED.block_compiled if compiled else ASSUMED.block_eager)
-        traffic = numbers * ASSUMED.weight_traffic / ASSUMED.hbm
         step = {}
         for gpus in GPUS:
-            passes = max(work / section.steps / gpus / (PEAK[form] * share), least)
-            step[gpus] = passes / 3 + max(passes * 2 / 3, averaging(numbers, gpus)[1]) + traffic
+            passes = max(_seconds(work / section.steps / gpus, form, compiled), least)
+            averaged = averaging(numbers, gpus)[1]
+            traffic = numbers * (ASSUMED.weight_traffic + ASSUMED.shared_traffic / gpus) / ASSUMED.hbm
+            # Weights are sent when the step is done, half as many bytes as gradients, which hide behind the passes.
+            step[gpus] = passes / 3 + max(passes * 2 / 3, averaged) + traffic + averaged / 2
         read = section.steps * section.batch_size * self.latent_bytes / self.flips if latents else 0
         return Stage(name, {form: work}, 0, 0, read / ASSUMED.disk, step, section.steps)
 
@@ -186,20 +199,21 @@ class Estimate:
         tokens = self.flips * (IMAGES - self.held) * self.encoder_flops
         products, convolutions = tokens + views * costs.semantic_encoder_flops, views * costs.texture_encoder_flops
         written = IMAGES * self.latent_bytes
-        gpu = _seconds(products, "fp32") + _convolved(convolutions)
+        form = self._frozen("latents")
+        gpu = _seconds(products, form) + _convolved(convolutions)
         disk = (IMAGES * ASSUMED.jpeg_bytes + written) / ASSUMED.disk
         after = max(written / ASSUMED.digests / ASSUMED.cores, written / ASSUMED.disk)
-        work = {"fp32": products, "TF32": convolutions}
+        work = _together({form: products}, {"TF32": convolutions})
         return Stage("encode-latents", work, gpu, self._decoding(IMAGES), disk, after=after)
 
     def _sampling(self) -> Stage:
-        settings, sample = self.settings, self.settings.sample
+        settings, sample = self.settings, settled(self.settings.sample, H100, self.settings.sample.num_images)
         decoding = sample.num_images * self.costs.texture_decoder_flops
         velocities = self.counted["sample"].operations - decoding
-        form = "bf16" if sample.precision == "bf16" else "TF32"
-        gpu = _seconds(velocities, form) + _convolved(decoding)
+        form = {"bf16": "bf16", "fp32": "TF32", "ieee": "fp32"}[sample.precision]
+        gpu = _seconds(velocities, form, sample.compile is True) + _convolved(decoding)
         size = sample.num_images * 3 * settings.images.size**2
-        work = {"bf16": velocities, "TF32": decoding} if form == "bf16" else {"TF32": velocities + decoding}
+        work = _together({form: velocities}, {"TF32": decoding})
         return Stage(
             "sample", work, gpu, sample.num_images / (ASSUMED.png_writes * self.threads), 1.56 * size / ASSUMED.disk
         )
@@ -209,6 +223,11 @@ class Estimate:
         encoder, inception = seen * self.encoder_flops, seen * ASSUMED.inception
         gpu = _seconds(encoder, "fp32") + _convolved(inception)
         return Stage("fid", {"fp32": encoder, "TF32": inception}, gpu, self._decoding(seen), 0, after=ASSUMED.metrics)
+
+    def _frozen(self, section: str) -> str:
+        """The number format of frozen transformers in a stage."""
+        chosen = choose_frozen_precision(getattr(self.settings, section).precision, H100)
+        return {"tf32": "TF32"}.get(chosen, chosen)
 
     def _decoding(self, images: float) -> float:
         return images / (ASSUMED.decodes * self.threads)
@@ -241,14 +260,18 @@ def averaging(numbers: int, gpus: int) -> tuple[float, float]:
     return sent, sent / (ASSUMED.link if gpus <= ASSUMED.gpus_a_machine else min(ASSUMED.link, ASSUMED.network))
 
 
-def _format(precision: str) -> str:
-    """The number format that a setting means on an H100."""
-    return "bf16" if precision in ("auto", "native", "bf16") else "fp32" if precision == "fp32" else precision.upper()
+def _together(*works: dict[str, float]) -> dict[str, float]:
+    """Operations by number format, of parts of a stage."""
+    return {form: sum(work.get(form, 0) for work in works) for form in {**works[0], **works[1]}}
 
 
-def _seconds(operations: float, form: str) -> float:
-    """Of frozen transformers."""
-    shares = {"fp32": ASSUMED.fp32, "TF32": ASSUMED.tf32, "bf16": ASSUMED.eager}
+def _seconds(operations: float, form: str, compiled: bool = False) -> float:
+    """Of transformers."""
+    shares = {
+        "fp32": ASSUMED.fp32,
+        "TF32": ASSUMED.tf32,
+        "bf16": ASSUMED.compiled if compiled else ASSUMED.eager,
+    }
     return operations / (PEAK[form] * shares[form])
 
 

@@ -214,11 +214,9 @@ def documented_commands() -> list[str]:
     text = "\n".join(page.read_text() for page in pages).replace("\\\n", " ")
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
-    return [
-        line.replace("torchrun --nproc-per-node 8 -m sfd_cli", "sfd")
-        for line in lines
-        if "sfd " in line or "sfd_cli" in line
-    ]
+    # What starts it, and what follows it, is not ours.
+    started = [re.sub(r"^(srun|torchrun) .*?(?=sfd )", "", line.replace("-m sfd_cli ", "sfd ")) for line in lines]
+    return [line.split(" && ")[0] for line in started if "sfd " in line]
 
 
 @pytest.mark.parametrize("command", documented_commands())
