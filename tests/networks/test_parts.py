@@ -108,10 +108,10 @@ def test_keys_of_latents_tell_where_a_pass_was_cut(monkeypatch: pytest.MonkeyPat
     keys = {}
     for images in (16, 15):
         at_once(monkeypatch, images, SIDE)
-        keys[images] = taking_over.latent_keys(settings, [b"x" * 32], None, 8)
+        keys[images] = taking_over.latent_keys(settings, [b"x" * 32], None, 8, "fp32")
     assert keys[16] != keys[15], "8 images and their mirror images are 16"
     at_once(monkeypatch, 1000, SIDE)
-    assert taking_over.latent_keys(settings, [b"x" * 32], None, 8) == keys[16]
+    assert taking_over.latent_keys(settings, [b"x" * 32], None, 8, "fp32") == keys[16]
 
 
 def test_a_score_goes_by_parts_and_is_the_same(
