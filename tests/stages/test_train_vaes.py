@@ -257,6 +257,33 @@ def test_two_processes_share_the_evaluation_to_the_bytes_of_one(
         assert written[0] == written[1]
 
 
+@pytest.mark.parametrize("section", ["semvae", "texture_vae"])
+def test_two_processes_train_the_vae_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: str) -> None:
+    """By what it does: weights without a gradient, such as the bias of keys, are moved by Adam as rounding has it."""
+    stage = {"semvae": train_semvae, "texture_vae": train_texture_vae}[section]
+    seen = torch.rand(4, 4, 12) if section == "semvae" else 2 * torch.rand(4, 3, 32, 32) - 1
+    found, curves = [], []
+    for name in ("alone", "together"):
+        settings = settings_for(tmp_path / name, steps=10)
+        write_features(settings)
+        write_images(settings)
+        if name == "alone":
+            stage.run(settings)
+        else:
+            monkeypatch.setenv("WORLD_SIZE", "2")
+            in_two_processes(tmp_path, lambda processes, settings=settings: stage.run(settings))
+            monkeypatch.delenv("WORLD_SIZE")
+        load = load_semantic_vae if section == "semvae" else load_texture_vae
+        network = load(getattr(settings.paths, section))[0]
+        with torch.no_grad():
+            found.append(network.encode(seen)[0])
+        curves.append(read_curves(settings.paths.metrics / section))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+    assert [curve.name for curve in curves[0]] == [curve.name for curve in curves[1]] != []
+    for alone, together in zip(*curves, strict=True):
+        np.testing.assert_allclose(together.values, alone.values, rtol=1e-4)
+
+
 def components_of_patches(settings: Settings, **keys: Any) -> Settings:
     section = settings.texture_vae.model_copy(update={"compressor": "pca", "patch_size": 8, "channels": 6, **keys})
     return settings.model_copy(update={"texture_vae": section})
