@@ -38,6 +38,8 @@ from sfd_cli.config.start import Start
 from sfd_cli.files import fingerprint
 from sfd_cli.laws import law_of
 from sfd_cli.pipeline.speed import settled
+from sfd_cli.training import transformer
+from sfd_cli.training.settings import with_precision
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -276,15 +278,28 @@ IDENTITIES = {
 }
 
 
+AUTO: dict[type[Section], dict[str, Any]] = {
+    DiT: {"accumulate": 1, "compile": False},
+    SemVAE: {"precision": "fp32"},
+    Sample: {"precision": "fp32", "compile": False},
+}
+"""What `auto`, the default since, comes to on a CPU, and what went without saying before."""
+
+
 @pytest.mark.parametrize("section", IDENTITIES, ids=lambda section: section.__name__)
 def test_keys_that_came_later_leave_identities_as_they_were(section: type[Section]) -> None:
     """Artifacts made before there was a key go on: a new key needs its line in LATER, or makes them all again."""
-    settings = section()
-    if isinstance(
-        settings, Sample
-    ):  # samples are made by their transformer's law and as the device is fast, unless told
-        settings = settled(settings.with_law(None), torch.device("cpu"))
+    settings = section(**AUTO.get(section, {}))
+    if isinstance(settings, Sample):  # samples are made by the law of their transformer, where no other is given
+        settings = settings.with_law(None)
     assert fingerprint(identity(settings, mode="json"))[:16] == IDENTITIES[section]
+
+
+def test_auto_comes_to_what_went_without_saying_on_a_cpu() -> None:
+    cpu = torch.device("cpu")
+    assert {"accumulate", "compile"} <= transformer.FREE
+    assert with_precision(SemVAE(), cpu).precision == AUTO[SemVAE]["precision"]
+    assert settled(Sample(), cpu).model_dump(include={"precision", "compile"}) == AUTO[Sample]
 
 
 NEW: dict[str, Any] = {
