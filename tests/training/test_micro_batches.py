@@ -202,6 +202,7 @@ def test_memory_that_is_really_full_is_found_and_what_is_chosen_fits() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_the_number_follows_from_its_memory() -> None:
     device = torch.device("cuda", 0)
     sampler = EpochSampler(COUNT, 64, 0)
