@@ -141,6 +141,7 @@ def main() -> None:
     for name in ("stand_ins", "growth", "processes"):
         print()
         table(found[name])
+    options.folder = None  # where they lie is this machine's matter
     save("imagenet_size", options, found)
 
 

@@ -131,13 +131,13 @@ def _draw_layers(axes: Any, rows: list[list[str]], imported: dict[str, list[str]
     for line, room in enumerate(rooms):
         axes.text(-1.0, -line, room, ha="right", va="center", fontsize=11, color=INK, weight="bold")
         axes.text(len(rooms) + 0.2, -line, _says(room), ha="left", va="center", fontsize=9.5, color=INK)
-        axes.text(line, 0.9, room, ha="left", va="bottom", rotation=50, fontsize=9.5, color=INK)
+        axes.text(line, 0.9, room, ha="center", va="bottom", rotation=90, fontsize=9.5, color=INK)
         axes.plot([line, line], [0.5, -len(rooms) + 0.5], color=INK, lw=0.4, alpha=0.15, zorder=1)
         axes.plot(line, -line, marker="s", ms=9, color=INK, alpha=0.18)
         for other in set(imported.get(room, [])) & set(rooms):
             column = rooms.index(other)
             axes.plot(column, -line, marker="o", ms=8, color=INK if column > line else "#c0392b", zorder=3)
-    axes.set(xlim=(-5, 2.35 * len(rooms)), ylim=(-len(rooms) + 0.4, 4.2))
+    axes.set(xlim=(-5, 2.35 * len(rooms)), ylim=(-len(rooms) + 0.4, 7))
     axes.set_title("Layers, from the top: which room (row) imports which (column); white and grey bands are layers")
     _bare(axes)
 
