@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sfd_cli.config import Fid, Settings
+from sfd_cli.devices import float32_products
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.evaluation.extractor import Extractor
 from sfd_cli.evaluation.features import FeatureSet, extract
@@ -19,7 +20,6 @@ from sfd_cli.evaluation.metric import Reconstructed
 from sfd_cli.evaluation.scored_images import choose
 from sfd_cli.networks.texture_vae import to_pixels, to_signed
 from sfd_cli.pipeline.sampler import DECODED_AT_ONCE
-from sfd_cli.pipeline.speed import tf32
 from sfd_cli.processes import ALONE, Processes
 from sfd_cli.weights.models import TextureCompressor, open_texture_vae
 
@@ -71,7 +71,7 @@ class TextureCodec:
             StageFailure: what is decoded is not finite, and would be black.
         """
         found = []
-        with tf32(self.device):
+        with float32_products(self.device, tf32=True):
             for part in pixels.split(DECODED_AT_ONCE):
                 mean, _ = self.network.encode(to_signed(part).to(self.device))
                 images = self.network.decode(mean)

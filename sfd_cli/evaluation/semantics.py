@@ -19,7 +19,7 @@ from sfd_cli.artifacts.kept_semantics import read_semantics
 from sfd_cli.artifacts.sample_folder import Samples, choose
 from sfd_cli.config import Settings
 from sfd_cli.data.store import Store
-from sfd_cli.devices import choose_device
+from sfd_cli.devices import choose_device, float32_products
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.evaluation.features import ROWS_KEPT, FeatureSet
 from sfd_cli.evaluation.gaussian import Gaussian
@@ -27,7 +27,6 @@ from sfd_cli.evaluation.metric import FEWEST_TO_HALVE, Compared, GaussianDistanc
 from sfd_cli.evaluation.reasons import NotComputable, Scores, unavailable
 from sfd_cli.evaluation.scores import renamed
 from sfd_cli.evaluation.untrained import UntrainedImages
-from sfd_cli.pipeline.speed import tf32
 from sfd_cli.progress import progress
 from sfd_cli.tables import METRICS
 from sfd_cli.weights.models import SemanticCompressor, open_semantic
@@ -170,13 +169,13 @@ class DecodedSemantics:
     @torch.inference_mode()
     def _decoded(self, latents: Tensor) -> Tensor:
         """Patch tokens (n, N, D) of latents (n, C_s, h, w)."""
-        with tf32(self.device):
+        with float32_products(self.device, tf32=True):
             return self.network.decode(latents.to(self.device).flatten(2).transpose(1, 2))
 
     @torch.inference_mode()
     def _returned(self, tokens: Tensor) -> Tensor:
         """Patch tokens (n, N, D) that were compressed and decoded, by posterior means."""
-        with tf32(self.device):
+        with float32_products(self.device, tf32=True):
             return self.network.decode(self.network.encode(tokens.to(self.device))[0])
 
     def _features(self, what: str, count: int, batches: Iterable[Tensor]) -> FeatureSet:

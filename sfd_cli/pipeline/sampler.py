@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sfd_cli.config import Sample
+from sfd_cli.devices import float32_products
 from sfd_cli.diffusion.conditions import Conditions
 from sfd_cli.diffusion.guidance import AutoGuidance, ClassifierFreeGuidance, GuidanceScale, VelocityField
 from sfd_cli.diffusion.latents import LatentSpace
@@ -25,7 +26,7 @@ from sfd_cli.pipeline.held import Held, Recorder, Recording, way_of
 from sfd_cli.pipeline.inputs import SampleInputs
 from sfd_cli.pipeline.origin import Origin
 from sfd_cli.pipeline.seeds import step_noise
-from sfd_cli.pipeline.speed import settled, tf32
+from sfd_cli.pipeline.speed import settled
 from sfd_cli.pipeline.strip import Strip
 from sfd_cli.pipeline.together import require_decodable, require_followed, require_no_noise, require_offset
 from sfd_cli.processes import Processes
@@ -213,7 +214,7 @@ class Sampler:
         if SOLVERS[sample.solver].is_stochastic:
             normals = step_noise(sample.seed, range(len(noise)) if indices is None else indices, noise.shape[1:])
         try:
-            with tf32(self.device, sample.precision != "ieee"):
+            with float32_products(self.device, sample.precision != "ieee"):
                 return integrate(
                     self._velocity,
                     noise,
@@ -240,7 +241,7 @@ class Sampler:
             StageFailure: textures or images are not finite, and would be black.
         """
         vae = self.require_texture_vae()
-        with tf32(self.device, self.sample.precision != "ieee"):
+        with float32_products(self.device, self.sample.precision != "ieee"):
             textures = self.space.split(latents).texture
             if not bool(textures.isfinite().all()):
                 problem = "its latents are not finite once its latent statistics have scaled them"

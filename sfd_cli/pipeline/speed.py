@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 
 from sfd_cli.config import Sample
@@ -37,20 +34,3 @@ def settled(sample: Sample, device: torch.device, images: int = 0) -> Sample:
     if compiled == "auto":
         compiled = kind_of(device).auto_compile and images >= LONG
     return sample.model_copy(update={"precision": precision, "compile": compiled})
-
-
-@contextmanager
-def tf32(device: torch.device, wanted: bool = True) -> Iterator[None]:
-    """Where there are any, TF32 products: full float32 gains nothing over the published numbers, made with TF32.
-
-    Where they are not `wanted`, float32 products, in convolutions too. Afterwards all is as it was.
-    """
-    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    if kind_of(device).tf32:
-        torch.set_float32_matmul_precision("high" if wanted else "highest")
-        torch.backends.cudnn.allow_tf32 = convolutions and wanted
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-        torch.backends.cudnn.allow_tf32 = convolutions

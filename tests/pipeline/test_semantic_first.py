@@ -15,6 +15,7 @@ from tiny_project import SEMANTIC, SIDE
 from trained_pipeline import CHANNELS, WIDTH, project
 
 from sfd_cli.config import Settings
+from sfd_cli.devices import float32_products
 from sfd_cli.errors import UserError
 from sfd_cli.formats.ldm import texture_vae_to_ldm
 from sfd_cli.formats.reference_semantic_vae import semantic_vae_to_reference
@@ -22,7 +23,6 @@ from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig
 from sfd_cli.pipeline.semantic_first import SemanticFirstPipeline
-from sfd_cli.pipeline.speed import tf32
 from sfd_cli.stages import sample as stage
 
 
@@ -327,6 +327,6 @@ def test_moving_the_pipeline_moves_all_of_it(pipeline: SemanticFirstPipeline) ->
 def test_the_precision_of_products_is_sfd_samples_while_a_call_runs_on_a_gpu_and_then_the_callers() -> None:
     before = torch.get_float32_matmul_precision()
     for device, expected in (("cuda", "high"), ("cpu", before)):
-        with tf32(torch.device(device)):
+        with float32_products(torch.device(device), tf32=True):
             assert torch.get_float32_matmul_precision() == expected
         assert torch.get_float32_matmul_precision() == before

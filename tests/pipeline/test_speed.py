@@ -13,7 +13,7 @@ from sfd_cli.devices import CUDA, DeviceKind
 from sfd_cli.networks import precision as formats
 from sfd_cli.pipeline import speed
 from sfd_cli.pipeline.protocol import effective_settings
-from sfd_cli.pipeline.speed import settled, tf32
+from sfd_cli.pipeline.speed import settled
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -62,19 +62,3 @@ def test_a_device_without_bf16_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settled(Sample(), META).precision == "fp32"
     with refusal("sample.precision", "old"):
         settled(Sample(precision="bf16"), META)
-
-
-@pytest.mark.parametrize("wanted", [True, False])
-def test_tf32_is_on_or_off_inside_the_block_alone(
-    monkeypatch: pytest.MonkeyPatch, gpu: torch.device, wanted: bool
-) -> None:
-    def state() -> tuple[str, bool]:
-        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-
-    before = state()
-    with tf32(gpu, wanted):
-        assert state() == (("high", True) if wanted else ("highest", False))
-    assert state() == before
-    monkeypatch.setattr(speed, "kind_of", lambda _: DeviceKind("cpu"))
-    with tf32(CPU, wanted):
-        assert state() == before
