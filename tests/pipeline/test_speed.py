@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from refusals import refusal
+from tiny_project import tiny_settings, write_models
 
 from sfd_cli.config import Sample
 from sfd_cli.devices import CUDA, DeviceKind
 from sfd_cli.networks import precision as formats
-from sfd_cli.pipeline import speed
+from sfd_cli.pipeline import sampler, speed
+from sfd_cli.pipeline.models import SamplingModels
 from sfd_cli.pipeline.protocol import effective_settings
 from sfd_cli.pipeline.speed import settled
 
@@ -62,3 +67,24 @@ def test_a_device_without_bf16_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settled(Sample(), META).precision == "fp32"
     with refusal("sample.precision", "old"):
         settled(Sample(precision="bf16"), META)
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [("fp32", True), ("ieee", False)])
+def test_ieee_alone_samples_and_decodes_without_tf32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, tf32: bool
+) -> None:
+    settings = tiny_settings(tmp_path, sample={"steps": 2, "precision": precision})
+    write_models(settings)
+    drawn = SamplingModels.open(settings).load(settings.sample, CPU)
+    asked: list[bool] = []
+
+    @contextmanager
+    def asking(device: torch.device, tf32: bool) -> Iterator[None]:
+        asked.append(tf32)
+        yield
+
+    monkeypatch.setattr(sampler, "float32_products", asking)
+    space = drawn.space
+    latents = drawn.solve(torch.randn(1, space.channels, space.grid, space.grid), torch.zeros(1, dtype=torch.long))
+    drawn.decode(latents)
+    assert asked == [tf32, tf32]
