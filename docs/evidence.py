@@ -16,6 +16,7 @@ from typing import Any
 from sfd_cli.files import read_json
 from sfd_cli.studies.analysis import analyse, paragraph, table
 from sfd_cli.studies.page import PLOT
+from sfd_cli.studies.reasons import read_reasons, told
 from sfd_cli.studies.results import read_results
 from sfd_cli.studies.study import FILE, read_study
 
@@ -34,13 +35,15 @@ def filled(page: str) -> str:
 
 
 def of_study(name: str) -> list[str]:
-    """Table, words and picture of a study."""
+    """Table, words and picture of a study, and what `sfd study explain` measured beside it."""
     folder = STUDIES / name
     study = read_study(folder / FILE)
     rows = analyse(study, read_results(folder))
     lines = [*table(study, rows), "", paragraph(study, rows)]
     if (folder / PLOT).exists():
         lines += ["", f"![{study.title}](../studies/{name}/{PLOT})"]
+    if (reasons := read_reasons(folder)) is not None:
+        lines += ["", *told(reasons, rows)]
     return lines
 
 

@@ -35,6 +35,28 @@ if stage == "learn-schedule":
     law = {"schedule": "curve", "lead": lead, "lead_slope": -1.5} if lead else {"schedule": "offset", "delta_t": 0.0}
     (folder / "law.json").write_text(json.dumps(law))
     (folder / "settings.json").write_text(json.dumps({"fingerprint": "learned", "complete": True}))
+    if values.get("schedule", {}).get("learn"):
+        import numpy
+        errors, names = numpy.random.default_rng(0), [s + c for c in ("", "_control") for s in ("texture", "semantic")]
+        arrays = {name: errors.random((8, 5, 5)) for name in names}
+        numpy.savez(folder / "surface.npz", levels=numpy.linspace(-4, 2, 5), clusters=numpy.arange(8), **arrays)
+        metrics = pathlib.Path(values["paths"]["metrics"])
+        gaps = {"gap": -1.0, "standard_error": 2.0, "related_gap": 0.5, "related_error": 1.0, "synchronous": 250.0}
+        held = {f"{which}_{stream}": 0.5 for which in ("validation", "training") for stream in ("texture", "semantic")}
+        for name, found in (
+            ("learn_schedule", {"lead": lead, "slope": 0.0, "is_clear": False} | gaps),
+            ("probe", {"loss": 1.0} | held),
+        ):
+            (metrics / name).mkdir(parents=True)
+            (metrics / name / "metrics.json").write_text(json.dumps(found))
+if stage == "oracle":
+    folder = pathlib.Path(values["paths"]["metrics"]) / "schedule"
+    folder.mkdir(parents=True)
+    oracle = {"images": values.get("sample", {}).get("num_images", 900), "real_semantics": 70 + dit.get("lead", 0)}
+    oracle |= {"sampled_semantics": 72.0, "gain": 2.0, "gain_standard_error": 0.5}
+    level = {"lead": -0.25, "lead_standard_error": 0.5}
+    found = {"images": 8, "levels": {"0.5": level}, "accuracy": None, "oracle": oracle}
+    (folder / "inspect.json").write_text(json.dumps(found))
 if stage == "train" and dit.get("steps") == 13:
     print("sfd: error: dit.steps: cannot count to 13; take another number")
     sys.exit(1)
@@ -80,6 +102,14 @@ def quick(folder: Path, name: str) -> dict[str, Any]:
     return {"cmd": f"{sys.executable} quick.py {name} sfd_cli"}
 
 
+def calls() -> list[str]:
+    """Stages that ran since this was asked last, with offset and seed."""
+    path = Path("calls.txt")
+    lines = path.read_text().splitlines() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return lines
+
+
 def write_pipeline(folder: Path, stages: dict[str, Any]) -> None:
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
 
@@ -96,6 +126,7 @@ def real_project(folder: Path, **study: Any) -> Settings:
 
     Artifacts lie right in the folder. Returns the settings.
     """
+    images = study.pop("images", 20)
     dit = {"width": 16, "depth": 2, "heads": 2, "repa_width": 8, "batch_size": 8, "log_every": 5, "sample_every": 0}
     sections: dict[str, Any] = {
         "dit": dit | {"checkpoint_every": 10, "precision": "fp32", "delta_t": 0.0},
@@ -106,7 +137,7 @@ def real_project(folder: Path, **study: Any) -> Settings:
     values = settings.model_dump(mode="json", exclude_defaults=True, exclude={"paths"}) | {"guide": None}
     values["paths"] = {name: name for name in ("images", "semvae", "texture_vae", "latents")}
     write_training_images(settings)
-    write_latents(settings.paths.latents)
+    write_latents(settings.paths.latents, images)
     torch.manual_seed(0)
     semantic = SemanticVAEConfig(6, SEMANTIC, width=8, depth=1, heads=2)
     save_model(settings.paths.semvae, "SemanticVAE", semantic, {"model": SemanticVAE(semantic).state_dict()}, {})

@@ -71,18 +71,17 @@ def save_surface(folder: Path, surface: ErrorSurface, control: ErrorSurface, ene
         )
 
 
-def read_surface(folder: Path) -> ErrorSurface:
-    """The errors that `save_surface` wrote.
+def read_surface(folder: Path, control: bool = False) -> ErrorSurface:
+    """The errors that `save_surface` wrote: of the images, or of the `control`.
 
     Raises:
         UserError: they are missing or damaged.
     """
     path = folder / SURFACE
+    names = [f"{stream}_control" if control else stream for stream in Streams._fields]
     try:
         with np.load(path) as arrays:
-            levels, *errors, clusters = (
-                torch.from_numpy(arrays[name]) for name in ("levels", *Streams._fields, "clusters")
-            )
+            levels, *errors, clusters = (torch.from_numpy(arrays[name]) for name in ("levels", *names, "clusters"))
     except (*DAMAGED_ARCHIVE, KeyError):
         raise UserError(path, "holds no errors of a probe", AGAIN) from None
     return ErrorSurface(levels, Streams(*errors), clusters)

@@ -71,5 +71,27 @@ def study_run(
     """
     from sfd_cli.studies.run import run_study
 
-    wanted = None if rows is None else [row.strip() for row in rows.split(",")]
-    print_result(run_study(name, jobs, wanted, cast(list[int] | None, seeds), params))
+    print_result(run_study(name, jobs, _split(rows), cast(list[int] | None, seeds), params))
+
+
+@study_app.command("explain")
+@friendly_errors
+def study_explain(
+    name: _NAME,
+    rows: Annotated[str | None, typer.Option(help="only these rows, e.g. synchronous,late; unset: all")] = None,
+    seed: Annotated[int | None, typer.Option(help="of the runs that are looked at; unset: the first")] = None,
+    images: Annotated[
+        int | None, typer.Option(min=20, help="of the oracle, with real and with sampled semantics; unset: as scored")
+    ] = None,
+) -> None:
+    """Measure why rows score as they do: what perfect semantics are worth, and what a probe's errors say of each law.
+
+    What the runs of this seed lack is made first. The numbers go into reasons.json and on the study's page.
+    """
+    from sfd_cli.studies.explain import explain_study
+
+    print_result(explain_study(name, _split(rows), seed, images))
+
+
+def _split(rows: str | None) -> list[str] | None:
+    return None if rows is None else [row.strip() for row in rows.split(",")]

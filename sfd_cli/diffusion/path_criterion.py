@@ -33,11 +33,14 @@ import torch
 from torch import Tensor
 
 from sfd_cli.diffusion.latents import Streams
+from sfd_cli.diffusion.schedule import AsynchronousSchedule, Schedule
 
 LEADS = tuple(0.25 * step for step in range(-8, 21))
 SLOPES = tuple(0.5 * step for step in range(-7, 8))
 STEPS = 1000
 """Steps of the quadrature along a path."""
+REACH = 12.0
+"""Logit of progress up to which a phase of a law is divided: nothing happens beyond."""
 CLEAR, EXACT = 2.0, 1e-4
 """A preferred path is better than the synchronous one by so many standard errors, and by this share of J, which is more
 than what the quadrature gets wrong."""
@@ -109,6 +112,39 @@ class Preference(NamedTuple):
         return all(gap + CLEAR * error < -exact for gap, error in gaps)
 
 
+class Gap(NamedTuple):
+    """What the criterion says of one law of times.
+
+    Attributes:
+        gap: J of its path minus that of the synchronous one, nats an image; below 0 where it is better.
+        standard_error: of the gap, over clusters.
+        related_gap: the gap less that on the control.
+        related_error: standard error of this, over clusters.
+    """
+
+    gap: float
+    standard_error: float
+    related_gap: float
+    related_error: float
+
+
+def gap_along(surface: ErrorSurface, control: ErrorSurface, schedule: Schedule) -> Gap:
+    """The criterion for a law that was not chosen by these errors, so that all of them judge it.
+
+    Args:
+        surface: errors on held-out images.
+        control: errors on the same images beside others' semantics, in the same order.
+        schedule: any law.
+    """
+    straight, path = (schedule_weights(surface.levels, law) for law in (AsynchronousSchedule(0.0), schedule))
+    own, others = (
+        _values(found, [path])[:, 0] - _values(found, [straight])[:, 0]
+        for found in (surface.per_cluster(), control.per_cluster())
+    )
+    related, root = own - others, len(own) ** 0.5
+    return Gap(own.mean().item(), own.std().item() / root, related.mean().item(), related.std().item() / root)
+
+
 def preferred(
     surface: ErrorSurface,
     control: ErrorSurface,
@@ -172,7 +208,21 @@ def path_weights(levels: Tensor, lead: float, slope: float = 0.0, steps: int = S
     reach = abs(lead) / 2 + abs(slope) / 2
     level = torch.linspace(low - reach, high + reach, steps + 1, dtype=torch.float64)
     ahead = (lead + slope * (level / 2).tanh()) / 2
-    path = Streams((level - ahead).clamp(low, high), (level + ahead).clamp(low, high))
+    return _weights(levels, Streams(level - ahead, level + ahead))
+
+
+def schedule_weights(levels: Tensor, schedule: Schedule, steps: int = STEPS) -> Streams[Tensor]:
+    """As `path_weights`, of any law: `steps` of each of its phases, the finer the nearer to its ends."""
+    even = torch.linspace(-REACH, REACH, steps + 1, dtype=torch.float64).sigmoid()
+    even = (even - even[0]) / (even[-1] - even[0])
+    progress = torch.cat([phase.start + (phase.end - phase.start) * even for phase in schedule.phases])
+    return _weights(levels, Streams(*(time.clamp(0, 1).logit() for time in schedule.times(progress))))
+
+
+def _weights(levels: Tensor, path: Streams[Tensor]) -> Streams[Tensor]:
+    """Weights of the path through these logit times (steps,), which wait at the lowest and the highest level."""
+    low, high = levels[0].item(), levels[-1].item()
+    path = Streams(*(level.clamp(low, high) for level in path))
     middle = Streams(*((place[1:] + place[:-1]) / 2 for place in path))
     texture, semantic = (_hats(levels.double(), place) for place in middle)  # (steps, n)
     strengths = [place.sigmoid().square() * one.diff() for place, one in zip(middle, path, strict=True)]

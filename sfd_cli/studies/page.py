@@ -7,6 +7,7 @@ from pathlib import Path
 from sfd_cli.errors import UserError
 from sfd_cli.files import atomic_path
 from sfd_cli.studies.analysis import Row, analyse, paragraph, table
+from sfd_cli.studies.reasons import read_reasons, told
 from sfd_cli.studies.results import Record
 from sfd_cli.studies.study import Study
 
@@ -18,16 +19,17 @@ def require_page(folder: Path, study: Study) -> None:
     """Check that results can be put into the page, if there is one, before hours are spent on them.
 
     Raises:
-        UserError: it lacks a mark.
+        UserError: it lacks a mark, or what `sfd study explain` kept is damaged.
     """
     _around(folder, study)
+    read_reasons(folder)
 
 
 def write_page(folder: Path, study: Study, records: list[Record]) -> None:
-    """Draw the plot, and put question, table and words between the marks of the page; the rest of it stays.
+    """Draw the plot, and put question, tables and words between the marks of the page; the rest of it stays.
 
     Raises:
-        UserError: the page has lost a mark.
+        UserError: the page has lost a mark, or what `sfd study explain` kept is damaged.
     """
     before, after = _around(folder, study)
     rows = analyse(study, records)
@@ -35,6 +37,8 @@ def write_page(folder: Path, study: Study, records: list[Record]) -> None:
     if any(row.difference is not None for row in rows):
         draw(study, rows, folder / PLOT)
         lines += ["", f"![Differences to {study.compared_with}]({PLOT})"]
+    if (reasons := read_reasons(folder)) is not None:
+        lines += ["", *told(reasons, rows)]
     with atomic_path(folder / PAGE) as temporary:
         temporary.write_text(before + "\n".join(["", *lines, ""]) + after, encoding="utf-8")
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from sfd_cli.diffusion.latents import Streams
-from sfd_cli.diffusion.path_criterion import ErrorSurface, least_on_lattice, path_weights, preferred
+from sfd_cli.diffusion.laws import CurveSchedule, KnotSchedule, LeadSchedule
+from sfd_cli.diffusion.path_criterion import ErrorSurface, gap_along, least_on_lattice, path_weights, preferred
+from sfd_cli.diffusion.schedule import AsynchronousSchedule, Schedule
 
 LEVELS = torch.linspace(-4, 2.2, 25)
 
@@ -177,3 +179,42 @@ def test_near_duplicates_count_as_one() -> None:
 def test_too_few_clusters_are_refused() -> None:
     with pytest.raises(ValueError, match="3 clusters"):
         preferred(few := surface(correlated(0.0), nothing(), 0.0, 3), without(few))
+
+
+LAWS: list[Schedule] = [
+    LeadSchedule(1.5),
+    CurveSchedule(-1.0, 2.0),
+    AsynchronousSchedule(0.3),
+    KnotSchedule(((0.5, 0.1),)),
+]
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_exact_errors_give_no_law_a_gap(law: Schedule) -> None:
+    levels = torch.linspace(-4, 2.2, 201)
+    errors = correlated(0.6, levels)
+    exact = ErrorSurface(levels, Streams(*(error.expand(4, -1, -1) for error in errors)), torch.arange(4))
+    assert gap_along(exact, exact, law) == pytest.approx((0, 0, 0, 0), abs=1e-3)
+
+
+def test_the_gap_of_a_law_is_what_its_path_costs_more_than_the_synchronous_one() -> None:
+    found = surface(correlated(0.6), excess_of_textures_before_semantics(), 0.1)
+    gap = gap_along(found, without(found), CurveSchedule(2.0, -1.0))
+    each = [
+        length(Streams(*errors), 2.0, -1.0) - length(Streams(*errors), 0.0)
+        for errors in zip(*found.errors, strict=True)
+    ]
+    assert gap.gap == gap.related_gap == pytest.approx(sum(each) / len(each), rel=2e-3)
+    spread = torch.tensor(each, dtype=torch.float64).std().item() / math.sqrt(len(each))
+    assert gap.standard_error == gap.related_error == pytest.approx(spread, rel=2e-2)
+    assert gap.gap < -2 * gap.standard_error
+    assert gap_along(found, found, CurveSchedule(2.0, -1.0)).related_gap == 0
+
+
+def test_a_gap_knows_which_stream_waits() -> None:
+    """An offset is a large lead at both ends: with an excess of textures before semantics it is a gain."""
+    found = surface(correlated(0.6), excess_of_textures_before_semantics(), 0.0)
+    ahead, behind = (
+        gap_along(found, found, law).gap for law in (AsynchronousSchedule(0.5), KnotSchedule(((0.0, 0.5), (0.5, 1.0))))
+    )
+    assert ahead < 0 < behind

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from refusals import refusal, require_refusal
-from study_project import quick, quick_project, real_project, write_pipeline, write_study
+from study_project import calls, quick, quick_project, real_project, write_pipeline, write_study
 
 from sfd_cli.config import load_settings
 from sfd_cli.errors import StageFailure
@@ -30,14 +30,6 @@ RESULTS = Path("studies/offset/results.json")
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return quick_project(tmp_path)
-
-
-def calls() -> list[str]:
-    """Stages that ran since this was asked last, with offset and seed."""
-    path = Path("calls.txt")
-    lines = path.read_text().splitlines() if path.exists() else []
-    path.unlink(missing_ok=True)
-    return lines
 
 
 def results() -> list[dict[str, Any]]:

@@ -1,0 +1,125 @@
+"""Measuring why the rows of a study score as they do: the oracle and the criterion beside each of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from sfd_cli.artifacts.learned_law import read_surface, with_learned_law
+from sfd_cli.config import Settings
+from sfd_cli.diffusion.path_criterion import gap_along
+from sfd_cli.diffusion.schedule import schedule_of
+from sfd_cli.errors import UserError
+from sfd_cli.files import fingerprint, read_json, write_json
+from sfd_cli.laws import LAW_KEYS
+from sfd_cli.messages import say
+from sfd_cli.studies.page import PAGE, require_page, write_page
+from sfd_cli.studies.pipeline import PIPELINE, Job, made, make, plan, read_stages
+from sfd_cli.studies.reasons import REASONS
+from sfd_cli.studies.results import read_results
+from sfd_cli.studies.run import NOT_OURS, RUNS
+from sfd_cli.studies.study import STUDIES, chosen, open_study, read_base, settings_of
+
+LEARN, ORACLE = "learn-schedule", "oracle"
+INSPECT = (sys.executable, "-m", "sfd_cli", "schedule", "inspect", "--oracle")
+
+
+def explain_study(
+    name: str, rows: list[str] | None = None, seed: int | None = None, images: int | None = None
+) -> dict[str, Any]:
+    """Measure oracle and criterion of rows of a study with one seed, and write its page; the summary to print.
+
+    What the runs lack is made first, the probe of `sfd learn-schedule` too: with the settings of the first row that
+    learns a schedule, or else with those of the baseline.
+
+    Args:
+        name: of the study.
+        rows: these only; None: all.
+        seed: of the runs; None: the first.
+        images: of the oracle, with real and with sampled semantics each; None: as many as are scored.
+
+    Raises:
+        UserError: the study or the settings of a row do not hold, or there is no stage that learns a schedule.
+        StageFailure: a stage failed.
+    """
+    study, path = open_study(name)
+    folder, base, stages = STUDIES / name, read_base(study, None), read_stages()
+    seed = chosen("--seed", None if seed is None else [seed], study.seeds)[0]
+    every = {row: settings_of(study, row, seed, base, path) for row in study.rows}
+    wanted = chosen("--rows", rows, study.rows)
+    require_page(folder, study)
+    probe = _run(_until_learned(plan(_learning(every, study.compared_with), stages, RUNS)))
+    learned = made(probe, "schedule")
+    errors, control = read_surface(learned), read_surface(learned, control=True)
+    found: list[dict[str, Any]] = []
+    inspected: dict[str, Any] = {}
+    for row in wanted:
+        jobs = _run(plan(every[row], stages, RUNS))
+        oracle = _oracle(jobs[-1], images)
+        _run([oracle])
+        inspected = read_json(Path(oracle.values["paths"]["metrics"]) / "schedule" / "inspect.json")
+        law = schedule_of(with_learned_law(every[row].dit, made(jobs, "schedule")))
+        facts = {"row": row, "seed": seed, "only_law": _differ_in_law(every[row], every[study.compared_with])}
+        found.append(facts | gap_along(errors, control, law)._asdict() | inspected["oracle"])
+    metrics = Path(probe[-1].values["paths"]["metrics"])
+    of_probe = read_json(metrics / "learn_schedule" / "metrics.json") | _held_out(metrics / "probe" / "metrics.json")
+    write_json(folder / REASONS, {"latents": _of_latents(inspected), "probe": of_probe, "rows": found})
+    write_page(folder, study, read_results(folder))
+    return {"rows": len(found), "reasons": folder / REASONS, "page": folder / PAGE}
+
+
+def _run(jobs: list[Job]) -> list[Job]:
+    """Make these stages, one after the other."""
+    environment = {key: value for key, value in os.environ.items() if key not in NOT_OURS}
+    for job in jobs:
+        if not (job.folder / "done.json").exists():
+            say(f"{job.stage} ({job.folder})")
+        make(job, Event(), environment)
+    return jobs
+
+
+def _learning(every: dict[str, Settings], baseline: str) -> Settings:
+    """Settings under which a schedule is learned."""
+    learners = (settings for settings in every.values() if settings.schedule.learn)
+    settings = next(learners, every[baseline])
+    return settings.model_copy(update={"schedule": settings.schedule.model_copy(update={"learn": True})})
+
+
+def _until_learned(jobs: list[Job]) -> list[Job]:
+    for number, job in enumerate(jobs):
+        if job.stage == LEARN:
+            return jobs[: number + 1]
+    raise UserError(PIPELINE, f"has no stage {LEARN}", "take the dvc.yaml of a new project (`sfd init`)")
+
+
+def _oracle(scored: Job, images: int | None) -> Job:
+    """What the models of a scored run say with real semantics, in a folder beside it."""
+    values = scored.values
+    if images is not None:
+        values = values | {"sample": values.get("sample", {}) | {"num_images": images}}
+    folder = scored.folder.parent / f"{ORACLE}-{fingerprint([scored.folder.name, images])[:12]}"
+    values = values | {"paths": values["paths"] | {"metrics": str(folder / "metrics")}}
+    return Job(ORACLE, list(INSPECT), folder, values)
+
+
+def _differ_in_law(one: Settings, other: Settings) -> bool:
+    """Whether nothing but the law of times differs, which is all that the criterion knows of."""
+
+    def rest(settings: Settings) -> dict[str, Any]:
+        dit = {key: value for key, value in settings.dit.model_dump().items() if key not in LAW_KEYS}
+        return settings.model_dump(exclude={"dit", "schedule"}) | {"dit": dit}
+
+    return rest(one) == rest(other)
+
+
+def _of_latents(inspected: dict[str, Any]) -> dict[str, Any]:
+    accuracy = inspected["accuracy"]
+    kept = None if accuracy is None else {key: accuracy[key] for key in ("whole", "half_resolved", "chance")}
+    return {"images": inspected["images"], "level": inspected["levels"]["0.5"], "accuracy": kept}
+
+
+def _held_out(path: Path) -> dict[str, float]:
+    return {key: value for key, value in read_json(path).items() if key.startswith(("validation_", "training_"))}
