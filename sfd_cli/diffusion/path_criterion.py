@@ -138,8 +138,7 @@ def gap_along(surface: ErrorSurface, control: ErrorSurface, schedule: Schedule) 
     """
     straight, path = (schedule_weights(surface.levels, law) for law in (AsynchronousSchedule(0.0), schedule))
     own, others = (
-        _values(found, [path])[:, 0] - _values(found, [straight])[:, 0]
-        for found in (surface.per_cluster(), control.per_cluster())
+        _values(found, path) - _values(found, straight) for found in (surface.per_cluster(), control.per_cluster())
     )
     related, root = own - others, len(own) ** 0.5
     return Gap(own.mean().item(), own.std().item() / root, related.mean().item(), related.std().item() / root)
@@ -170,10 +169,11 @@ def preferred(
     if count < 4:
         raise ValueError(f"{count} clusters of held-out images are too few to judge by")
     pairs = [(lead, slope) for lead in leads for slope in slopes]
-    straight, paths = path_weights(surface.levels, 0.0), [path_weights(surface.levels, *pair) for pair in pairs]
+    all_leads, all_slopes = torch.tensor(pairs, dtype=torch.float64).unbind(1)
+    straight, paths = path_weights(surface.levels, 0.0), path_weights(surface.levels, all_leads, all_slopes)
 
     def gaps_of(found: Streams[Tensor]) -> Tensor:
-        return _values(found, paths) - _values(found, [straight])  # (clusters, paths)
+        return _values(found, paths) - _values(found, straight)[:, None]  # (clusters, paths)
 
     gaps = gaps_of(errors)
     related = gaps - gaps_of(control.per_cluster())
@@ -185,7 +185,7 @@ def preferred(
     gap, related_gap = judged.mean(1).tolist()
     standard_error, related_error = (judged.std(1) / count**0.5).tolist()
     means = gaps.mean(0)
-    synchronous = _values(errors, [straight]).mean().item()
+    synchronous = _values(errors, straight).mean().item()
     return Preference(
         *pairs[int(means.argmin())],
         gap=gap,
@@ -198,15 +198,20 @@ def preferred(
     )
 
 
-def path_weights(levels: Tensor, lead: float, slope: float = 0.0, steps: int = STEPS) -> Streams[Tensor]:
+def path_weights(
+    levels: Tensor, lead: float | Tensor, slope: float | Tensor = 0.0, steps: int = STEPS
+) -> Streams[Tensor]:
     """A path as weights (n, n) on either stream's errors, so that J is the sum of their products.
 
     The path begins at the lowest level of both streams and ends at the highest: a stream waits at either end until the
-    other one is there. Errors between the levels are interpolated bilinearly.
+    other one is there. Errors between the levels are interpolated bilinearly. Leads and slopes (paths,) give weights
+    (paths, n, n).
     """
     low, high = levels[0].item(), levels[-1].item()
-    reach = abs(lead) / 2 + abs(slope) / 2
-    level = torch.linspace(low - reach, high + reach, steps + 1, dtype=torch.float64)
+    lead, slope = (torch.as_tensor(number, dtype=torch.float64)[..., None] for number in (lead, slope))
+    reach = (lead.abs() + slope.abs()) / 2
+    even = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    level = low - reach + (high - low + 2 * reach) * even
     ahead = (lead + slope * (level / 2).tanh()) / 2
     return _weights(levels, Streams(level - ahead, level + ahead))
 
@@ -220,13 +225,13 @@ def schedule_weights(levels: Tensor, schedule: Schedule, steps: int = STEPS) -> 
 
 
 def _weights(levels: Tensor, path: Streams[Tensor]) -> Streams[Tensor]:
-    """Weights of the path through these logit times (steps,), which wait at the lowest and the highest level."""
+    """Weights of paths through logit times (..., steps), which wait at the lowest and the highest level."""
     low, high = levels[0].item(), levels[-1].item()
     path = Streams(*(level.clamp(low, high) for level in path))
-    middle = Streams(*((place[1:] + place[:-1]) / 2 for place in path))
-    texture, semantic = (_hats(levels.double(), place) for place in middle)  # (steps, n)
+    middle = Streams(*((place[..., 1:] + place[..., :-1]) / 2 for place in path))
+    texture, semantic = (_hats(levels.double(), place) for place in middle)  # (..., steps, n)
     strengths = [place.sigmoid().square() * one.diff() for place, one in zip(middle, path, strict=True)]
-    return Streams(*(texture.T @ (strength[:, None] * semantic) for strength in strengths))
+    return Streams(*(texture.mT @ (strength[..., None] * semantic) for strength in strengths))
 
 
 def least_on_lattice(levels: Tensor, errors: Streams[Tensor], finer: int = 8) -> float:
@@ -258,20 +263,18 @@ def least_on_lattice(levels: Tensor, errors: Streams[Tensor], finer: int = 8) ->
 
 
 def _hats(levels: Tensor, places: Tensor) -> Tensor:
-    """Weights of linear interpolation: (places, n), two of them not 0 in every row."""
+    """Weights of linear interpolation: (*places, n), two of them not 0 in every row."""
     right = torch.searchsorted(levels, places).clamp(1, len(levels) - 1)
     share = (places - levels[right - 1]) / (levels[right] - levels[right - 1])
-    weights = torch.zeros(len(places), len(levels), dtype=torch.float64)
-    rows = torch.arange(len(places))
-    weights[rows, right - 1] = 1 - share
-    weights[rows, right] = share
-    return weights
+    weights = torch.zeros(*places.shape, len(levels), dtype=torch.float64)
+    weights.scatter_(-1, (right - 1)[..., None], (1 - share)[..., None])
+    return weights.scatter_(-1, right[..., None], share[..., None])
 
 
-def _values(errors: Streams[Tensor], weights: list[Streams[Tensor]]) -> Tensor:
-    """J of every cluster and path: (clusters, paths)."""
-    parts = [
-        torch.einsum("cij,pij->cp", error, torch.stack([one[stream] for one in weights]))
-        for stream, error in enumerate(errors)
-    ]
-    return parts[0] + parts[1]
+def _values(errors: Streams[Tensor], weights: Streams[Tensor]) -> Tensor:
+    """J of every cluster (clusters,), and where weights are of several paths, of each: (clusters, paths)."""
+    texture, semantic = (
+        torch.tensordot(error.flatten(1), one.flatten(-2), dims=([1], [-1]))
+        for error, one in zip(errors, weights, strict=True)
+    )
+    return texture + semantic
