@@ -10,7 +10,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from sfd_cli.devices import kind_of
 from sfd_cli.networks.precision import Precision
@@ -55,6 +54,9 @@ def training_flops(forward: Callable[[nn.Module], object], build: Callable[[], n
     """
     with torch.device("meta"), torch.no_grad():
         module = build()
+        # Imported here, for it brings Triton along: most of a second, which every command would pay.
+        from torch.utils.flop_counter import FlopCounterMode
+
         with FlopCounterMode(display=False) as counter:
             forward(module)
     return 3 * counter.get_total_flops()
