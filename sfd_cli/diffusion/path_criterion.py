@@ -15,6 +15,8 @@ and
     J(C) = int_C  t_texture^2 e_texture d l_texture + t_semantic^2 e_semantic d l_semantic,
 
 which is linear in the errors: a path is a matrix of weights on the grid where they are known, and every image has a J.
+Between the levels errors are interpolated by natural cubic splines, along both axes. How much that matters is told by
+straight lines instead: where errors bend sharply between levels the two differ by more than chance does.
 
 A network has an excess for more reasons than one. Beside finished semantics textures may be easier than beside noisy
 ones whatever these say, and then a lead is preferred for which the images are no reason. So J is also taken on a
@@ -29,7 +31,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
 from sfd_cli.diffusion.latents import Streams
@@ -41,6 +45,9 @@ STEPS = 1000
 """Steps of the quadrature along a path."""
 REACH = 12.0
 """Logit of progress up to which a phase of a law is divided: nothing happens beyond."""
+LINEAR, CUBIC = 1, 3
+ENDS = {LINEAR: None, CUBIC: "natural"}
+"""Degrees of splines, and what they do at the first and the last level."""
 CLEAR, EXACT = 2.0, 1e-4
 """A preferred path is better than the synchronous one by so many standard errors, and by this share of J, which is more
 than what the quadrature gets wrong."""
@@ -89,6 +96,8 @@ class Preference(NamedTuple):
         related_gap: the gap less that of the same path on the control: what it gains because of what the streams tell
             of one another.
         related_error: standard error of this, over clusters.
+        interpolation: by how much the gap or the related gap is another if errors between the levels lie on straight
+            lines, whichever is more.
     """
 
     lead: float
@@ -100,14 +109,15 @@ class Preference(NamedTuple):
     synchronous: float
     related_gap: float
     related_error: float
+    interpolation: float = 0.0
 
     @property
     def is_clear(self) -> bool:
         """Whether the path is better than the synchronous one, and more so than on the control.
 
-        By more than chance and rounding, see CLEAR and EXACT.
+        By more than chance, interpolation and rounding, see CLEAR and EXACT.
         """
-        exact = EXACT * abs(self.synchronous)
+        exact = EXACT * abs(self.synchronous) + self.interpolation
         gaps = ((self.gap, self.standard_error), (self.related_gap, self.related_error))
         return all(gap + CLEAR * error < -exact for gap, error in gaps)
 
@@ -164,30 +174,36 @@ def preferred(
     Raises:
         ValueError: there are fewer than four clusters.
     """
-    errors = surface.per_cluster()
+    errors, strangers = surface.per_cluster(), control.per_cluster()
     count = len(errors.texture)
     if count < 4:
         raise ValueError(f"{count} clusters of held-out images are too few to judge by")
-    pairs = [(lead, slope) for lead in leads for slope in slopes]
-    all_leads, all_slopes = torch.tensor(pairs, dtype=torch.float64).unbind(1)
-    straight, paths = path_weights(surface.levels, 0.0), path_weights(surface.levels, all_leads, all_slopes)
+    pairs = torch.tensor([(lead, slope) for lead in leads for slope in slopes], dtype=torch.float64)
+    every_lead, every_slope = pairs.unbind(1)
 
-    def gaps_of(found: Streams[Tensor]) -> Tensor:
-        return _values(found, paths) - _values(found, straight)[:, None]  # (clusters, paths)
+    def gaps_by(degree: int) -> tuple[Tensor, Tensor]:
+        """Gaps and related gaps, (clusters, paths)."""
+        straight = path_weights(surface.levels, 0.0, degree=degree)
+        paths = path_weights(surface.levels, every_lead, every_slope, degree=degree)
+        own, others = (_values(found, paths) - _values(found, straight)[:, None] for found in (errors, strangers))
+        return own, own - others
 
-    gaps = gaps_of(errors)
-    related = gaps - gaps_of(control.per_cluster())
+    gaps, related = gaps_by(CUBIC)
+    straight_gaps, straight_related = gaps_by(LINEAR)
     halves = torch.arange(count) % 2 == 0
-    judged = torch.empty(2, count, dtype=torch.float64)
+    judged = torch.empty(4, count, dtype=torch.float64)
     for choosing in (halves, ~halves):
         chosen = gaps[choosing].mean(0).argmin()
-        judged[:, ~choosing] = torch.stack((gaps, related))[:, ~choosing, chosen]
-    gap, related_gap = judged.mean(1).tolist()
-    standard_error, related_error = (judged.std(1) / count**0.5).tolist()
+        every = torch.stack((gaps, related, straight_gaps, straight_related))
+        judged[:, ~choosing] = every[:, ~choosing, chosen]
+    (gap, related_gap), straight_ones = judged[:2].mean(1).tolist(), judged[2:].mean(1)
+    standard_error, related_error = (judged[:2].std(1) / count**0.5).tolist()
     means = gaps.mean(0)
-    synchronous = _values(errors, straight).mean().item()
+    synchronous = _values(errors, path_weights(surface.levels, 0.0)).mean().item()
+    lead, slope = pairs[int(means.argmin())].tolist()
     return Preference(
-        *pairs[int(means.argmin())],
+        lead=lead,
+        slope=slope,
         gap=gap,
         standard_error=standard_error,
         lattice_gap=least_on_lattice(surface.levels, Streams(*(error.mean(0) for error in errors))) - synchronous,
@@ -195,17 +211,18 @@ def preferred(
         synchronous=synchronous,
         related_gap=related_gap,
         related_error=related_error,
+        interpolation=(judged[:2].mean(1) - straight_ones).abs().max().item(),
     )
 
 
 def path_weights(
-    levels: Tensor, lead: float | Tensor, slope: float | Tensor = 0.0, steps: int = STEPS
+    levels: Tensor, lead: float | Tensor, slope: float | Tensor = 0.0, steps: int = STEPS, degree: int = CUBIC
 ) -> Streams[Tensor]:
     """A path as weights (n, n) on either stream's errors, so that J is the sum of their products.
 
     The path begins at the lowest level of both streams and ends at the highest: a stream waits at either end until the
-    other one is there. Errors between the levels are interpolated bilinearly. Leads and slopes (paths,) give weights
-    (paths, n, n).
+    other one is there. Errors between the levels are interpolated by splines of this degree. Leads and slopes (paths,)
+    give weights (paths, n, n).
     """
     low, high = levels[0].item(), levels[-1].item()
     lead, slope = (torch.as_tensor(number, dtype=torch.float64)[..., None] for number in (lead, slope))
@@ -213,7 +230,7 @@ def path_weights(
     even = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     level = low - reach + (high - low + 2 * reach) * even
     ahead = (lead + slope * (level / 2).tanh()) / 2
-    return _weights(levels, Streams(level - ahead, level + ahead))
+    return _weights(levels, Streams(level - ahead, level + ahead), degree)
 
 
 def schedule_weights(levels: Tensor, schedule: Schedule, steps: int = STEPS) -> Streams[Tensor]:
@@ -221,15 +238,15 @@ def schedule_weights(levels: Tensor, schedule: Schedule, steps: int = STEPS) -> 
     even = torch.linspace(-REACH, REACH, steps + 1, dtype=torch.float64).sigmoid()
     even = (even - even[0]) / (even[-1] - even[0])
     progress = torch.cat([phase.start + (phase.end - phase.start) * even for phase in schedule.phases])
-    return _weights(levels, Streams(*(time.clamp(0, 1).logit() for time in schedule.times(progress))))
+    return _weights(levels, Streams(*(time.clamp(0, 1).logit() for time in schedule.times(progress))), CUBIC)
 
 
-def _weights(levels: Tensor, path: Streams[Tensor]) -> Streams[Tensor]:
+def _weights(levels: Tensor, path: Streams[Tensor], degree: int) -> Streams[Tensor]:
     """Weights of paths through logit times (..., steps), which wait at the lowest and the highest level."""
     low, high = levels[0].item(), levels[-1].item()
     path = Streams(*(level.clamp(low, high) for level in path))
     middle = Streams(*((place[..., 1:] + place[..., :-1]) / 2 for place in path))
-    texture, semantic = (_hats(levels.double(), place) for place in middle)  # (..., steps, n)
+    texture, semantic = (_interpolation(levels, place, degree) for place in middle)  # (..., steps, n)
     strengths = [place.sigmoid().square() * one.diff() for place, one in zip(middle, path, strict=True)]
     return Streams(*(texture.mT @ (strength[..., None] * semantic) for strength in strengths))
 
@@ -237,17 +254,20 @@ def _weights(levels: Tensor, path: Streams[Tensor]) -> Streams[Tensor]:
 def least_on_lattice(levels: Tensor, errors: Streams[Tensor], finer: int = 8) -> float:
     """The least J of all monotone paths along the lines of a grid `finer` than that of the levels.
 
-    `errors` are means (n, n), interpolated bilinearly in between.
+    `errors` are means (n, n), interpolated as along any path.
     """
     levels = levels.double()
     count = finer * (len(levels) - 1) + 1
     places = torch.cat([torch.lerp(levels[:-1], levels[1:], part / finer) for part in range(finer)])
     places = torch.cat([places, levels[-1:]]).sort().values
-    hats = _hats(levels, places)
+    between = _interpolation(levels, places, CUBIC)
 
     def edges(errors: Tensor) -> list[list[float]]:
         """J of every step along the first axis, by Simpson's rule, (count - 1, count)."""
-        error, middle = hats @ errors.double() @ hats.T, ((places[1:] + places[:-1]) / 2).sigmoid().square()[:, None]
+        error, middle = (
+            between @ errors.double() @ between.T,
+            ((places[1:] + places[:-1]) / 2).sigmoid().square()[:, None],
+        )
         weighted = places.sigmoid().square()[:, None] * error
         halfway = middle * (error[1:] + error[:-1]) / 2
         return ((weighted[1:] + 4 * halfway + weighted[:-1]) / 6 * places.diff()[:, None]).tolist()
@@ -262,13 +282,10 @@ def least_on_lattice(levels: Tensor, errors: Streams[Tensor], finer: int = 8) ->
     return least[-1][-1]
 
 
-def _hats(levels: Tensor, places: Tensor) -> Tensor:
-    """Weights of linear interpolation: (*places, n), two of them not 0 in every row."""
-    right = torch.searchsorted(levels, places).clamp(1, len(levels) - 1)
-    share = (places - levels[right - 1]) / (levels[right] - levels[right - 1])
-    weights = torch.zeros(*places.shape, len(levels), dtype=torch.float64)
-    weights.scatter_(-1, (right - 1)[..., None], (1 - share)[..., None])
-    return weights.scatter_(-1, right[..., None], share[..., None])
+def _interpolation(levels: Tensor, places: Tensor, degree: int) -> Tensor:
+    """What every level's value counts at `places` on a spline through all of them: (*places, n)."""
+    spline = make_interp_spline(levels.double().numpy(), np.eye(len(levels)), degree, bc_type=ENDS[degree])
+    return torch.from_numpy(spline(places.numpy()))
 
 
 def _values(errors: Streams[Tensor], weights: Streams[Tensor]) -> Tensor:

@@ -158,7 +158,7 @@ def learned_schedule(settings: Settings, path: Path) -> dict[str, Any] | None:
         law, surface = law_of(with_learned_law(DiT(schedule=LEARNED), folder)), read_surface(folder)
     except UserError as error:
         return {"reason": str(error)}
-    found = Preference(*(record.facts[name] for name in Preference._fields))
+    found = Preference(**{name: record.facts[name] for name in Preference._fields if name in record.facts})
     draw_surface(path, surface, law, found)
     rows = surface_summary(law, found, record.facts["images"], surface)
     return {"picture": picture_uri(path), "rows": rows, "followed": settings.dit.schedule == LEARNED, "reason": ""}

@@ -58,6 +58,7 @@ def surface_summary(
         ("J of the synchronous schedule", f"{found.synchronous:.4g} nats an image"),
         ("the best curve less that", _gap(found)),
         ("less the same beside strangers' semantics", f"{found.related_gap:.3g} ± {found.related_error:.2g}"),
+        ("if errors lie on straight lines between levels", f"{found.interpolation:.2g} from these"),
         ("on images that chose it", f"{found.curve_gap:.3g}, and {found.lattice_gap:.3g} for a path of any shape"),
     ]
 

@@ -197,6 +197,31 @@ def test_exact_errors_give_no_law_a_gap(law: Schedule) -> None:
     assert gap_along(exact, exact, law) == pytest.approx((0, 0, 0, 0), abs=1e-3)
 
 
+@pytest.mark.parametrize("rho", [0.6, 0.9])
+def test_nine_levels_are_enough_where_errors_are_smooth(rho: float) -> None:
+    """As many as by default: what interpolation gets wrong is far below the gaps that are taken for clear."""
+    levels = torch.linspace(-4, 2.2, 9)
+    exact = ErrorSurface(
+        levels, Streams(*(error.expand(4, -1, -1) for error in correlated(rho, levels))), torch.arange(4)
+    )
+    assert max(abs(gap_along(exact, exact, LeadSchedule(lead)).gap) for lead in (-2.0, -1.0, 0.5, 1.0, 2.0, 4.0)) < 3e-3
+
+
+def test_a_preference_that_hangs_on_what_is_between_the_levels_is_not_clear() -> None:
+    """A gain that only one of both interpolations sees, on few levels: the same errors on many have none."""
+    many = torch.linspace(-4, 2.2, 49)
+    texture, semantic = on_grid(many)
+    jump = (20 * (texture - semantic + 1)).sigmoid()  # steep, and away from the synchronous path
+    errors = Streams(correlated(0.6, many).texture + 0.1 * jump, correlated(0.6, many).semantic)
+    coarse = ErrorSurface(many[::12], Streams(*(one[::12, ::12].expand(8, -1, -1) for one in errors)), torch.arange(8))
+    found = preferred(coarse, without(coarse))
+    assert found.interpolation > 0.01
+    assert found._replace(
+        interpolation=0.0, gap=-found.interpolation / 2, related_gap=-found.interpolation / 2
+    ).is_clear
+    assert not found._replace(gap=-found.interpolation / 2, related_gap=-found.interpolation / 2).is_clear
+
+
 def test_the_gap_of_a_law_is_what_its_path_costs_more_than_the_synchronous_one() -> None:
     found = surface(correlated(0.6), excess_of_textures_before_semantics(), 0.1)
     gap = gap_along(found, without(found), CurveSchedule(2.0, -1.0))
