@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import statistics
 import sys
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 from sfd_cli.artifacts.learned_law import read_surface, with_learned_law
-from sfd_cli.config import Settings
+from sfd_cli.config import DiT, Settings
 from sfd_cli.diffusion.path_criterion import gap_along
-from sfd_cli.diffusion.schedule import schedule_of
+from sfd_cli.diffusion.schedule import Schedule, schedule_of
+from sfd_cli.diffusion.training_times import TrainingTimes
 from sfd_cli.errors import UserError
 from sfd_cli.files import fingerprint, read_json, write_json
 from sfd_cli.laws import LAW_KEYS
@@ -61,8 +63,10 @@ def explain_study(
         oracle = _oracle(jobs[-1], images)
         _run([oracle])
         inspected = read_json(Path(oracle.values["paths"]["metrics"]) / "schedule" / "inspect.json")
-        law = schedule_of(with_learned_law(every[row].dit, made(jobs, "schedule")))
+        followed = with_learned_law(every[row].dit, made(jobs, "schedule"))
+        law = schedule_of(followed)
         facts = {"row": row, "seed": seed, "only_law": _differ_in_law(every[row], every[study.compared_with])}
+        facts |= {"draws": _draws(followed, law)}
         found.append(facts | gap_along(errors, control, law)._asdict() | inspected["oracle"])
     metrics = Path(probe[-1].values["paths"]["metrics"])
     of_probe = read_json(metrics / "learn_schedule" / "metrics.json") | _held_out(metrics / "probe" / "metrics.json")
@@ -103,6 +107,12 @@ def _oracle(scored: Job, images: int | None) -> Job:
     folder = scored.folder.parent / f"{ORACLE}-{fingerprint([scored.folder.name, images])[:12]}"
     values = values | {"paths": values["paths"] | {"metrics": str(folder / "metrics")}}
     return Job(ORACLE, list(INSPECT), folder, values)
+
+
+def _draws(dit: DiT, law: Schedule) -> float:
+    """Share of the draws of a training that its streams learn from, the mean of both."""
+    times = TrainingTimes(law, dit.objective, dit.time_mean, dit.lead_jitter, dit.leader_noise)
+    return statistics.fmean(times.shares())
 
 
 def _differ_in_law(one: Settings, other: Settings) -> bool:

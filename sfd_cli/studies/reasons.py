@@ -1,7 +1,8 @@
 """Why the rows of a study score as they do: what `sfd study explain` measured beside them, kept and told.
 
 The *oracle* is what perfect semantics would be worth along a row's law, the *criterion* what a probe's errors on
-held-out images say of it (`sfd_cli.diffusion.path_criterion`), *parity* the lead at which both streams draw level.
+held-out images say of it (`sfd_cli.diffusion.path_criterion`), *parity* the lead at which both streams draw level, and
+*draws* the share of a training's draws that a stream learns from along it (`TrainingTimes.shares`).
 """
 
 from __future__ import annotations
@@ -54,11 +55,11 @@ def told(reasons: Reasons, rows: list[Row]) -> list[str]:
 
 
 def _table(rows: list[dict[str, Any]], differences: dict[str, float]) -> list[str]:
-    head = ["row", "difference", "criterion, nats", "beyond the control", "real semantics", "sampled", "worth"]
+    head = ["row", "difference", "draws", "criterion, nats", "beyond the control", "real semantics", "sampled", "worth"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
         difference = differences.get(row["row"])
-        cells = [f"`{row['row']}`", "" if difference is None else f"{difference:+.3g}"]
+        cells = [f"`{row['row']}`", "" if difference is None else f"{difference:+.3g}", f"{row['draws']:.0%}"]
         cells += [_pair(row, "gap", "standard_error"), _pair(row, "related_gap", "related_error")]
         cells += [f"{row['real_semantics']:.4g}", f"{row['sampled_semantics']:.4g}"]
         lines.append(f"| {' | '.join([*cells, _pair(row, 'gain', 'gain_standard_error')])} |")

@@ -11,6 +11,7 @@ from diffusion_laws import LAWS, by_law
 from torch import Tensor
 
 from sfd_cli.diffusion.latents import Streams
+from sfd_cli.diffusion.laws import LeadSchedule
 from sfd_cli.diffusion.schedule import AsynchronousSchedule, Schedule
 from sfd_cli.diffusion.training_times import Draws, ShiftedLead, TrainingTimes
 
@@ -170,3 +171,20 @@ def test_semantics_that_have_arrived_are_shown_noisy_and_others_as_they_are() ->
     assert same_weights is not None
     assert torch.equal(weights.semantic, same_weights.semantic)
     assert not weights.semantic[arrived].any()
+
+
+@pytest.mark.parametrize(("lead", "jitter"), [(0.5, 0.0), (1.0, 0.0), (-2.0, 0.0), (4.0, 0.0), (0.0, 2.0)])
+def test_what_asynchrony_costs_in_draws_is_known_in_closed_form_for_leads(lead: float, jitter: float) -> None:
+    """Both streams' logit times are normal, a lead apart: E w^2 = E 2 / (1 + exp(-(k x + k^2 / 2))), x normal."""
+    leads = torch.linspace(lead - jitter, lead + jitter, 101).tolist() if jitter else [lead]
+    squares = [expectation(lambda t, k=k: 2 * (k * t.logit() + k * k / 2).sigmoid(), 0.0) for k in leads]  # type: ignore[misc]
+    times = TrainingTimes(LeadSchedule(lead), "corrected", -0.6, jitter)
+    assert times.shares() == pytest.approx([len(squares) / sum(squares)] * 2, rel=0.01)
+
+
+def test_a_stream_that_waits_for_the_other_learns_from_half_of_the_draws() -> None:
+    for objective in ("paper", "corrected"):
+        assert TrainingTimes(AsynchronousSchedule(1.0), objective).shares() == pytest.approx((0.5, 0.5), abs=0.01)
+        assert TrainingTimes(AsynchronousSchedule(0.0), objective).shares() == (1, 1)
+    moving = 1 - 0.5 * (1 + math.erf(math.log(0.3) / math.sqrt(2)))  # of the paper's: level above 0.3 / 1.3
+    assert TrainingTimes(AsynchronousSchedule(0.3)).shares().texture == pytest.approx(moving, abs=0.01)

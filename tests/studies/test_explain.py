@@ -100,7 +100,7 @@ def test_the_page_has_it_beside_the_scores(here: Path) -> None:
     run_study("offset", seeds=[3])
     assert "real semantics" not in PAGE.read_text()
     explain_study("offset")
-    assert "| `lead` | +0 | " in PAGE.read_text()
+    assert "| `lead` | +0 | 96% | " in PAGE.read_text()
     assert "draw level at a lead of -0.25 ± 0.5" in PAGE.read_text()
     run_study("offset", seeds=[4])
     assert "real semantics" in PAGE.read_text(), "it stays when the study goes on"
@@ -129,7 +129,15 @@ def row_of(name: str, difference: float) -> Row:
 
 def explained(count: int, gaps: list[float]) -> dict[str, Any]:
     rows = [
-        {"row": f"law {n}", "seed": 0, "only_law": True, "gap": gap, "standard_error": 0.5, "images": 900}
+        {
+            "row": f"law {n}",
+            "seed": 0,
+            "only_law": True,
+            "draws": 0.75,
+            "gap": gap,
+            "standard_error": 0.5,
+            "images": 900,
+        }
         | {"related_gap": gap / 2, "related_error": 0.25, "real_semantics": 70.0, "sampled_semantics": 72.0}
         | {"gain": 2.0, "gain_standard_error": 0.75}
         for n, gap in zip(range(count), gaps, strict=True)
@@ -146,8 +154,8 @@ def test_the_words_say_what_the_numbers_say() -> None:
     gaps = [0.0, -3.0, -2.0, 1.0, 4.0, 2.0]
     rows = [row_of(f"law {n}", gap**3) for n, gap in enumerate(gaps)]
     text = "\n".join(told(explained(6, gaps), rows))
-    assert "| `law 1` | -27 | -3 ± 0.5 | -1.5 ± 0.25 | 70 | 72 | +2 ± 0.75 |" in text
-    assert "| `law 0` |  | +0 ± 0.5 |" in text, "the baseline is not compared with itself"
+    assert "| `law 1` | -27 | 75% | -3 ± 0.5 | -1.5 ± 0.25 | 70 | 72 | +2 ± 0.75 |" in text
+    assert "| `law 0` |  | 75% | +0 ± 0.5 |" in text, "the baseline is not compared with itself"
     assert "62.5% of the images from semantics and of 50.0% from textures" in text
     assert "lead 1.5, slope -1 (-3 ± 0.5 nats an image" in text
     assert "texture 0.75 held out, 0.5 trained on" in text
