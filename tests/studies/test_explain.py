@@ -100,7 +100,7 @@ def test_the_page_has_it_beside_the_scores(here: Path) -> None:
     run_study("offset", seeds=[3])
     assert "real semantics" not in PAGE.read_text()
     explain_study("offset")
-    assert "| `lead` | +0 | 96% | " in PAGE.read_text()
+    assert "| `lead` | +0 | 100% | " in PAGE.read_text()
     assert "draw level at a lead of -0.25 ± 0.5" in PAGE.read_text()
     run_study("offset", seeds=[4])
     assert "real semantics" in PAGE.read_text(), "it stays when the study goes on"
