@@ -25,8 +25,8 @@ from torch import Tensor
 from training_step import EMA_DECAY, LEARNING_RATE, SIZES, make_problem
 
 from sfd_cli.config import DiT
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.networks.adapters import LABELS, adapt, lora
-from sfd_cli.processes import Processes
 from sfd_cli.training.costs import step_memory
 from sfd_cli.training.settings import LoopSettings
 from sfd_cli.training.step import TrainingStep

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from sfd_cli.processes import Processes
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.training.settings import LoopSettings
 from sfd_cli.training.sharding import local
 from sfd_cli.training.step import TrainingStep

@@ -46,9 +46,9 @@ from sfd_cli.config import DiT
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.shards import StoreWriter
 from sfd_cli.data.store import Field, Store
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.formats.reference_dit import dit_to_reference
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
-from sfd_cli.processes import Processes
 from sfd_cli.training.settings import LoopSettings
 from sfd_cli.training.step import TrainingStep, seed_of_step
 from sfd_cli.training.throughput import peak_flops

@@ -40,7 +40,7 @@ def stages() -> dict[str, dict[str, list[str]]]:
 def layers() -> list[list[str]]:
     """Rooms from the top: each imports only from those below it."""
     contracts = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    (contract,) = [contract for contract in contracts if contract["type"] == "layers"]
+    (contract,) = [contract for contract in contracts if contract["type"] == "layers" and "containers" not in contract]
     return [[part.strip().removeprefix("sfd_cli.") for part in layer.split("|")] for layer in contract["layers"]]
 
 

@@ -14,7 +14,7 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 from sfd_cli.cli.terminal import friendly_errors
-from sfd_cli.processes import Processes
+from sfd_cli.distributed.processes import Processes
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from sfd_cli.processes import Processes
+from sfd_cli.distributed.processes import Processes
 
 
 def in_two_processes(folder: Path, work: Callable[[Processes], Any]) -> list[Any]:

@@ -8,9 +8,9 @@ from typing import Any
 from sfd_cli.artifacts.damage import damage
 from sfd_cli.artifacts.recipe import Record
 from sfd_cli.checksums import damaged, damaged_by_own
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.errors import UserError
 from sfd_cli.formats.reference_shards import is_shards
-from sfd_cli.processes import Processes
 from sfd_cli.weights.models import Model
 
 

@@ -16,11 +16,11 @@ from sfd_cli.artifacts.damage import damage, told
 from sfd_cli.artifacts.earlier import keep_earlier, remove_earlier
 from sfd_cli.artifacts.recipe import COPY, SETTINGS, UNDER_DVC, Facts, Recipe, Record, checkpoints_of, is_record
 from sfd_cli.checksums import checksums_of, damaged, remember
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.files import appears, read_as, write_json
 from sfd_cli.locks import take
 from sfd_cli.messages import say
-from sfd_cli.processes import Processes
 
 LEFTOVER = ".*.tmp"
 """What a killed run leaves half written."""

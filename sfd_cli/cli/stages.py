@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from sfd_cli.cli.options import ARGUMENTS, DEBUG, PARAMS, SettingsCommand, settings_from_flags, stage_options
 from sfd_cli.cli.terminal import friendly_errors, print_result
 from sfd_cli.config import DEFAULT_PARAMS
-from sfd_cli.launch import is_member, launch, wanted
+from sfd_cli.distributed.launch import is_member, launch, wanted
 from sfd_cli.memory import memory_told
 from sfd_cli.stages import Stage
 from sfd_cli.tables import STAGES
@@ -56,7 +56,7 @@ def stage_command(name: str, stage: Stage | None = None) -> Any:
             found = importlib.import_module(chosen.module).run(settings, **arguments)
         print_result(found)
         if "WORLD_SIZE" in os.environ:  # of torchrun
-            from sfd_cli.processes import Processes
+            from sfd_cli.distributed.processes import Processes
 
             Processes.leave()
 

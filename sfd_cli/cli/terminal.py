@@ -15,10 +15,10 @@ from typing import Any
 
 import typer
 
+from sfd_cli.distributed.watch import AGAIN, WATCH
 from sfd_cli.errors import SfdError, StageFailure, UserError
 from sfd_cli.memory import is_out_of_memory, out_of_memory
 from sfd_cli.messages import printable
-from sfd_cli.watch import AGAIN, WATCH
 
 # A path that cannot be read or written: the user's to change.
 UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}

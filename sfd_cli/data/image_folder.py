@@ -15,10 +15,10 @@ from sfd_cli.data.contents import write_contents
 from sfd_cli.data.image_sources import ImageSet, in_threads, refuse_overlap
 from sfd_cli.data.images import SPLITS, ImageManifest, Place, by_folders, evenly_spaced, is_image, list_image_folder
 from sfd_cli.data.known_images import KnownImages, Look, remember_images
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.files import fingerprint
 from sfd_cli.messages import say
-from sfd_cli.processes import Processes
 from sfd_cli.tables import ARCHIVES
 
 NAMED_PROBLEMS = 10

@@ -13,6 +13,7 @@ from sfd_cli.artifacts.recipe import Record
 from sfd_cli.artifacts.sample_folder import choose
 from sfd_cli.config import Sample, Settings
 from sfd_cli.devices import choose_device
+from sfd_cli.distributed.processes import Processes, require_memory
 from sfd_cli.errors import SettingError, UserError
 from sfd_cli.evaluation.sampled_images import SampledImages
 from sfd_cli.messages import say
@@ -20,7 +21,6 @@ from sfd_cli.pipeline.inputs import SampleInputs
 from sfd_cli.pipeline.models import SamplingModels
 from sfd_cli.pipeline.sampler import Sampler
 from sfd_cli.pipeline.speed import settled
-from sfd_cli.processes import Processes, require_memory
 
 
 class AlongTraining:

@@ -14,6 +14,7 @@ from sfd_cli.artifacts.fingerprints import finished
 from sfd_cli.config import Settings
 from sfd_cli.data.images import ImageManifest, ImageReader
 from sfd_cli.data.store import Store
+from sfd_cli.distributed.processes import ALONE, Processes
 from sfd_cli.errors import UserError
 from sfd_cli.evaluation.dealing import gathered, in_turn, rounds_of
 from sfd_cli.evaluation.held_out import batches_of, semantic_parts, semantic_summary
@@ -22,7 +23,6 @@ from sfd_cli.evaluation.lpips import open_lpips
 from sfd_cli.evaluation.reasons import NotComputable, Scores, unavailable
 from sfd_cli.evaluation.reconstructions import TextureCodec
 from sfd_cli.evaluation.unseen import unseen_rows
-from sfd_cli.processes import ALONE, Processes
 from sfd_cli.progress import progress
 from sfd_cli.weights.models import SemanticCompressor, open_semantic, open_texture_vae
 

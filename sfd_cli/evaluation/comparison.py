@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from sfd_cli.config import Fid, Settings
+from sfd_cli.distributed.processes import ALONE, Processes
 from sfd_cli.errors import UserError
 from sfd_cli.evaluation.extractor import Extractor
 from sfd_cli.evaluation.features import FeatureSet, extract
@@ -17,7 +18,6 @@ from sfd_cli.evaluation.reconstructions import open_codec, reconstructed
 from sfd_cli.evaluation.reference import Reference
 from sfd_cli.evaluation.scores import gaussians_suffice, kinds_compared, kinds_with_baselines
 from sfd_cli.evaluation.untrained import UntrainedImages
-from sfd_cli.processes import ALONE, Processes
 
 
 def compare(

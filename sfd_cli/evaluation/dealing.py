@@ -7,9 +7,9 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.errors import StageFailure
 from sfd_cli.evaluation.images import ImageSource
-from sfd_cli.processes import Processes
 from sfd_cli.progress import progress
 
 T = TypeVar("T")

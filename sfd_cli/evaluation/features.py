@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sfd_cli.distributed.processes import ALONE, Processes
 from sfd_cli.errors import StageFailure
 from sfd_cli.evaluation.dealing import computed
 from sfd_cli.evaluation.extractor import Extractor
 from sfd_cli.evaluation.gaussian import FeatureMoments, Gaussian
 from sfd_cli.evaluation.images import ImageSource
-from sfd_cli.processes import ALONE, Processes
 
 ROWS_KEPT = 50_000
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sfd_cli.data.images import ImageReader, evenly_spaced
 from sfd_cli.data.store import Store
+from sfd_cli.distributed.processes import ALONE, Processes
 from sfd_cli.evaluation.dealing import gathered, in_turn, rounds_of
 from sfd_cli.evaluation.image_fidelity import psnr
 from sfd_cli.files import atomic_path
@@ -21,7 +22,6 @@ from sfd_cli.networks.gaussian import kl_divergence
 from sfd_cli.networks.parts import images_at_once
 from sfd_cli.networks.semantic_vae import SemanticVAE
 from sfd_cli.networks.texture_vae import TextureVAE, to_pixels, to_signed
-from sfd_cli.processes import ALONE, Processes
 from sfd_cli.progress import progress
 from sfd_cli.weights.models import SemanticCompressor, TextureCompressor
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from sfd_cli.devices import doubled
+from sfd_cli.distributed.processes import ALONE, Processes
 from sfd_cli.errors import StageFailure
 from sfd_cli.evaluation.dealing import computed
 from sfd_cli.evaluation.extractor import POOLED, Extractor
 from sfd_cli.evaluation.images import ImageSource
-from sfd_cli.processes import ALONE, Processes
 
 PERCENTILE = 1.0
 """Of the distances of images held out: what is nearer than that is near."""

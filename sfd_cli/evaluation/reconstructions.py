@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sfd_cli.config import Fid, Settings
 from sfd_cli.devices import float32_products
+from sfd_cli.distributed.processes import ALONE, Processes
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.evaluation.extractor import Extractor
 from sfd_cli.evaluation.features import FeatureSet, extract
@@ -20,7 +21,6 @@ from sfd_cli.evaluation.metric import Reconstructed
 from sfd_cli.evaluation.scored_images import choose
 from sfd_cli.networks.texture_vae import to_pixels, to_signed
 from sfd_cli.pipeline.sampler import DECODED_AT_ONCE
-from sfd_cli.processes import ALONE, Processes
 from sfd_cli.weights.models import TextureCompressor, open_texture_vae
 
 

@@ -6,12 +6,12 @@ from math import hypot
 from typing import Any
 
 from sfd_cli.config import Fid
+from sfd_cli.distributed.processes import ALONE, Processes
 from sfd_cli.evaluation.comparison import compare_others
 from sfd_cli.evaluation.extractor import Extractor
 from sfd_cli.evaluation.images import ImageSource
 from sfd_cli.evaluation.metric import Compared, GaussianDistance
 from sfd_cli.evaluation.scores import chosen, headline_scores, name_of, summarise
-from sfd_cli.processes import ALONE, Processes
 
 CLEAR = 2
 """Standard errors of a difference from which on it is called one."""

@@ -18,6 +18,7 @@ from sfd_cli.diffusion.guidance import AutoGuidance, ClassifierFreeGuidance, Gui
 from sfd_cli.diffusion.latents import LatentSpace
 from sfd_cli.diffusion.schedule import schedule_of
 from sfd_cli.diffusion.solver import Amend, OnPoint, count_steps, integrate
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.networks.lightning_dit import LightningDiT
 from sfd_cli.networks.precision import Precision, autocast
@@ -29,7 +30,6 @@ from sfd_cli.pipeline.seeds import step_noise
 from sfd_cli.pipeline.speed import settled
 from sfd_cli.pipeline.strip import Strip
 from sfd_cli.pipeline.together import require_decodable, require_followed, require_no_noise, require_offset
-from sfd_cli.processes import Processes
 from sfd_cli.tables import SOLVERS
 from sfd_cli.weights.models import TextureCompressor
 

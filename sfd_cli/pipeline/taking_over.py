@@ -14,12 +14,12 @@ from sfd_cli.config import Settings
 from sfd_cli.data.kept_rows import KeptRows, Make, row_keys, sparing, stored_keys
 from sfd_cli.data.shards import StoreWriter
 from sfd_cli.data.store import Store
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.files import fingerprint
 from sfd_cli.formats.model_folder import load_config
 from sfd_cli.messages import say
 from sfd_cli.networks.parts import images_at_once
 from sfd_cli.networks.precision import FrozenPrecision
-from sfd_cli.processes import Processes
 from sfd_cli.weights.fetch import digest
 from sfd_cli.weights.models import Model, open_semantic, open_texture_vae
 from sfd_cli.weights.visual_encoders import encoder_fingerprint

@@ -14,6 +14,7 @@ from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Facts, Recipe
 from sfd_cli.config import Settings, identity
 from sfd_cli.devices import choose_device, described
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.evaluation.along_training import AlongTraining
 from sfd_cli.evaluation.curve import (
     FOLDER,
@@ -33,7 +34,6 @@ from sfd_cli.evaluation.scoring import Scoring
 from sfd_cli.files import fingerprint
 from sfd_cli.messages import say
 from sfd_cli.pipeline.protocol import effective_settings
-from sfd_cli.processes import Processes
 from sfd_cli.trackers.sending import tracked
 from sfd_cli.trackers.tracker import require_trackers
 from sfd_cli.weights.fetch import digest

@@ -13,9 +13,9 @@ from sfd_cli.data.contents import has_contents
 from sfd_cli.data.images import ImageManifest
 from sfd_cli.data.shards import StoreWriter, split, stream_statistics, write_shards
 from sfd_cli.data.store import Store, is_readable
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.pipeline.encoding import LatentEncoder, precision_facts
 from sfd_cli.pipeline.taking_over import taking_over
-from sfd_cli.processes import Processes
 from sfd_cli.weights.models import open_semantic, open_texture_vae
 from sfd_cli.weights.visual_encoders import encoder_fingerprint
 

@@ -20,6 +20,7 @@ from sfd_cli.data.images import ImageManifest, ImageReader, evenly_spaced
 from sfd_cli.data.shards import StoreWriter, split, write_shards
 from sfd_cli.data.store import Field, Store, is_readable
 from sfd_cli.data.transfer import fetching, one_behind
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.networks.precision import FrozenPrecision, computing, frozen
 from sfd_cli.networks.visual_encoder import VisualEncoder
 from sfd_cli.pipeline.encoding import (
@@ -31,7 +32,6 @@ from sfd_cli.pipeline.encoding import (
     when_finite,
 )
 from sfd_cli.pipeline.taking_over import feature_keys, taking_over
-from sfd_cli.processes import Processes
 from sfd_cli.weights.visual_encoders import encoder_fingerprint, load_visual_encoder
 
 STAGE = "extract-features"

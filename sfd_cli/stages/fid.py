@@ -11,6 +11,7 @@ import torch
 
 from sfd_cli.artifacts.sample_folder import Samples
 from sfd_cli.config import Settings
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.errors import UserError
 from sfd_cli.evaluation.autoencoders import score_autoencoders
 from sfd_cli.evaluation.by_class import class_distances, class_lines, class_notes
@@ -27,7 +28,6 @@ from sfd_cli.evaluation.side_by_side import score_beside
 from sfd_cli.files import write_json
 from sfd_cli.machine import machine
 from sfd_cli.pipeline.protocol import differences, protocol_record
-from sfd_cli.processes import Processes
 from sfd_cli.trackers.sending import tracked
 from sfd_cli.trackers.tracker import require_trackers
 

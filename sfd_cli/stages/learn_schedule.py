@@ -11,11 +11,11 @@ from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Facts, Recipe
 from sfd_cli.config import Settings, identity
 from sfd_cli.data.store import Store
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.errors import SettingError, UserError
 from sfd_cli.files import write_json
 from sfd_cli.messages import say
 from sfd_cli.networks.lightning_dit import LightningDiT
-from sfd_cli.processes import Processes
 from sfd_cli.report.surface import draw_surface
 from sfd_cli.training.error_surface import choose, measure
 from sfd_cli.training.live_log import clear_log

@@ -8,6 +8,7 @@ import numpy as np
 
 from sfd_cli.config import Settings
 from sfd_cli.data.images import ImageManifest
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.errors import UserError
 from sfd_cli.evaluation.extractor import Extractor
 from sfd_cli.evaluation.extractors import EXTRACTORS
@@ -17,7 +18,6 @@ from sfd_cli.evaluation.reconstructions import ReconstructedImages, open_codec
 from sfd_cli.evaluation.scored_images import ScoredImages, choose, images_at
 from sfd_cli.files import write_json
 from sfd_cli.machine import machine
-from sfd_cli.processes import Processes
 from sfd_cli.report.pictures import draw_samples
 
 MOST_COMPARED = 50_000

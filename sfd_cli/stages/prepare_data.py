@@ -9,7 +9,7 @@ from sfd_cli.artifacts.recipe import Facts, Recipe
 from sfd_cli.config import Settings
 from sfd_cli.data.image_sources import ImageSet
 from sfd_cli.data.images import ImageManifest
-from sfd_cli.processes import Processes
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.tables import IMAGE_SOURCES
 
 STAGE = "prepare-data"

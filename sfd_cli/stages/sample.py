@@ -20,6 +20,7 @@ from sfd_cli.config import Sample, Settings, identity
 from sfd_cli.data.images import evenly_spaced
 from sfd_cli.devices import choose_device, described
 from sfd_cli.diffusion.conditions import NULL, Conditions
+from sfd_cli.distributed.processes import Processes, require_memory
 from sfd_cli.errors import SettingError, UserError
 from sfd_cli.files import read_as
 from sfd_cli.laws import DEFAULT_LAW, law_of
@@ -32,7 +33,6 @@ from sfd_cli.pipeline.sampler import Sampler, guidance_scale
 from sfd_cli.pipeline.source_image import RunSource, SourceImage
 from sfd_cli.pipeline.speed import settled
 from sfd_cli.pipeline.strip import Strip
-from sfd_cli.processes import Processes, require_memory
 from sfd_cli.progress import progress
 from sfd_cli.tables import SOLVERS
 from sfd_cli.weights.models import conditions_of, space_of

@@ -7,8 +7,8 @@ from typing import Any
 from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Recipe
 from sfd_cli.config import DiT, Paths, Settings
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.errors import UserError
-from sfd_cli.processes import Processes
 from sfd_cli.training.inherit import settled
 from sfd_cli.training.live_log import clear_log
 from sfd_cli.training.transformer import train_transformer

@@ -16,12 +16,12 @@ from sfd_cli.config import Settings, identity
 from sfd_cli.data.store import Store
 from sfd_cli.data.validation_split import validation_split
 from sfd_cli.devices import choose_device
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.errors import SettingError, UserError
 from sfd_cli.evaluation.held_out import scored, semantic_scores, the_first
 from sfd_cli.files import write_json
 from sfd_cli.formats.model_folder import save_model
 from sfd_cli.networks.semantic_vae import SemanticVAE
-from sfd_cli.processes import Processes
 from sfd_cli.tables import COMPRESSORS
 from sfd_cli.trackers.sending import tracked
 from sfd_cli.trackers.tracker import require_trackers

@@ -15,12 +15,12 @@ from sfd_cli.artifacts.recipe import Facts, Recipe
 from sfd_cli.config import Settings, identity
 from sfd_cli.data.images import ImageManifest, ImageReader
 from sfd_cli.data.validation_split import validation_split
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.errors import SettingError, UserError
 from sfd_cli.evaluation.held_out import save_reconstructions, scored, texture_scores, the_first
 from sfd_cli.files import write_json
 from sfd_cli.formats.model_folder import save_model
 from sfd_cli.networks.texture_vae import TextureVAE
-from sfd_cli.processes import Processes
 from sfd_cli.tables import TEXTURE_COMPRESSORS
 from sfd_cli.trackers.sending import tracked
 from sfd_cli.trackers.tracker import require_trackers

@@ -10,6 +10,7 @@ from typing import Any
 from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Facts, Recipe
 from sfd_cli.data.store import Store
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.errors import UserError
 from sfd_cli.formats.files import hints_of, read_file
 from sfd_cli.formats.format import Hints, ModelParts
@@ -18,7 +19,6 @@ from sfd_cli.formats.reference_latents import ATTRIBUTE, check_latents, import_l
 from sfd_cli.formats.reference_shards import is_shards
 from sfd_cli.messages import say
 from sfd_cli.networks.lightning_dit import LightningDiTConfig
-from sfd_cli.processes import Processes
 from sfd_cli.weights.fetch import digest
 from sfd_cli.weights.models import locate, read_latent_statistics, with_registered
 from sfd_cli.weights.registry import Kind

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from sfd_cli.processes import ALONE, Processes
+from sfd_cli.distributed.processes import ALONE, Processes
 
 
 class EMA:

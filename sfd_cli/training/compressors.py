@@ -16,9 +16,9 @@ from sfd_cli.config import SemVAE, Settings
 from sfd_cli.data.moments import Moments
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.store import Store
+from sfd_cli.distributed.processes import Processes, require_memory
 from sfd_cli.networks.semantic_pca import SemanticPCA, SemanticPCAConfig
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
-from sfd_cli.processes import Processes, require_memory
 from sfd_cli.progress import progress
 from sfd_cli.training.fit import OnStep, fit
 from sfd_cli.training.semantic_vae_task import SemanticVAETask

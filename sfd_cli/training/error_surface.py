@@ -11,8 +11,8 @@ from sfd_cli.config import LearnSchedule
 from sfd_cli.diffusion.kinetic_path import kinetic_curve
 from sfd_cli.diffusion.latents import LatentSpace, Streams
 from sfd_cli.diffusion.path_criterion import ErrorSurface, Preference, preferred
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.laws import DEFAULT_LAW
-from sfd_cli.processes import Processes
 from sfd_cli.progress import progress
 from sfd_cli.training.probe_task import ProbeTask
 from sfd_cli.training.validation import Examples, VelocityErrors

@@ -17,9 +17,9 @@ from sfd_cli.artifacts.timings import speed_folder
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.prefetch import prefetched
 from sfd_cli.devices import kind_of
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.messages import say
-from sfd_cli.processes import Processes
 from sfd_cli.progress import progress
 from sfd_cli.training.checkpoint_writer import CheckpointWriter
 from sfd_cli.training.checkpoints import Checkpoints, TrainingState

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.devices import kind_of
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.memory import is_out_of_memory
 from sfd_cli.networks.precision import autocast
-from sfd_cli.processes import Processes
 from sfd_cli.training.settings import LoopSettings
 from sfd_cli.training.step import Task, seed_of_step
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sfd_cli.processes import ALONE, Processes
+from sfd_cli.distributed.processes import ALONE, Processes
 from sfd_cli.training.settings import LoopSettings
 from sfd_cli.training.sharding import local
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from sfd_cli.processes import Processes
+from sfd_cli.distributed.processes import Processes
 
 
 @dataclass(frozen=True)

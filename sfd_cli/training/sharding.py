@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sfd_cli.processes import Processes
+from sfd_cli.distributed.processes import Processes
 
 
 def local(optimizer: Optimizer) -> Optimizer:

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.networks.compilation import compile_network
 from sfd_cli.networks.precision import autocast
-from sfd_cli.processes import Processes
 from sfd_cli.training.averages import EMA
 from sfd_cli.training.optimizers import optimizers_of, take_step
 from sfd_cli.training.running_means import RunningMeans

@@ -16,9 +16,9 @@ from sfd_cli.config import TextureVAE as Section
 from sfd_cli.data.images import ImageReader
 from sfd_cli.data.moments import Moments
 from sfd_cli.data.order import EpochSampler
+from sfd_cli.distributed.processes import Processes, require_memory
 from sfd_cli.networks.texture_pca import TexturePCA, TexturePCAConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig, to_signed
-from sfd_cli.processes import Processes, require_memory
 from sfd_cli.progress import progress
 from sfd_cli.training.compressors import Compressor
 from sfd_cli.training.fit import OnStep, fit

@@ -22,13 +22,13 @@ from sfd_cli.data.order import EpochSampler
 from sfd_cli.data.store import Store
 from sfd_cli.devices import choose_device, kind_of
 from sfd_cli.diffusion.latents import LatentSpace
+from sfd_cli.distributed.processes import Processes, require_memory
 from sfd_cli.errors import SettingError, UserError
 from sfd_cli.formats.model_folder import dit_weights, save_model
 from sfd_cli.laws import law_fact, law_of
 from sfd_cli.messages import say
 from sfd_cli.networks.compilation import choose_compile
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
-from sfd_cli.processes import Processes, require_memory
 from sfd_cli.trackers.sending import tracked
 from sfd_cli.trackers.tracker import require_trackers
 from sfd_cli.training.adapter import SHARE_OF_FLOPS, Adaptation

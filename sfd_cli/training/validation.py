@@ -16,9 +16,9 @@ from sfd_cli.devices import doubled
 from sfd_cli.diffusion.latents import LatentSpace, Streams
 from sfd_cli.diffusion.objective import interpolate, velocity_of_data, velocity_target
 from sfd_cli.diffusion.schedule import Schedule, schedule_of
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.networks.precision import autocast, choose_precision
 from sfd_cli.pipeline.seeds import initial_noise
-from sfd_cli.processes import Processes
 from sfd_cli.training.velocity_task import VelocityTask
 
 TIMES = 4

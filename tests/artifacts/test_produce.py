@@ -294,7 +294,7 @@ import sys
 from pathlib import Path
 from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Recipe
-from sfd_cli.processes import Processes
+from sfd_cli.distributed.processes import Processes
 
 root = Path(sys.argv[1])
 recipe = Recipe("demo-stage", root / "artifact", {"seed": 0}, {})

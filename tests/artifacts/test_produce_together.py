@@ -16,8 +16,8 @@ from sfd_cli import files
 from sfd_cli.artifacts.produce import produce
 from sfd_cli.artifacts.recipe import Facts, Recipe
 from sfd_cli.cli import terminal
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.errors import UserError
-from sfd_cli.processes import Processes
 
 HOST = socket.gethostname()
 

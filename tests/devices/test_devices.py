@@ -28,11 +28,11 @@ from sfd_cli.devices import (
 )
 from sfd_cli.diffusion.schedule import AsynchronousSchedule, progress_of
 from sfd_cli.diffusion.training_times import TrainingTimes
+from sfd_cli.distributed.processes import Processes, require_memory
 from sfd_cli.errors import SettingError
 from sfd_cli.evaluation.extractor import Extractor
 from sfd_cli.networks.compilation import can_compile
 from sfd_cli.networks.precision import choose_precision
-from sfd_cli.processes import Processes, require_memory
 from sfd_cli.tables import DEVICES
 
 SOURCES = Path(sfd_cli.__file__).parent

@@ -17,13 +17,13 @@ from torch import Tensor
 from two_processes import in_two_processes
 
 from sfd_cli.config import Settings
+from sfd_cli.distributed.processes import ALONE, Processes
 from sfd_cli.errors import SfdError, StageFailure, UserError
 from sfd_cli.evaluation.dealing import computed
 from sfd_cli.evaluation.extractor import POOLED, Extractor
 from sfd_cli.evaluation.images import ImageFiles
 from sfd_cli.evaluation.npz import open_npz
 from sfd_cli.evaluation.untrained import UntrainedImages
-from sfd_cli.processes import ALONE, Processes
 from sfd_cli.stages import fid, memorisation
 
 CPU = torch.device("cpu")

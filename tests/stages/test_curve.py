@@ -21,6 +21,7 @@ from training_project import contents, project, settings_with
 from two_processes import in_two_processes
 
 from sfd_cli.config import Settings
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.evaluation import curve as curve_module
 from sfd_cli.evaluation.curve import ScoredSample, read_table, write_rows
 from sfd_cli.evaluation.extractor import Extractor
@@ -29,7 +30,6 @@ from sfd_cli.evaluation.sampled_images import SampledImages
 from sfd_cli.files import read_json, write_json
 from sfd_cli.networks.texture_vae import TextureVAE
 from sfd_cli.pipeline.sampler import Sampler
-from sfd_cli.processes import Processes
 from sfd_cli.stages import curve, fid, sample, train
 from sfd_cli.weights.models import open_model
 

@@ -27,6 +27,7 @@ from sfd_cli.config import Settings
 from sfd_cli.data.images import ImageManifest
 from sfd_cli.data.store import Store
 from sfd_cli.data.validation_split import validation_split
+from sfd_cli.distributed.processes import ALONE, Processes
 from sfd_cli.errors import UserError
 from sfd_cli.evaluation.autoencoders import score_autoencoders
 from sfd_cli.evaluation.extractor import Extractor
@@ -36,7 +37,6 @@ from sfd_cli.formats.model_folder import load_model, save_model
 from sfd_cli.networks.semantic_pca import SemanticPCA
 from sfd_cli.networks.texture_pca import TexturePCA, TexturePCAConfig
 from sfd_cli.networks.texture_vae import TextureVAE, TextureVAEConfig, to_pixels, to_signed
-from sfd_cli.processes import ALONE, Processes
 from sfd_cli.stages import fid
 
 WIDTH, IMAGES, SAMPLES, TOKENS = 6, 24, 10, 40

@@ -21,9 +21,9 @@ from sfd_cli.data.near_duplicates import store_clusters
 from sfd_cli.data.shards import StoreWriter
 from sfd_cli.data.store import Field, Store
 from sfd_cli.diffusion.objective import velocity_target
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.files import read_json, write_json
 from sfd_cli.pipeline.seeds import initial_noise
-from sfd_cli.processes import Processes
 from sfd_cli.stages import learn_schedule, train
 from sfd_cli.training.error_surface import choose, measure
 from sfd_cli.training.probe_task import ProbeTask, strangers

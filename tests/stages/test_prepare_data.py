@@ -19,9 +19,9 @@ from sfd_cli.config import Settings
 from sfd_cli.data import image_folder, known_images
 from sfd_cli.data.image_sources import ImageSet
 from sfd_cli.data.images import ImageManifest, ImageReader
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.errors import StageFailure
 from sfd_cli.files import read_json
-from sfd_cli.processes import Processes
 from sfd_cli.stages import prepare_data
 from sfd_cli.tables import IMAGE_SOURCES
 

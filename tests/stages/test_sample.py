@@ -30,6 +30,7 @@ from tiny_project import CLASSES, SIDE, tiny_settings, write_models
 from sfd_cli.artifacts.sample_folder import SampleFolder, Samples
 from sfd_cli.config import Sample, Settings
 from sfd_cli.diffusion.latents import LatentSpace
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.files import read_json, write_json
 from sfd_cli.formats.model_folder import save_model
@@ -38,7 +39,6 @@ from sfd_cli.pipeline.inputs import SampleInputs
 from sfd_cli.pipeline.models import SamplingModels
 from sfd_cli.pipeline.sampler import Sampler
 from sfd_cli.pipeline.seeds import balanced_labels, initial_noise
-from sfd_cli.processes import Processes
 from sfd_cli.stages import sample as stage
 
 

@@ -18,11 +18,11 @@ from two_processes import in_two_processes
 from sfd_cli.config import Settings
 from sfd_cli.data.images import ImageManifest, ImageReader
 from sfd_cli.data.validation_split import validation_split
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.errors import SettingError
 from sfd_cli.files import write_json
 from sfd_cli.networks.texture_pca import TexturePCA
 from sfd_cli.networks.texture_vae import to_signed
-from sfd_cli.processes import Processes
 from sfd_cli.report.curves import read_curves
 from sfd_cli.stages import prepare_data, train_texture_vae
 from sfd_cli.training import fit as loop

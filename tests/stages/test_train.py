@@ -38,10 +38,10 @@ from sfd_cli.data.near_duplicates import hold_out, store_clusters
 from sfd_cli.data.store import Store
 from sfd_cli.diffusion.schedule import AsynchronousSchedule
 from sfd_cli.diffusion.training_times import TrainingTimes
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.errors import SettingError
 from sfd_cli.files import read_json, write_json
 from sfd_cli.formats.reference_dit import dit_to_reference
-from sfd_cli.processes import Processes
 from sfd_cli.stages import train, train_guide
 from sfd_cli.training.settings import LoopSettings
 from sfd_cli.training.validation import Validation

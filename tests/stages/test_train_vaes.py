@@ -22,6 +22,7 @@ from sfd_cli.config import SemVAE, Settings
 from sfd_cli.data.images import ImageManifest, ImageReader
 from sfd_cli.data.store import Store
 from sfd_cli.data.validation_split import validation_split
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.errors import SettingError
 from sfd_cli.files import write_json
 from sfd_cli.formats.files import export_model
@@ -31,7 +32,6 @@ from sfd_cli.networks.semantic_pca import SemanticPCA, SemanticPCAConfig
 from sfd_cli.networks.semantic_vae import SemanticVAE, SemanticVAEConfig
 from sfd_cli.networks.texture_pca import TexturePCA
 from sfd_cli.networks.texture_vae import TextureVAE
-from sfd_cli.processes import Processes
 from sfd_cli.report.curves import read_curves
 from sfd_cli.stages import train_semvae, train_texture_vae
 from sfd_cli.tables import COMPRESSORS

@@ -13,8 +13,8 @@ from training_task import COUNT, SETTINGS, Regression
 from two_processes import in_two_processes
 
 from sfd_cli.data.order import EpochSampler
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
-from sfd_cli.processes import Processes
 from sfd_cli.training.step import TrainingStep
 
 CPU = torch.device("cpu")

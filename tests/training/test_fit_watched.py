@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from training_task import COUNT, SETTINGS, Regression, network
 
 from sfd_cli.data.order import EpochSampler
-from sfd_cli.processes import Processes
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.training.checkpoints import Checkpoints
 from sfd_cli.training.fit import fit
 

@@ -16,7 +16,7 @@ from two_processes import in_two_processes
 from sfd_cli.config import DiT, SemVAE, TextureVAE
 from sfd_cli.data.order import EpochSampler
 from sfd_cli.devices import DeviceKind
-from sfd_cli.processes import ALONE, Processes
+from sfd_cli.distributed.processes import ALONE, Processes
 from sfd_cli.training.fit import LoopResult, fit
 from sfd_cli.training.micro_batches import held_beside, micro_batch_counts, with_micro_batches
 from sfd_cli.training.settings import LoopSettings, transformer_loop, vae_loop

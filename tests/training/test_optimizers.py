@@ -14,8 +14,8 @@ from training_task import COUNT, SETTINGS, Recorded, Regression, assert_same, de
 from two_processes import in_two_processes
 
 from sfd_cli.data.order import EpochSampler
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
-from sfd_cli.processes import Processes
 from sfd_cli.training.checkpoints import TrainingState
 from sfd_cli.training.optimizers import optimizers_of, take_step
 from sfd_cli.training.settings import LoopSettings

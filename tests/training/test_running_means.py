@@ -10,7 +10,7 @@ import pytest
 import torch
 from two_processes import in_two_processes
 
-from sfd_cli.processes import Processes
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.training.running_means import Reading, RunningMeans
 
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ from training_task import COUNT, SETTINGS, Regression, assert_same, deep_network
 from two_processes import in_two_processes
 
 from sfd_cli.data.order import EpochSampler
-from sfd_cli.processes import Processes
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.training.checkpoints import Checkpoints
 from sfd_cli.training.sharding import local
 from sfd_cli.training.step import TrainingStep

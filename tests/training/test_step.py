@@ -15,7 +15,7 @@ from training_task import COUNT, SETTINGS, Recorded, Regression, assert_same, ne
 from two_processes import in_two_processes
 
 from sfd_cli.data.order import EpochSampler
-from sfd_cli.processes import Processes
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.training.settings import LoopSettings
 from sfd_cli.training.step import TrainingStep, seed_of_step
 

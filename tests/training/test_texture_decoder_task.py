@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sfd_cli.config import TextureVAE
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.networks.texture_pca import TexturePCA, TexturePCAConfig
-from sfd_cli.processes import Processes
 from sfd_cli.training.settings import vae_loop
 from sfd_cli.training.step import TrainingStep, seed_of_step
 from sfd_cli.training.texture_decoder_task import TextureDecoderTask

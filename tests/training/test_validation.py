@@ -17,8 +17,8 @@ from sfd_cli.data.store import Field
 from sfd_cli.diffusion.latents import Streams
 from sfd_cli.diffusion.laws import KnotSchedule, LeadSchedule
 from sfd_cli.diffusion.schedule import AsynchronousSchedule, Schedule, linear_phase
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.networks.lightning_dit import LightningDiT, LightningDiTConfig
-from sfd_cli.processes import Processes
 from sfd_cli.training import validation
 from sfd_cli.training.validation import Validation, parts_of
 from sfd_cli.training.velocity_task import VelocityTask

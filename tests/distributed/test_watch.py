@@ -14,9 +14,9 @@ import pytest
 from refusals import refusal
 from together import Member, kill, start, wait_for
 
-from sfd_cli import watch
-from sfd_cli.processes import Processes
-from sfd_cli.watch import WATCH, in_time
+from sfd_cli.distributed import watch
+from sfd_cli.distributed.processes import Processes
+from sfd_cli.distributed.watch import WATCH, in_time
 
 PATIENCE = 2.0
 HOST = socket.gethostname()

@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 from together import Member, free_port, kill, start
 from training_project import NETWORK, PARAMS, project
 
-from sfd_cli import meeting
 from sfd_cli.cli import terminal
 from sfd_cli.config import load_settings
-from sfd_cli.processes import Processes
+from sfd_cli.distributed import meeting
+from sfd_cli.distributed.processes import Processes
 from sfd_cli.stages import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why := lacking()), reason=why)]

@@ -13,9 +13,9 @@ import torch.distributed as dist
 from refusals import refusal
 from together import Member, free_port, kill, start
 
-from sfd_cli import meeting
 from sfd_cli.cli import terminal
-from sfd_cli.processes import Processes
+from sfd_cli.distributed import meeting
+from sfd_cli.distributed.processes import Processes
 
 HOST = socket.gethostname()
 

@@ -13,8 +13,8 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from sfd_cli.devices import group_backend
+from sfd_cli.distributed.watch import WATCH, patience, say_error
 from sfd_cli.errors import StageFailure, UserError
-from sfd_cli.watch import WATCH, patience, say_error
 
 TIMEOUT = timedelta(days=1)
 """Of collective operations: a process may be hours behind the others, with a larger share of the images to encode."""

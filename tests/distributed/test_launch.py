@@ -12,9 +12,9 @@ import torch
 import yaml
 from refusals import refusal
 
-from sfd_cli import launch
 from sfd_cli.config import Settings, validate_settings
-from sfd_cli.processes import Processes
+from sfd_cli.distributed import launch
+from sfd_cli.distributed.processes import Processes
 
 STEP = {
     "SLURM_STEP_NUM_TASKS": "4",

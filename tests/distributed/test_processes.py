@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from two_processes import in_two_processes
 
-from sfd_cli import processes as module
-from sfd_cli.processes import Processes, _ddp_options
+from sfd_cli.distributed import processes as module
+from sfd_cli.distributed.processes import Processes, _ddp_options
 
 
 def layers() -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""The processes that share a command's work, or this one alone, and their devices; `launch.py` starts them."""
+"""The processes that share a command's work, or this one alone, and their devices; `launch` starts them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from sfd_cli.devices import choose_device, kind_of
+from sfd_cli.distributed.meeting import meet
+from sfd_cli.distributed.watch import WATCH, in_time
 from sfd_cli.errors import SettingError, StageFailure, UserError
 from sfd_cli.files import fingerprint
-from sfd_cli.meeting import meet
-from sfd_cli.watch import WATCH, in_time
 
 T = TypeVar("T")
 

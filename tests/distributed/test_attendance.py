@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sfd_cli.attendance import Attendance, Beat
+from sfd_cli.distributed.attendance import Attendance, Beat
 
 LIMIT, PATIENCE = 60.0, 10.0
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol, TypeVar
 
-from sfd_cli.attendance import Attendance, Beat
+from sfd_cli.distributed.attendance import Attendance, Beat
 from sfd_cli.errors import SfdError, StageFailure, UserError
 from sfd_cli.messages import printable
 

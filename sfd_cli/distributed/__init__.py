@@ -1,0 +1,1 @@
+"""Several processes at one command: starting them, meeting, sharing the work, and noticing who is lost."""
