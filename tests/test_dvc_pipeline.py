@@ -284,6 +284,7 @@ IN_THE_PROJECT = (
     "sfd sample --solver dopri5 --guidance cfg --scale 2 --classes 0,6 --num-images 64 --samples data/two-classes",
     "sfd sample --classes flags --to-class objects --num-images 8 --grid strip.png --samples data/strip",
     "sfd train --learning-rate 1e-3 --dit models/slower",
+    "sfd schedule inspect",
     "sfd weights list",
     "sfd preset list",
     "sfd preset use fashion-mnist",
