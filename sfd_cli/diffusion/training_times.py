@@ -81,11 +81,12 @@ class TrainingTimes:
         return self._with_leader(times, draws), weights
 
     def shares(self) -> Streams[float]:
-        """Of all draws, how many each stream learns from: what asynchrony costs, between 1 and a half.
+        """Of all draws, how many each stream learns from: what asynchrony costs.
 
         For the corrected objective the effective sample size of its weighted mean, (E w)^2 / E w^2 (Kish, 1965): 1
         along the synchronous schedule, a half where one stream waits for the other to be done. For the paper's the
-        share of the draws in which the stream moves. Estimated by SHARE_DRAWS draws, the same each time.
+        share of the draws in which the stream moves, which can be less. Estimated by SHARE_DRAWS draws, the
+        same each time.
         """
         generator = torch.Generator().manual_seed(0)
         draws = {"level": self.draw_level(SHARE_DRAWS, generator)} | self.draw_further(SHARE_DRAWS, generator)

@@ -49,7 +49,8 @@ def told(reasons: Reasons, rows: list[Row]) -> list[str]:
         "",
         _of_probe(reasons["probe"]),
     ]
-    if correlation := _correlation(reasons["rows"], differences):
+    zero = {row.name: 0.0 for row in rows if row.is_baseline}
+    if correlation := _correlation(reasons["rows"], differences | zero):
         lines += ["", correlation]
     return lines
 
@@ -93,7 +94,7 @@ def _of_probe(probe: dict[str, Any]) -> str:
 
 
 def _correlation(rows: list[dict[str, Any]], differences: dict[str, float]) -> str:
-    pairs = [(row["gap"], differences.get(row["row"], 0.0)) for row in rows if row["only_law"]]
+    pairs = [(row["gap"], differences[row["row"]]) for row in rows if row["only_law"] and row["row"] in differences]
     if len(pairs) < FEWEST_PATHS:
         return ""
     found = float(spearmanr(*zip(*pairs, strict=True)).statistic)

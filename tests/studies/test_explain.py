@@ -162,6 +162,7 @@ def test_the_words_say_what_the_numbers_say() -> None:
     assert "over 6 laws: +1.00" in text, "both rise together"
     five = explained(5, gaps[:5])
     assert "correlation" not in "\n".join(told(five, rows)), "too few"
+    assert "correlation" not in "\n".join(told(explained(6, gaps), rows[:5])), "a law without a score does not count"
     five["probe"]["is_clear"] = False
     assert "no preference" in "\n".join(told(five, rows))
 
