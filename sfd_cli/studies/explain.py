@@ -16,8 +16,9 @@ from sfd_cli.diffusion.schedule import Schedule, schedule_of
 from sfd_cli.diffusion.training_times import TrainingTimes
 from sfd_cli.errors import UserError
 from sfd_cli.files import fingerprint, read_json, write_json
-from sfd_cli.laws import LAW_KEYS
+from sfd_cli.laws import LAW_KEYS, law_of
 from sfd_cli.messages import say
+from sfd_cli.studies.layers import merged, nested
 from sfd_cli.studies.page import PAGE, require_page, write_page
 from sfd_cli.studies.pipeline import PIPELINE, Job, made, make, plan, read_stages
 from sfd_cli.studies.reasons import REASONS
@@ -35,7 +36,7 @@ def explain_study(
     """Measure oracle and criterion of rows of a study with one seed, and write its page; the summary to print.
 
     What the runs lack is made first, the probe of `sfd learn-schedule` too: with the settings of the first row that
-    learns a schedule, or else with those of the baseline.
+    learns a schedule, or else with those of the baseline, and with the study's `explain` over them.
 
     Args:
         name: of the study.
@@ -53,7 +54,9 @@ def explain_study(
     every = {row: settings_of(study, row, seed, base, path) for row in study.rows}
     wanted = chosen("--rows", rows, study.rows)
     require_page(folder, study)
-    probe = _run(_until_learned(plan(_learning(every, study.compared_with), stages, RUNS)))
+    learner = next((row for row, settings in every.items() if settings.schedule.learn), study.compared_with)
+    over = merged(nested(study.explain), {"schedule": {"learn": True}})
+    probe = _run(_until_learned(plan(settings_of(study, learner, seed, base, path, over), stages, RUNS)))
     learned = made(probe, "schedule")
     errors, control = read_surface(learned), read_surface(learned, control=True)
     found: list[dict[str, Any]] = []
@@ -64,10 +67,10 @@ def explain_study(
         _run([oracle])
         inspected = read_json(Path(oracle.values["paths"]["metrics"]) / "schedule" / "inspect.json")
         followed = with_learned_law(every[row].dit, made(jobs, "schedule"))
-        law = schedule_of(followed)
+        sampled = schedule_of(every[row].sample.with_law(law_of(followed)))
         facts = {"row": row, "seed": seed, "only_law": _differ_in_law(every[row], every[study.compared_with])}
-        facts |= {"draws": _draws(followed, law)}
-        found.append(facts | gap_along(errors, control, law)._asdict() | inspected["oracle"])
+        facts |= {"draws": _draws(followed, schedule_of(followed))}
+        found.append(facts | gap_along(errors, control, sampled)._asdict() | inspected["oracle"])
     metrics = Path(probe[-1].values["paths"]["metrics"])
     of_probe = read_json(metrics / "learn_schedule" / "metrics.json") | _held_out(metrics / "probe" / "metrics.json")
     write_json(folder / REASONS, {"latents": _of_latents(inspected), "probe": of_probe, "rows": found})
@@ -83,13 +86,6 @@ def _run(jobs: list[Job]) -> list[Job]:
             say(f"{job.stage} ({job.folder})")
         make(job, Event(), environment)
     return jobs
-
-
-def _learning(every: dict[str, Settings], baseline: str) -> Settings:
-    """Settings under which a schedule is learned."""
-    learners = (settings for settings in every.values() if settings.schedule.learn)
-    settings = next(learners, every[baseline])
-    return settings.model_copy(update={"schedule": settings.schedule.model_copy(update={"learn": True})})
 
 
 def _until_learned(jobs: list[Job]) -> list[Job]:
@@ -118,11 +114,13 @@ def _draws(dit: DiT, law: Schedule) -> float:
 
 
 def _differ_in_law(one: Settings, other: Settings) -> bool:
-    """Whether nothing but the law of times differs, which is all that the criterion knows of."""
+    """Whether nothing but laws of times differs, which are all that the criterion knows of."""
 
     def rest(settings: Settings) -> dict[str, Any]:
-        dit = {key: value for key, value in settings.dit.model_dump().items() if key not in LAW_KEYS}
-        return settings.model_dump(exclude={"dit", "schedule"}) | {"dit": dit}
+        values = settings.model_dump(exclude={"schedule"})
+        for section in ("dit", "sample"):
+            values[section] = {key: value for key, value in values[section].items() if key not in LAW_KEYS}
+        return values
 
     return rest(one) == rest(other)
 

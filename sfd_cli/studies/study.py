@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,6 +38,9 @@ class Study(Section):
         {}, description="setting -> values; every row with every combination of them"
     )
     baseline: str | None = Field(None, description="the row that others are compared with; unset: the first")
+    explain: dict[str, Any] = Field(
+        {}, description="settings of the probe of `sfd study explain`, over those of the row that it is for"
+    )
     seeds: list[Annotated[int, Field(ge=0)]] = Field(
         [0, 1, 2, 3], min_length=1, description="seeds of transformer and guide; the samples keep theirs"
     )
@@ -68,9 +71,10 @@ class Study(Section):
     @model_validator(mode="after")
     def _pairs_stay_pairs(self) -> Study:
         rows = {f"vary.{name}": settings for name, settings in self.rows.items()}
-        for place, settings in {"set": nested(self.set), **rows}.items():
+        common = {"set": nested(self.set), "explain": nested(self.explain)}
+        for place, settings in {**common, **rows}.items():
             for key in dotted(settings):
-                if key in (PAIRED if place == "set" else (*PAIRED, "sample.seed")):
+                if key in (PAIRED if place in common else (*PAIRED, "sample.seed")):
                     problem = f"{key} is not for a row to choose, for rows are compared seed by seed"
                     raise SettingError(place, problem, "give `seeds`")
         return self
@@ -108,7 +112,9 @@ def key_of(score: str, options: Fid) -> str:
     return score.replace("_dinov2", f"_{name}", 1)
 
 
-def settings_of(study: Study, row: str, seed: int, base: dict[str, Any], source: object) -> Settings:
+def settings_of(
+    study: Study, row: str, seed: int, base: dict[str, Any], source: object, over: Mapping[str, Any] | None = None
+) -> Settings:
     """The settings of one run; weights, data order, times and noise are drawn alike in all rows of a seed.
 
     Args:
@@ -117,11 +123,12 @@ def settings_of(study: Study, row: str, seed: int, base: dict[str, Any], source:
         seed: of transformer and guide.
         base: what `read_base` gave.
         source: the study's file, for messages.
+        over: nested settings over those of the row.
 
     Raises:
         UserError: they do not hold; names the key and the row.
     """
-    values = laid(laid(base, nested(study.set)), study.rows[row])
+    values = laid(laid(laid(base, nested(study.set)), study.rows[row]), over or {})
     seeds = {section: {"seed": seed} for section in SEEDED if values.get(section, {}) is not None}
     return validate_settings(merged(values, seeds), f"row {row!r} of {source}")
 

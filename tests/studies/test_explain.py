@@ -29,6 +29,7 @@ ROWS: dict[str, Any] = {
     "lead": {"dit": {"schedule": "lead", "lead": 0.75}},
     "lead and larger": {"dit": {"schedule": "lead", "lead": 0.75, "batch_size": 9}},
     "learned": {"dit.schedule": "learned", "schedule": {"learn": True, "probe": {"lead": 0.5}}},
+    "sampled": {"dit": {"schedule": "lead", "lead": 0.0}, "sample": {"schedule": "lead", "lead": -1.25}},
 }
 
 
@@ -50,9 +51,9 @@ def reasons() -> dict[str, Any]:
 
 
 def test_a_row_has_the_oracle_of_its_models_and_the_criterion_of_its_law(here: Path) -> None:
-    assert explain_study("offset")["rows"] == 4
+    assert explain_study("offset")["rows"] == 5
     found = {row["row"]: row for row in reasons()["rows"]}
-    assert [row["seed"] for row in found.values()] == [3] * 4
+    assert [row["seed"] for row in found.values()] == [3] * 5
     (learned,) = [path for path in RUNS.glob("learn-schedule-*/models/schedule") if (path / "surface.npz").exists()]
     surface, control = read_surface(learned), read_surface(learned, control=True)
 
@@ -61,7 +62,8 @@ def test_a_row_has_the_oracle_of_its_models_and_the_criterion_of_its_law(here: P
         return sum((w * e.double()).sum(dim=(1, 2)) for w, e in zip(weights, errors.errors, strict=True))
 
     straight = LeadSchedule(0.0)
-    for row, law in (("lead", LeadSchedule(0.75)), ("learned", CurveSchedule(0.5, -1.5))):
+    laws = {"lead": LeadSchedule(0.75), "learned": CurveSchedule(0.5, -1.5), "sampled": LeadSchedule(-1.25)}
+    for row, law in laws.items():
         gaps = cost(surface, law) - cost(surface, straight)
         more = gaps - (cost(control, law) - cost(control, straight))
         assert found[row]["gap"] == pytest.approx(gaps.mean().item(), rel=1e-2)
@@ -69,7 +71,8 @@ def test_a_row_has_the_oracle_of_its_models_and_the_criterion_of_its_law(here: P
         assert found[row]["related_gap"] == pytest.approx(more.mean().item(), rel=1e-2)
     assert found["none"]["gap"] == pytest.approx(0, abs=1e-6)
     assert found["lead"]["real_semantics"] == 70.75, "of its own models, as many images as are scored"
-    assert [row["only_law"] for row in found.values()] == [True, True, False, True]
+    assert [row["only_law"] for row in found.values()] == [True, True, False, True, True]
+    assert found["sampled"]["draws"] == 1, "it is trained in step"
     probe = reasons()["probe"]
     assert (probe["lead"], probe["is_clear"], probe["gap"], probe["validation_texture"]) == (0.5, False, -1, 0.5)
     assert "loss" not in probe
@@ -94,6 +97,20 @@ def test_without_a_row_that_learns_the_probe_is_that_of_the_baseline(here: Path)
     write_study(here, vary={"none": {"dit.delta_t": 0.0}, "some": {"schedule.probe.lead": 0.25}}, seeds=[0])
     explain_study("offset", ["none"])
     assert reasons()["probe"]["lead"] == 0
+
+
+def test_a_study_gives_the_probe_settings_that_no_run_has(here: Path) -> None:
+    rows = {"none": {"dit.delta_t": 0.0}}
+    write_study(here, vary=rows, seeds=[0], explain={"schedule.probe": {"lead": 0.25}})
+    run_study("offset")
+    explain_study("offset")
+    assert reasons()["probe"]["lead"] == 0.25
+    calls()
+    run_study("offset")
+    assert calls() == [], "what is there of the runs is still theirs"
+    write_study(here, vary=rows, seeds=[0], explain={"schedule.probe": {"leads": 0.25}})
+    with refusal("schedule.probe.leads", "lead"):
+        explain_study("offset")
 
 
 def test_the_page_has_it_beside_the_scores(here: Path) -> None:
