@@ -79,17 +79,17 @@ def analyse(study: Study, records: list[Record]) -> list[Row]:
         if record["row"] in found and record["seed"] in study.seeds and study.score in record:
             found[record["row"]][record["seed"]] = record
     scores = {name: {seed: float(runs[seed][study.score]) for seed in sorted(runs)} for name, runs in found.items()}
-    baseline = scores[study.compared_with]
     return [
         Row(
             name,
             own,
             _root_mean_square([runs.get(f"{study.score}_se") for runs in found[name].values()]),
-            {seed: score - baseline[seed] for seed, score in own.items() if seed in baseline},
-            name == study.compared_with,
+            {seed: score - partner[seed] for seed, score in own.items() if seed in partner},
+            study.partners[name] == name,
             not study.score.startswith(MORE_IS_BETTER),
         )
         for name, own in scores.items()
+        for partner in [scores[study.partners[name]]]
     ]
 
 

@@ -54,7 +54,8 @@ def explain_study(
     every = {row: settings_of(study, row, seed, base, path) for row in study.rows}
     wanted = chosen("--rows", rows, study.rows)
     require_page(folder, study)
-    learner = next((row for row, settings in every.items() if settings.schedule.learn), study.compared_with)
+    baseline = next(iter(study.partners.values()))
+    learner = next((row for row, settings in every.items() if settings.schedule.learn), baseline)
     over = merged(nested(study.explain), {"schedule": {"learn": True}})
     probe = _run(_until_learned(plan(settings_of(study, learner, seed, base, path, over), stages, RUNS)))
     learned = made(probe, "schedule")
@@ -68,7 +69,7 @@ def explain_study(
         inspected = read_json(Path(oracle.values["paths"]["metrics"]) / "schedule" / "inspect.json")
         followed = with_learned_law(every[row].dit, made(jobs, "schedule"))
         sampled = schedule_of(every[row].sample.with_law(law_of(followed)))
-        facts = {"row": row, "seed": seed, "only_law": _differ_in_law(every[row], every[study.compared_with])}
+        facts = {"row": row, "seed": seed, "only_law": _differ_in_law(every[row], every[study.partners[row]])}
         facts |= {"draws": _draws(followed, schedule_of(followed))}
         found.append(facts | gap_along(errors, control, sampled)._asdict() | inspected["oracle"])
     metrics = Path(probe[-1].values["paths"]["metrics"])

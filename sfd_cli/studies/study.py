@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,7 +37,11 @@ class Study(Section):
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
         {}, description="setting -> values; every row with every combination of them"
     )
-    baseline: str | None = Field(None, description="the row that others are compared with; unset: the first")
+    baseline: str | None = Field(
+        None,
+        description="the row that others are compared with; unset: the first. A name in `vary` where there is a grid:"
+        " the row of that name with the same values of the grid",
+    )
     explain: dict[str, Any] = Field(
         {}, description="settings of the probe of `sfd study explain`, over those of the row that it is for"
     )
@@ -64,7 +68,7 @@ class Study(Section):
                 raise SettingError("vary", f"{name!r} is no name of a row", "leave commas and bars out of it")
         if len(dict.fromkeys(self.seeds)) < len(self.seeds):
             raise SettingError("seeds", f"{self.seeds} has one twice", "leave it out")
-        if self.baseline is not None and self.baseline not in self.rows:
+        if self.baseline is not None and self.baseline not in (*self.rows, *self.vary):
             raise SettingError("baseline", f"there is no row {self.baseline!r}", _nearest(self.baseline, self.rows))
         return self
 
@@ -82,23 +86,39 @@ class Study(Section):
     @cached_property
     def rows(self) -> dict[str, dict[str, Any]]:
         """Settings by row, nested: those of `vary`, each with every combination of the grid."""
-        rows: dict[str, dict[str, Any]] = {}
-        for name, settings in (self.vary or {"": {}}).items():
-            for values in itertools.product(*self.grid.values()):
-                chosen = dict(zip(self.grid, values, strict=True))
-                parts = [name, *(f"{key}={str(value).replace(',', '')}" for key, value in chosen.items())]
-                rows[" ".join(filter(None, parts))] = merged(nested(settings), nested(chosen))
-        return rows
+        return {
+            _row(name, values): merged(nested(settings), nested(values))
+            for name, settings in (self.vary or {"": {}}).items()
+            for values in self._combinations()
+        }
+
+    @cached_property
+    def partners(self) -> dict[str, str]:
+        """The row that each row is paired with, itself of those that others are paired with."""
+        if self.baseline is None or self.baseline in self.rows:
+            return dict.fromkeys(self.rows, self.baseline or next(iter(self.rows)))
+        return {
+            _row(name, values): _row(self.baseline, values) for name in self.vary for values in self._combinations()
+        }
 
     @property
     def compared_with(self) -> str:
-        """The row that the others are paired with."""
+        """What the rows that the others are paired with are called."""
         return self.baseline or next(iter(self.rows))
+
+    def _combinations(self) -> Iterator[dict[str, Any]]:
+        for values in itertools.product(*self.grid.values()):
+            yield dict(zip(self.grid, values, strict=True))
 
     @property
     def varied(self) -> list[str]:
         """Dotted keys of all settings in which rows differ."""
         return list(dict.fromkeys(key for row in self.rows.values() for key in dotted(row)))
+
+
+def _row(name: str, values: Mapping[str, Any]) -> str:
+    """What a row with these values of the grid is called."""
+    return " ".join(filter(None, [name, *(f"{key}={str(value).replace(',', '')}" for key, value in values.items())]))
 
 
 def key_of(score: str, options: Fid) -> str:

@@ -88,6 +88,14 @@ def test_of_some_scores_more_is_better_and_the_baseline_may_be_any_row() -> None
     assert rows_of(found, score="precision_dinov2", baseline="small")["zero"].seen == "better"
 
 
+def test_in_a_grid_rows_are_compared_with_those_of_the_same_values() -> None:
+    names = ("zero", "small")
+    found = results(**{"zero a=1": {0: 10.0}, "zero a=2": {0: 20.0}, "small a=1": {0: 9.0}, "small a=2": {0: 25.0}})
+    rows = rows_of(found, vary={name: {} for name in names}, grid={"a": [1, 2]}, baseline="zero")
+    assert [row.seen for row in rows.values()] == ["baseline", "baseline", "one seed", "one seed"]
+    assert [rows[f"small a={a}"].difference for a in (1, 2)] == [-1, 5]
+
+
 def test_results_of_other_rows_seeds_and_scores_have_no_part() -> None:
     further = results(gone={0: 1.0}, small={7: 1.0}) + results("kid_dinov2", large={3: 1.0})
     assert rows_of(FOUND + further, seeds=[0, 1, 2, 3]) == rows_of(FOUND)

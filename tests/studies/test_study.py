@@ -78,6 +78,16 @@ def test_a_grid_makes_a_row_of_every_combination() -> None:
 def test_the_baseline_is_the_first_row_or_the_one_that_is_named() -> None:
     assert study().compared_with == "none"
     assert study(baseline="much").compared_with == "much"
+    assert set(study(baseline="much").partners.values()) == {"much"}
+
+
+def test_in_a_grid_the_baseline_may_be_the_row_with_the_same_values() -> None:
+    grid = {"sample.steps": [4, 8]}
+    rows = {"near": {"dit.delta_t": 0.1}, "far": {"dit.delta_t": 0.5}}
+    near, far = ([f"{name} sample.steps={steps}" for steps in (4, 8)] for name in rows)
+    assert study(vary=rows, grid=grid, baseline="far").partners == dict(zip(near + far, far + far, strict=True))
+    for whole in (None, near[0]):
+        assert set(study(vary=rows, grid=grid, baseline=whole).partners.values()) == {near[0]}
 
 
 def test_dots_and_nesting_are_two_spellings() -> None:
