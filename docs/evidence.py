@@ -1,4 +1,4 @@
-"""The tables of docs/evidence.md, from the rows that studies and `benchmarks/order.py` recorded.
+"""The tables of docs/evidence.md, from what studies, `benchmarks/order.py` and `benchmarks/semantics.py` recorded.
 
 `python docs/evidence.py` fills what stands between the marks of the page and draws order.png; a test holds the page
 to it.
@@ -24,13 +24,19 @@ DOCS = Path(__file__).parent
 PAGE = DOCS / "evidence.md"
 STUDIES = DOCS.parent / "studies"
 ORDER = DOCS.parent / "benchmarks" / "results" / "order-cpu.json"
-MARKED = re.compile(r"(<!-- (study|learned|order): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+SEMANTICS = "semantics-{}-cpu.json"
+MARKED = re.compile(r"(<!-- (study|learned|order|semantics): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 BASELINE = "synchronous"
 
 
 def filled(page: str) -> str:
     """The page with everything between its marks made anew."""
-    makers: dict[str, Callable[[str], list[str]]] = {"study": of_study, "learned": of_learned, "order": of_order}
+    makers: dict[str, Callable[[str], list[str]]] = {
+        "study": of_study,
+        "learned": of_learned,
+        "order": of_order,
+        "semantics": of_semantics,
+    }
     return MARKED.sub(lambda found: "\n".join([found[1], *makers[found[2]](found[3]), "", found[4]]), page)
 
 
@@ -44,6 +50,18 @@ def of_study(name: str) -> list[str]:
         lines += ["", f"![{study.title}](../studies/{name}/{PLOT})"]
     if (reasons := read_reasons(folder)) is not None:
         lines += ["", *told(reasons, rows)]
+    return lines
+
+
+def of_semantics(name: str) -> list[str]:
+    """A table of how well a linear classifier tells the class from principal components of DINOv2's tokens."""
+    found = read_json(ORDER.parent / SEMANTICS.format(name))
+    said = f"{found['images']:,} images of {found['classes']} classes"
+    head, *_ = rows = found["rows"]
+    names = [key for key in head if key != "side"]
+    lines = [f"| {said}, encoded at | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for row in rows:
+        lines.append(f"| {row['side']} px | {' | '.join(f'{row[key]:.1%}' for key in names)} |")
     return lines
 
 

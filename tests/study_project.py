@@ -62,6 +62,8 @@ if stage == "train" and dit.get("steps") == 13:
     sys.exit(1)
 if stage == "train" and dit.get("steps") == 600:
     time.sleep(600)
+if stage == "train":
+    pathlib.Path(values["paths"]["dit"]).mkdir(parents=True, exist_ok=True)
 seen = values.get("fid", {}).get("encoder", {})
 NAME = f"{seen.get('name', 'dinov2_vits14')}_{seen.get('image_size', 112)}"
 NAME += "_random" if seen.get("weights") == "random" else ""

@@ -93,6 +93,16 @@ def test_what_is_there_is_not_made_again_and_rows_images_and_seed_can_be_chosen(
     assert REASONS.read_bytes() == before
 
 
+def test_the_oracle_reads_what_any_stage_of_the_run_made_and_writes_beside_it(here: Path) -> None:
+    explain_study("offset", ["lead"])
+    (oracle,) = RUNS.glob("oracle-*")
+    paths = yaml.safe_load((oracle / "params.yaml").read_text())["paths"]
+    for key, stage in {"schedule": "learn-schedule", "dit": "train"}.items():
+        assert Path(paths[key]).exists()
+        assert Path(paths[key]).relative_to(RUNS).parts[0].startswith(f"{stage}-"), key
+    assert Path(paths["metrics"]).is_relative_to(oracle)
+
+
 def test_without_a_row_that_learns_the_probe_is_that_of_the_baseline(here: Path) -> None:
     write_study(here, vary={"none": {"dit.delta_t": 0.0}, "some": {"schedule.probe.lead": 0.25}}, seeds=[0])
     explain_study("offset", ["none"])
