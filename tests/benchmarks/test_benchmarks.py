@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_project import random_images, tiny_settings, write_features, write_models
+from tiny_project import random_images, tiny_settings, write_features, write_models, write_training_images
 
 from sfd_cli.data.images import ImageManifest
 from sfd_cli.formats.model_folder import save_model
@@ -232,3 +232,31 @@ def test_a_semantic_vae_is_trained_in_both_precisions(tmp_path: Path) -> None:
     run("semantic_vae.py", *options, "--device", "cpu", "--out", str(tmp_path))
     found = written(tmp_path, "semantic_vae")
     assert found["means"]["fp32"] != found["means"]["bf16"]
+
+
+def test_classes_are_told_from_components_of_tokens_of_several_sizes(tmp_path: Path) -> None:
+    write_training_images(settings := tiny_settings(tmp_path), 40)
+    params = tmp_path / "params.yaml"
+    params.write_text("images: {size: 16}\nencoder: {weights: random, image_size: 28}\n")
+    options = ("--images", str(settings.paths.images), "--params", str(params), "--name", "tiny", "--grid", "2")
+    options += (
+        "--sides",
+        "28",
+        "56",
+        "--channels",
+        "2",
+        "4",
+        "--most",
+        "36",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path),
+    )
+    run("semantics.py", *options)
+    found = written(tmp_path, "semantics-tiny")
+    assert (found["images"], found["classes"]) == (36, 3)
+    assert [row.pop("side") for row in found["rows"]] == [28, 56]
+    for row in found["rows"]:
+        assert row.keys() == {"2 components", "4 components", "class token"}
+        assert all(0 <= share <= 1 for share in row.values())
