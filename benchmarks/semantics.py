@@ -5,7 +5,7 @@ The tokens of an image of every size are averaged to the same grid, compressed t
 class token. Folds keep images together that are near-duplicates by the fewest components of the smallest images.
 
     python benchmarks/semantics.py      # the demo's, after `sfd prepare-data`
-    python benchmarks/semantics.py --name fashion-mnist --params params.yaml --sides 56     # of that preset
+    python benchmarks/semantics.py --name fashion-mnist --sides 56 --most 4096     # of that preset
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from torch import Tensor
 
 from sfd_cli.config import Encoder, load_settings
 from sfd_cli.data.images import ImageManifest, ImageReader, evenly_spaced
-from sfd_cli.data.near_duplicates import near_duplicate_clusters
 from sfd_cli.diffusion.class_accuracy import HeldOutAccuracy
 from sfd_cli.diffusion.spectra import directions_of_others
-from sfd_cli.evaluation.inspection import folds_of
+from sfd_cli.evaluation.inspection import clusters_of, folds_of
 from sfd_cli.networks.semantic_pca import SemanticPCA
 from sfd_cli.weights.visual_encoders import load_visual_encoder
 
@@ -59,12 +58,6 @@ def accuracy(values: Tensor, labels: Tensor, folds: Tensor) -> float:
     classes = int(labels.max()) + 1
     reader = HeldOutAccuracy(values, labels, classes, folds, directions_of_others(values, folds), generator)
     return float(reader.at(1.0).mean())
-
-
-def clusters_of(values: Tensor) -> Tensor:
-    """A number for every image (n,), from 0, equal for near-duplicates by values (n, D)."""
-    centred = (values - values.mean(0)).double()
-    return torch.unique(torch.from_numpy(near_duplicate_clusters(centred.numpy()[:, None])), return_inverse=True)[1]
 
 
 def main() -> None:

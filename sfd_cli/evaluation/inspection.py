@@ -86,7 +86,7 @@ def inspect_store(store: Store, seed: int = 0) -> dict[str, Any]:
         problem = f"has {len(chosen.rows)} images, and {FEWEST_IMAGES} are the fewest to tell anything from"
         raise UserError(store.folder, problem, "encode more")
     latents = space.views(read_latents(store, chosen.rows, space))
-    clusters = _clusters(latents.semantic)
+    clusters = clusters_of(latents.semantic)
     folds = folds_of(clusters, seed)
     if folds.unique().numel() < FOLDS:
         raise UserError(store.folder, "has hardly any images that are not near-duplicates", "look at what was encoded")
@@ -130,8 +130,8 @@ def folds_of(clusters: Tensor, seed: int) -> Tensor:
     return fold[clusters]
 
 
-def _clusters(semantic: Tensor) -> Tensor:
-    """A number for every image (n,), from 0, equal for near-duplicates by their semantics (n, C_s, h, w)."""
+def clusters_of(semantic: Tensor) -> Tensor:
+    """A number for every image (n,), from 0, equal for near-duplicates by their semantics (n, ...)."""
     flat = semantic.flatten(1).double()
     found = near_duplicate_clusters((flat - flat.mean(dim=0)).numpy()[:, None])
     return torch.from_numpy(np.unique(found, return_inverse=True)[1])
