@@ -52,6 +52,7 @@ LAWS: dict[str, dict[str, Any]] = {
     "lead 2": {"schedule": "lead", "lead": 2.0},
     "lead 2 jittered": {"schedule": "lead", "lead": 2.0, "lead_jitter": 2.0},
     "lead 4 jittered": {"schedule": "lead", "lead": 4.0, "lead_jitter": 2.0},
+    "synchronous twice as long": {"delta_t": 0.0, "steps": 2000},
     "learned": {"schedule": "learned"},
     "learned twice as long": {"schedule": "learned", "steps": 2000},
     "learned jittered": {"schedule": "learned", "lead_jitter": 2.0},

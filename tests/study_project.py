@@ -37,9 +37,10 @@ if stage == "learn-schedule":
     (folder / "settings.json").write_text(json.dumps({"fingerprint": "learned", "complete": True}))
     if values.get("schedule", {}).get("learn"):
         import numpy
-        errors, names = numpy.random.default_rng(0), [s + c for c in ("", "_control") for s in ("texture", "semantic")]
-        arrays = {name: errors.random((8, 5, 5)) for name in names}
-        numpy.savez(folder / "surface.npz", levels=numpy.linspace(-4, 2, 5), clusters=numpy.arange(8), **arrays)
+        errors, kinds = numpy.random.default_rng(0), ("", "_control", "_trained_on")
+        arrays = {s + kind: errors.random((8, 5, 5)) for kind in kinds for s in ("texture", "semantic")}
+        arrays |= {"clusters" + kind: numpy.arange(8) for kind in kinds}
+        numpy.savez(folder / "surface.npz", levels=numpy.linspace(-4, 2, 5), **arrays)
         metrics = pathlib.Path(values["paths"]["metrics"])
         gaps = {"gap": -1.0, "standard_error": 2.0, "related_gap": 0.5, "related_error": 1.0, "synchronous": 250.0}
         held = {f"{which}_{stream}": 0.5 for which in ("validation", "training") for stream in ("texture", "semantic")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -51,37 +51,38 @@ def save_law(folder: Path, law: dict[str, Any]) -> None:
     write_json(folder / LAW, law)
 
 
-def save_surface(folder: Path, surface: ErrorSurface, control: ErrorSurface, energies: Streams[Tensor]) -> None:
+def save_surface(
+    folder: Path, surface: ErrorSurface, control: ErrorSurface, trained_on: ErrorSurface, energies: Streams[Tensor]
+) -> None:
     """Write the errors of every image, so that another criterion can be tried without the probe.
 
-    `control` are those beside strangers' semantics, `energies` the mean squares of the predicted velocities, (n, n) a
-    channel.
+    Args:
+        folder: of the learned schedule.
+        surface: errors on images held out.
+        control: those on the same images beside strangers' semantics.
+        trained_on: those on images that the probe was trained on.
+        energies: mean squares of the predicted velocities, (n, n) a channel.
     """
+    arrays: dict[str, Any] = {"levels": surface.levels.numpy()}
+    for kind, found in (("", surface), ("_control", control), ("_trained_on", trained_on)):
+        arrays[f"clusters{kind}"] = found.clusters.numpy()
+        arrays |= {f"{name}{kind}": stream.float().numpy() for name, stream in found.errors._asdict().items()}
+    arrays |= {f"{name}_energy": stream.float().numpy() for name, stream in energies._asdict().items()}
     with atomic_path(folder / SURFACE) as temporary, open(temporary, "wb") as file:
-        np.savez(
-            file,
-            levels=surface.levels.numpy(),
-            texture=surface.errors.texture.float().numpy(),
-            semantic=surface.errors.semantic.float().numpy(),
-            texture_control=control.errors.texture.float().numpy(),
-            semantic_control=control.errors.semantic.float().numpy(),
-            clusters=surface.clusters.numpy(),
-            texture_energy=energies.texture.float().numpy(),
-            semantic_energy=energies.semantic.float().numpy(),
-        )
+        np.savez(file, **arrays)
 
 
-def read_surface(folder: Path, control: bool = False) -> ErrorSurface:
-    """The errors that `save_surface` wrote: of the images, or of the `control`.
+def read_surface(folder: Path, of: Literal["", "control", "trained_on"] = "") -> ErrorSurface:
+    """The errors that `save_surface` wrote: on images held out, on the control, or on images trained on.
 
     Raises:
         UserError: they are missing or damaged.
     """
-    path = folder / SURFACE
-    names = [f"{stream}_control" if control else stream for stream in Streams._fields]
+    path, kind = folder / SURFACE, f"_{of}" if of else ""
+    names = [f"{name}{kind}" for name in (*Streams._fields, "clusters")]
     try:
         with np.load(path) as arrays:
-            levels, *errors, clusters = (torch.from_numpy(arrays[name]) for name in ("levels", *names, "clusters"))
+            levels, *errors, clusters = (torch.from_numpy(arrays[name]) for name in ("levels", *names))
     except (*DAMAGED_ARCHIVE, KeyError):
         raise UserError(path, "holds no errors of a probe", AGAIN) from None
     return ErrorSurface(levels, Streams(*errors), clusters)

@@ -239,6 +239,10 @@ class Probe(DiT):
     schedule: Literal["lead"] = Field("lead", description="leads around `lead`, uniform within `lead_jitter`")
     lead: float = Field(1.5, description=LEAD_HELP)
     lead_jitter: float = Field(3.5, ge=0, description=DiT.model_fields["lead_jitter"].description)
+    objective: Literal["corrected"] = Field(
+        "corrected",
+        description="each stream sees the same times along every lead, so that none is judged by how rare it was",
+    )
     ema_decay: float = Field(0.999, ge=0, lt=1, description=DiT.model_fields["ema_decay"].description)
     repa: Literal["none"] = Field("none", description="the probe learns from the latents alone")
     holdout: float = Field(0.1, gt=0, lt=1, description="fraction of the images that the schedule is judged on")
@@ -253,7 +257,7 @@ class LearnSchedule(Section):
     probe: Probe = Field(Probe(), description="the small network")
     levels: int = Field(9, ge=3, description="noise levels of each stream at which its errors are taken")
     lowest: float = Field(-4.0, description="the first level, in logit time")
-    highest: float = Field(2.2, description="the last level, in logit time; 2.2 is t = 0.9")
+    highest: float = Field(0.0, description="the last level, in logit time; 0 is as much noise as image")
     draws: int = Field(4, gt=0, description="draws of noise for every held-out image")
     criterion: Literal["excess", "kinetic"] = Field(
         "excess",

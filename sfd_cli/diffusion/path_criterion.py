@@ -130,28 +130,42 @@ class Gap(NamedTuple):
         standard_error: of the gap, over clusters.
         related_gap: the gap less that on the control.
         related_error: standard error of this, over clusters.
+        trained_on_gap: the gap on images that the network was trained on. Where it is the smaller one, the network has
+            learnt by heart along the path what it does not know of other images.
+        trained_on_error: standard error of this, over clusters.
     """
 
     gap: float
     standard_error: float
     related_gap: float
     related_error: float
+    trained_on_gap: float
+    trained_on_error: float
 
 
-def gap_along(surface: ErrorSurface, control: ErrorSurface, schedule: Schedule) -> Gap:
+def gap_along(surface: ErrorSurface, control: ErrorSurface, trained_on: ErrorSurface, schedule: Schedule) -> Gap:
     """The criterion for a law that was not chosen by these errors, so that all of them judge it.
 
     Args:
         surface: errors on held-out images.
         control: errors on the same images beside others' semantics, in the same order.
+        trained_on: errors on images that the network was trained on.
         schedule: any law.
     """
-    straight, path = (schedule_weights(surface.levels, law) for law in (AsynchronousSchedule(0.0), schedule))
-    own, others = (
-        _values(found, path) - _values(found, straight) for found in (surface.per_cluster(), control.per_cluster())
+    own, others, seen = (
+        along(found, schedule) - along(found, AsynchronousSchedule(0.0)) for found in (surface, control, trained_on)
     )
-    related, root = own - others, len(own) ** 0.5
-    return Gap(own.mean().item(), own.std().item() / root, related.mean().item(), related.std().item() / root)
+    return Gap(*_mean(own), *_mean(own - others), *_mean(seen))
+
+
+def _mean(values: Tensor) -> tuple[float, float]:
+    """Mean of values (n,), and its standard error."""
+    return values.mean().item(), values.std().item() / len(values) ** 0.5
+
+
+def along(surface: ErrorSurface, schedule: Schedule) -> Tensor:
+    """J of a law for every cluster of the images, (clusters,) float64, nats an image."""
+    return _values(surface.per_cluster(), schedule_weights(surface.levels, schedule))
 
 
 def preferred(

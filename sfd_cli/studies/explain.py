@@ -11,8 +11,8 @@ from typing import Any
 
 from sfd_cli.artifacts.learned_law import read_surface, with_learned_law
 from sfd_cli.config import DiT, Settings
-from sfd_cli.diffusion.path_criterion import gap_along
-from sfd_cli.diffusion.schedule import Schedule, schedule_of
+from sfd_cli.diffusion.path_criterion import along, gap_along
+from sfd_cli.diffusion.schedule import AsynchronousSchedule, Schedule, schedule_of
 from sfd_cli.diffusion.training_times import TrainingTimes
 from sfd_cli.errors import UserError
 from sfd_cli.files import fingerprint, read_json, write_json
@@ -59,7 +59,8 @@ def explain_study(
     over = merged(nested(study.explain), {"schedule": {"learn": True}})
     probe = _run(_until_learned(plan(settings_of(study, learner, seed, base, path, over), stages, RUNS)))
     learned = made(probe, "schedule")
-    errors, control = read_surface(learned), read_surface(learned, control=True)
+    errors, control = read_surface(learned), read_surface(learned, "control")
+    seen = read_surface(learned, "trained_on")
     found: list[dict[str, Any]] = []
     inspected: dict[str, Any] = {}
     for row in wanted:
@@ -71,9 +72,10 @@ def explain_study(
         sampled = schedule_of(every[row].sample.with_law(law_of(followed)))
         facts = {"row": row, "seed": seed, "only_law": _differ_in_law(every[row], every[study.partners[row]])}
         facts |= {"draws": _draws(followed, schedule_of(followed))}
-        found.append(facts | gap_along(errors, control, sampled)._asdict() | inspected["oracle"])
+        found.append(facts | gap_along(errors, control, seen, sampled)._asdict() | inspected["oracle"])
     metrics = Path(probe[-1].values["paths"]["metrics"])
     of_probe = read_json(metrics / "learn_schedule" / "metrics.json") | _held_out(metrics / "probe" / "metrics.json")
+    of_probe |= {"synchronous_trained_on": along(seen, AsynchronousSchedule(0.0)).mean().item()}
     write_json(folder / REASONS, {"latents": _of_latents(inspected), "probe": of_probe, "rows": found})
     write_page(folder, study, read_results(folder))
     return {"rows": len(found), "reasons": folder / REASONS, "page": folder / PAGE}

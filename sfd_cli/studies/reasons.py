@@ -56,12 +56,14 @@ def told(reasons: Reasons, rows: list[Row]) -> list[str]:
 
 
 def _table(rows: list[dict[str, Any]], differences: dict[str, float]) -> list[str]:
-    head = ["row", "difference", "draws", "criterion, nats", "beyond the control", "real semantics", "sampled", "worth"]
+    head = ["row", "difference", "draws", "criterion, nats", "beyond the control", "on images trained on"]
+    head += ["real semantics", "sampled", "worth"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
         difference = differences.get(row["row"])
         cells = [f"`{row['row']}`", "" if difference is None else f"{difference:+.3g}", f"{row['draws']:.0%}"]
         cells += [_pair(row, "gap", "standard_error"), _pair(row, "related_gap", "related_error")]
+        cells += [_pair(row, "trained_on_gap", "trained_on_error")]
         cells += [f"{row['real_semantics']:.4g}", f"{row['sampled_semantics']:.4g}"]
         lines.append(f"| {' | '.join([*cells, _pair(row, 'gain', 'gain_standard_error')])} |")
     return lines
@@ -84,7 +86,8 @@ def _of_probe(probe: dict[str, Any]) -> str:
     gap, related = _pair(probe, "gap", "standard_error"), _pair(probe, "related_gap", "related_error")
     said = [
         f"`sfd learn-schedule` says: {law} ({gap} nats an image against the synchronous path, {related} beyond the"
-        f" control; of {probe['synchronous']:.4g} along that path)."
+        f" control; of {probe['synchronous']:.4g} along that path, and of {probe['synchronous_trained_on']:.4g} on"
+        " images that the probe was trained on)."
     ]
     held = [
         f"{stream} {probe[f'validation_{stream}']:.3g} held out, {probe[f'training_{stream}']:.3g} trained on"
@@ -94,12 +97,21 @@ def _of_probe(probe: dict[str, Any]) -> str:
 
 
 def _correlation(rows: list[dict[str, Any]], differences: dict[str, float]) -> str:
-    pairs = [(row["gap"], differences[row["row"]]) for row in rows if row["only_law"] and row["row"] in differences]
-    if len(pairs) < FEWEST_PATHS:
+    compared = [row for row in rows if row["only_law"] and row["row"] in differences]
+    if len(compared) < FEWEST_PATHS:
         return ""
-    found = float(spearmanr(*zip(*pairs, strict=True)).statistic)
-    value = "none, for one of them is the same for all" if math.isnan(found) else f"{found:+.2f}"
-    return f"Rank correlation of criterion and score over {len(pairs)} laws: {value}."
+    gaps = [row["gap"] for row in compared]
+    scores = _rank_correlation(gaps, [differences[row["row"]] for row in compared])
+    with_real = _rank_correlation(gaps, [row["real_semantics"] for row in compared])
+    return (
+        f"Rank correlation of the criterion over {len(compared)} laws: with the score {scores}, with the distance by"
+        f" real semantics {with_real}."
+    )
+
+
+def _rank_correlation(one: list[float], other: list[float]) -> str:
+    found = float(spearmanr(one, other).statistic)
+    return "none, for one of them is the same for all" if math.isnan(found) else f"{found:+.2f}"
 
 
 def _pair(values: dict[str, Any], name: str, error: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,28 +25,29 @@ class Measured(NamedTuple):
     """What was measured.
 
     Attributes:
-        surface: the probe's errors.
+        surface: the probe's errors on what was kept out of its training.
         control: those on the same images beside strangers' semantics.
+        trained_on: those on as many images that it was trained on.
         energies: mean squares of the predicted velocities, (n, n) a channel.
     """
 
     surface: ErrorSurface
     control: ErrorSurface
+    trained_on: ErrorSurface
     energies: Streams[Tensor]
 
 
 def measure(section: LearnSchedule, task: ProbeTask, model: nn.Module, processes: Processes) -> Measured:
-    """The probe's errors on what was kept out of its training, each image with noise of its own.
+    """The probe's errors on images kept out of its training and on as many that were not, each with its own noise.
 
     Every pair of levels has the same noise, and so has the control, so that what differs is not the draw. The result
     is the same for any number of processes.
     """
     levels = torch.linspace(section.lowest, section.highest, section.levels)
     texture, semantic = torch.meshgrid(levels.sigmoid(), levels.sigmoid(), indexing="ij")
-    times, rows = Streams(texture.flatten(), semantic.flatten()), task.held_out
-    clusters = torch.from_numpy(task.clusters[rows])
+    times = Streams(texture.flatten(), semantic.flatten())
 
-    def mean_over_draws(examples: Examples, doing: str) -> Streams[Tensor]:
+    def mean_over_draws(rows: np.ndarray, examples: Examples, doing: str) -> Streams[Tensor]:
         """Of error and prediction, (images, n, n, 2) a stream."""
         errors, total = VelocityErrors(task, section.probe, examples), torch.zeros((), dtype=torch.float64)
         for seed in progress(range(section.draws), doing, unit="draw", silent=not processes.is_main):
@@ -53,13 +55,18 @@ def measure(section: LearnSchedule, task: ProbeTask, model: nn.Module, processes
         mean = (total / section.draws).unflatten(1, (section.levels, section.levels))
         return Streams(mean[..., 0, :], mean[..., 1, :])
 
-    def surface(found: Streams[Tensor]) -> ErrorSurface:
+    def surface(rows: np.ndarray, found: Streams[Tensor]) -> ErrorSurface:
         sums = Streams(*(one[..., 0] * count for one, count in zip(found, _values(task.space), strict=True)))
-        return ErrorSurface(levels, sums, clusters)
+        return ErrorSurface(levels, sums, torch.from_numpy(task.clusters[rows]))
 
-    own = mean_over_draws(task.examples, "errors")
-    control = mean_over_draws(task.control_examples, "errors of the control")
-    return Measured(surface(own), surface(control), Streams(*(stream[..., 1].mean(0) for stream in own)))
+    held_out, seen = task.held_out, task.trained_on
+    own = mean_over_draws(held_out, task.examples, "errors")
+    return Measured(
+        surface(held_out, own),
+        surface(held_out, mean_over_draws(held_out, task.control_examples, "errors of the control")),
+        surface(seen, mean_over_draws(seen, task.examples, "errors on images trained on")),
+        Streams(*(stream[..., 1].mean(0) for stream in own)),
+    )
 
 
 def choose(section: LearnSchedule, measured: Measured, space: LatentSpace) -> tuple[Law, Preference]:

@@ -30,6 +30,7 @@ class ProbeTask(VelocityTask):
     Attributes:
         clusters: the same.
         held_out: positions of images that are kept out of training; so are their strangers.
+        trained_on: positions of as many that are not, to compare with.
 
     Raises:
         SettingError: nothing would be held out, or nothing left to train on.
@@ -38,7 +39,8 @@ class ProbeTask(VelocityTask):
     def __init__(self, store: Store, section: DiT, device: torch.device, clusters: np.ndarray) -> None:
         super().__init__(store, section, None, device)
         self.clusters = clusters
-        self.held_out = hold_out(clusters, section.holdout, section.seed).held_out
+        split = hold_out(clusters, section.holdout, section.seed)
+        self.held_out, self.trained_on = split.held_out, split.control
         self._strangers = strangers(store.labels, self.held_out, section.seed)
         self.conditions = Conditions((*store.classes, *(f"{name}, a stranger's semantics" for name in store.classes)))
 

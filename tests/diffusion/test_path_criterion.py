@@ -194,7 +194,7 @@ def test_exact_errors_give_no_law_a_gap(law: Schedule) -> None:
     levels = torch.linspace(-4, 2.2, 201)
     errors = correlated(0.6, levels)
     exact = ErrorSurface(levels, Streams(*(error.expand(4, -1, -1) for error in errors)), torch.arange(4))
-    assert gap_along(exact, exact, law) == pytest.approx((0, 0, 0, 0), abs=1e-3)
+    assert gap_along(exact, exact, exact, law) == pytest.approx((0,) * 6, abs=1e-3)
 
 
 @pytest.mark.parametrize("rho", [0.6, 0.9])
@@ -204,7 +204,10 @@ def test_nine_levels_are_enough_where_errors_are_smooth(rho: float) -> None:
     exact = ErrorSurface(
         levels, Streams(*(error.expand(4, -1, -1) for error in correlated(rho, levels))), torch.arange(4)
     )
-    assert max(abs(gap_along(exact, exact, LeadSchedule(lead)).gap) for lead in (-2.0, -1.0, 0.5, 1.0, 2.0, 4.0)) < 3e-3
+    assert (
+        max(abs(gap_along(exact, exact, exact, LeadSchedule(lead)).gap) for lead in (-2.0, -1.0, 0.5, 1.0, 2.0, 4.0))
+        < 3e-3
+    )
 
 
 def test_a_preference_that_hangs_on_what_is_between_the_levels_is_not_clear() -> None:
@@ -224,7 +227,8 @@ def test_a_preference_that_hangs_on_what_is_between_the_levels_is_not_clear() ->
 
 def test_the_gap_of_a_law_is_what_its_path_costs_more_than_the_synchronous_one() -> None:
     found = surface(correlated(0.6), excess_of_textures_before_semantics(), 0.1)
-    gap = gap_along(found, without(found), CurveSchedule(2.0, -1.0))
+    seen = ErrorSurface(found.levels, Streams(*(1.5 * error[2:] for error in found.errors)), found.clusters[2:])
+    gap = gap_along(found, without(found), seen, CurveSchedule(2.0, -1.0))
     each = [
         length(Streams(*errors), 2.0, -1.0) - length(Streams(*errors), 0.0)
         for errors in zip(*found.errors, strict=True)
@@ -233,13 +237,15 @@ def test_the_gap_of_a_law_is_what_its_path_costs_more_than_the_synchronous_one()
     spread = torch.tensor(each, dtype=torch.float64).std().item() / math.sqrt(len(each))
     assert gap.standard_error == gap.related_error == pytest.approx(spread, rel=2e-2)
     assert gap.gap < -2 * gap.standard_error
-    assert gap_along(found, found, CurveSchedule(2.0, -1.0)).related_gap == 0
+    assert gap.trained_on_gap == pytest.approx(1.5 * sum(each[2:]) / len(each[2:]), rel=2e-3)
+    assert gap_along(found, found, found, CurveSchedule(2.0, -1.0)).related_gap == 0
 
 
 def test_a_gap_knows_which_stream_waits() -> None:
     """An offset is a large lead at both ends: with an excess of textures before semantics it is a gain."""
     found = surface(correlated(0.6), excess_of_textures_before_semantics(), 0.0)
     ahead, behind = (
-        gap_along(found, found, law).gap for law in (AsynchronousSchedule(0.5), KnotSchedule(((0.0, 0.5), (0.5, 1.0))))
+        gap_along(found, found, found, law).gap
+        for law in (AsynchronousSchedule(0.5), KnotSchedule(((0.0, 0.5), (0.5, 1.0))))
     )
     assert ahead < 0 < behind

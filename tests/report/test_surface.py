@@ -38,7 +38,7 @@ def learn(settings: Settings, law: dict[str, Any] = CURVE) -> Path:
     """`models/schedule` as `sfd learn-schedule` leaves it."""
     folder = settings.paths.schedule
     folder.mkdir(parents=True)
-    save_surface(folder, errors(), errors(), Streams(torch.ones(5, 5), torch.ones(5, 5)))
+    save_surface(folder, errors(), errors(), errors(4), Streams(torch.ones(5, 5), torch.ones(5, 5)))
     save_law(folder, law)
     Record(fingerprint="learned", complete=True, facts={"law": law} | FOUND._asdict() | {"images": 6}).write(folder)
     return folder

@@ -75,8 +75,8 @@ class Halving(nn.Module):
 def test_errors_are_those_of_a_plain_loop_over_levels_and_draws(settings: Settings) -> None:
     section = settings.schedule
     task = probe_task(settings)
-    surface, control, energies = measure(section, task, Halving(), Processes())
-    levels = torch.linspace(-4, 2.2, 5)
+    surface, control, trained_on, energies = measure(section, task, Halving(), Processes())
+    levels = torch.linspace(-4, 0, 5)
     torch.testing.assert_close(surface.levels, levels)
     count = len(surface.clusters)
     assert 10 <= count <= 19
@@ -85,20 +85,23 @@ def test_errors_are_those_of_a_plain_loop_over_levels_and_draws(settings: Settin
     row = int(surface.clusters[image])  # of a cluster of one
     stranger = int(strangers(store.labels, task.held_out, section.probe.seed)[row])
     assert stranger in task.held_out
-    places = ((surface, row, 0, 4), (surface, row, 3, 1), (control, stranger, 0, 4), (control, stranger, 3, 1))
-    for found, other, i, j in places:
-        parts = (store.read("texture", [row], np.zeros(1, int)), store.read("semantic", [other], np.zeros(1, int)))
+    seen = int(trained_on.clusters[image])
+    assert seen not in task.held_out
+    assert len(trained_on.clusters) == count
+    for found, place, other in ((surface, row, row), (control, row, stranger), (trained_on, seen, seen)):
+        parts = (store.read("texture", [place], np.zeros(1, int)), store.read("semantic", [other], np.zeros(1, int)))
         data = (torch.from_numpy(np.concatenate(parts, axis=1)).float() - 1) / 3
-        texture, semantic = levels[i].sigmoid(), levels[j].sigmoid()
-        times = torch.tensor([texture] * TEXTURE + [semantic] * SEMANTIC)[None, :, None, None]
-        squares = []
-        for seed in range(2):
-            noise = initial_noise(seed, [int(store.indices[row])], (5, GRID, GRID))
-            error = (times * data + (1 - times) * noise) / 2 - velocity_target(data, noise)
-            squares.append(error.square().double()[0])
-        mean = torch.stack(squares).mean(0)
-        assert found.errors.texture[image, i, j].item() == pytest.approx(mean[:TEXTURE].sum().item(), rel=1e-6)
-        assert found.errors.semantic[image, i, j].item() == pytest.approx(mean[TEXTURE:].sum().item(), rel=1e-6)
+        for i, j in ((0, 4), (3, 1)):
+            texture, semantic = levels[i].sigmoid(), levels[j].sigmoid()
+            times = torch.tensor([texture] * TEXTURE + [semantic] * SEMANTIC)[None, :, None, None]
+            squares = []
+            for seed in range(2):
+                noise = initial_noise(seed, [int(store.indices[place])], (5, GRID, GRID))
+                error = (times * data + (1 - times) * noise) / 2 - velocity_target(data, noise)
+                squares.append(error.square().double()[0])
+            mean = torch.stack(squares).mean(0)
+            assert found.errors.texture[image, i, j].item() == pytest.approx(mean[:TEXTURE].sum().item(), rel=1e-6)
+            assert found.errors.semantic[image, i, j].item() == pytest.approx(mean[TEXTURE:].sum().item(), rel=1e-6)
     assert energies.texture.shape == (5, 5)
     # The data has variance 1 here as the noise has: (t^2 + (1 - t)^2) / 4.
     expected = (levels.sigmoid().square() + (1 - levels.sigmoid()).square()) / 4

@@ -55,7 +55,7 @@ def test_a_row_has_the_oracle_of_its_models_and_the_criterion_of_its_law(here: P
     found = {row["row"]: row for row in reasons()["rows"]}
     assert [row["seed"] for row in found.values()] == [3] * 5
     (learned,) = [path for path in RUNS.glob("learn-schedule-*/models/schedule") if (path / "surface.npz").exists()]
-    surface, control = read_surface(learned), read_surface(learned, control=True)
+    surface, control, seen = (read_surface(learned, of) for of in ("", "control", "trained_on"))
 
     def cost(errors: Any, law: LeadSchedule) -> torch.Tensor:
         weights = path_weights(errors.levels, law.lead, law.slope)
@@ -69,6 +69,9 @@ def test_a_row_has_the_oracle_of_its_models_and_the_criterion_of_its_law(here: P
         assert found[row]["gap"] == pytest.approx(gaps.mean().item(), rel=1e-2)
         assert found[row]["standard_error"] == pytest.approx(gaps.std().item() / math.sqrt(len(gaps)), rel=1e-2)
         assert found[row]["related_gap"] == pytest.approx(more.mean().item(), rel=1e-2)
+        gaps = cost(seen, law) - cost(seen, straight)
+        assert found[row]["trained_on_gap"] == pytest.approx(gaps.mean().item(), rel=1e-2)
+        assert found[row]["trained_on_error"] == pytest.approx(gaps.std().item() / math.sqrt(len(gaps)), rel=1e-2)
     assert found["none"]["gap"] == pytest.approx(0, abs=1e-6)
     assert found["lead"]["real_semantics"] == 70.75, "of its own models, as many images as are scored"
     assert [row["only_law"] for row in found.values()] == [True, True, False, True, True]
@@ -76,6 +79,7 @@ def test_a_row_has_the_oracle_of_its_models_and_the_criterion_of_its_law(here: P
     probe = reasons()["probe"]
     assert (probe["lead"], probe["is_clear"], probe["gap"], probe["validation_texture"]) == (0.5, False, -1, 0.5)
     assert "loss" not in probe
+    assert probe["synchronous_trained_on"] == pytest.approx(cost(seen, straight).mean().item(), rel=1e-2)
     assert reasons()["latents"]["level"]["lead"] == -0.25
 
 
@@ -165,12 +169,13 @@ def explained(count: int, gaps: list[float]) -> dict[str, Any]:
             "standard_error": 0.5,
             "images": 900,
         }
-        | {"related_gap": gap / 2, "related_error": 0.25, "real_semantics": 70.0, "sampled_semantics": 72.0}
+        | {"related_gap": gap / 2, "related_error": 0.25, "trained_on_gap": gap - 1, "trained_on_error": 0.125}
+        | {"real_semantics": 70.0 - n, "sampled_semantics": 72.0}
         | {"gain": 2.0, "gain_standard_error": 0.75}
         for n, gap in zip(range(count), gaps, strict=True)
     ]
     probe = {"lead": 1.5, "slope": -1.0, "is_clear": True, "gap": -3.0, "standard_error": 0.5, "synchronous": 250.0}
-    probe |= {"related_gap": -1.0, "related_error": 0.25}
+    probe |= {"related_gap": -1.0, "related_error": 0.25, "synchronous_trained_on": 200.0}
     probe |= {f"{k}_{s}": v for k, v in (("validation", 0.75), ("training", 0.5)) for s in ("texture", "semantic")}
     accuracy = {key: {"semantic": 0.625, "texture": 0.5} for key in ("whole", "half_resolved")}
     level = {"lead": -0.25, "lead_standard_error": 0.125}
@@ -181,12 +186,13 @@ def test_the_words_say_what_the_numbers_say() -> None:
     gaps = [0.0, -3.0, -2.0, 1.0, 4.0, 2.0]
     rows = [row_of(f"law {n}", gap**3) for n, gap in enumerate(gaps)]
     text = "\n".join(told(explained(6, gaps), rows))
-    assert "| `law 1` | -27 | 75% | -3 ± 0.5 | -1.5 ± 0.25 | 70 | 72 | +2 ± 0.75 |" in text
+    assert "| `law 1` | -27 | 75% | -3 ± 0.5 | -1.5 ± 0.25 | -4 ± 0.12 | 69 | 72 | +2 ± 0.75 |" in text
     assert "| `law 0` |  | 75% | +0 ± 0.5 |" in text, "the baseline is not compared with itself"
     assert "62.5% of the images from semantics and of 50.0% from textures" in text
     assert "lead 1.5, slope -1 (-3 ± 0.5 nats an image" in text
+    assert "of 250 along that path, and of 200 on images" in text
     assert "texture 0.75 held out, 0.5 trained on" in text
-    assert "over 6 laws: +1.00" in text, "both rise together"
+    assert "over 6 laws: with the score +1.00, with the distance by real semantics -0.77" in text
     five = explained(5, gaps[:5])
     assert "correlation" not in "\n".join(told(five, rows)), "too few"
     assert "correlation" not in "\n".join(told(explained(6, gaps), rows[:5])), "a law without a score does not count"

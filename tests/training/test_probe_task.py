@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from sfd_cli.config import Probe
 from sfd_cli.data.store import Field
+from sfd_cli.diffusion.schedule import schedule_of
+from sfd_cli.diffusion.training_times import TrainingTimes
 from sfd_cli.training.probe_task import ProbeTask, strangers
 from sfd_cli.training.velocity_task import VelocityTask
 
@@ -103,6 +105,27 @@ def test_the_control_is_the_objective_on_images_with_strangers_semantics_under_c
     of_strangers.losses(network, of_strangers.fetch(indices, flips), draws)
     assert torch.equal(found[control], network.x[control])
     assert torch.equal(rows[control & ~dropped], network.rows[control & ~dropped] + 3)
+
+
+def test_no_lead_is_rarer_than_another_where_a_stream_is_nearly_done() -> None:
+    """An error that is large for want of draws would otherwise be taken for the lead's."""
+    section = Probe()
+
+    def unevenness(objective: Literal["paper", "corrected"], stream: str) -> float:
+        """Most over least weight of seven equal ranges of leads, at late times of a stream."""
+        times = TrainingTimes(schedule_of(section), objective, section.time_mean, section.lead_jitter)
+        generator = torch.Generator().manual_seed(0)
+        level = times.draw_level(400_000, generator)
+        found, weights = times.of({"level": level} | times.draw_further(len(level), generator))
+        counted = torch.ones_like(level) if weights is None else getattr(weights, stream)
+        late = getattr(found, stream).logit() > 1
+        leads = (found.semantic.logit() - found.texture.logit())[late].double()
+        mass = np.histogram(leads, bins=7, range=(-2, 5), weights=counted[late].double())[0]
+        return float(mass.max() / mass.min())
+
+    for stream in ("texture", "semantic"):
+        assert unevenness(section.objective, stream) < 1.2, stream
+    assert unevenness("paper", "texture") > 10
 
 
 def test_held_out_images_are_examined_beside_held_out_strangers() -> None:
