@@ -257,7 +257,7 @@ class LearnSchedule(Section):
     probe: Probe = Field(Probe(), description="the small network")
     levels: int = Field(9, ge=3, description="noise levels of each stream at which its errors are taken")
     lowest: float = Field(-4.0, description="the first level, in logit time")
-    highest: float = Field(0.0, description="the last level, in logit time; 0 is as much noise as image")
+    highest: float = Field(2.2, description="the last level, in logit time; 2.2 is t = 0.9")
     draws: int = Field(4, gt=0, description="draws of noise for every held-out image")
     criterion: Literal["excess", "kinetic"] = Field(
         "excess",

@@ -76,7 +76,7 @@ def test_errors_are_those_of_a_plain_loop_over_levels_and_draws(settings: Settin
     section = settings.schedule
     task = probe_task(settings)
     surface, control, trained_on, energies = measure(section, task, Halving(), Processes())
-    levels = torch.linspace(-4, 0, 5)
+    levels = torch.linspace(-4, 2.2, 5)
     torch.testing.assert_close(surface.levels, levels)
     count = len(surface.clusters)
     assert 10 <= count <= 19
