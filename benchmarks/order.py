@@ -8,7 +8,8 @@ draw textures of a known kind takes only its own. In the world `related` the cod
 than one kind, each taken to be of the kind of the nearest drawing.
 
 For either world `sfd learn-schedule` is asked what it prefers, and the same network is trained by `sfd train` along
-several schedules and sampled along its own. A row takes half a minute; what is recorded is not run again.
+several schedules and sampled along its own. A row takes half a minute; what is recorded is not run again, and what
+`--keep` has kept in a folder goes on from there.
 
     python benchmarks/order.py --seeds 0 1 2 3
 """
@@ -19,6 +20,7 @@ import json
 import math
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,15 +205,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="optimiser steps [%(default)s]")
     parser.add_argument("--images", type=int, default=4000, help="images that are scored [%(default)s]")
     parser.add_argument("--training-images", type=int, default=20_000, help="[%(default)s]")
+    parser.add_argument("--keep", type=Path, help="folder of latents, probes and networks [none is kept]")
     options = parser.parse_args()
+    keep = vars(options).pop("keep")  # it is not part of what was measured
     file = Path(options.out) / f"order-{torch.device(options.device).type}.json"
     known = json.loads(file.read_text()) if file.exists() else {"rows": [], "learned": {}}
     rows, learned = known["rows"], known["learned"]
     for name in options.worlds:
         world = World.of(related=name == "related")
-        with tempfile.TemporaryDirectory() as made:
-            folder = Path(made)
-            store(folder / "latents", world.draw(options.training_images, seed=1))
+        with nullcontext(keep) if keep else tempfile.TemporaryDirectory() as made:
+            folder = Path(made) / name
+            if not (folder / "latents").exists():
+                store(folder / "latents", world.draw(options.training_images, seed=1))
             if name not in learned or any(LAWS[law].get("schedule") == "learned" for law in options.laws):
                 learned[name] = ask(folder, options)
             for seed in options.seeds:

@@ -25,14 +25,15 @@ PAGE = DOCS / "evidence.md"
 STUDIES = DOCS.parent / "studies"
 ORDER = DOCS.parent / "benchmarks" / "results" / "order-cpu.json"
 SEMANTICS = "semantics-{}-cpu.json"
-MARKED = re.compile(r"(<!-- (study|learned|order|semantics): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-BASELINE = "synchronous"
+MARKED = re.compile(r"(<!-- (study|own|learned|order|semantics): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BASELINE, OWN = "synchronous", "own synchronous"
 
 
 def filled(page: str) -> str:
     """The page with everything between its marks made anew."""
     makers: dict[str, Callable[[str], list[str]]] = {
         "study": of_study,
+        "own": against_own,
         "learned": of_learned,
         "order": of_order,
         "semantics": of_semantics,
@@ -53,6 +54,14 @@ def of_study(name: str) -> list[str]:
     return lines
 
 
+def against_own(name: str) -> list[str]:
+    """A study's table and words, with networks that were trained in step alone as what the others are compared with."""
+    folder = STUDIES / name
+    study = read_study(folder / FILE).model_copy(update={"baseline": OWN})
+    rows = analyse(study, read_results(folder))
+    return [*table(study, rows), "", paragraph(study, rows)]
+
+
 def of_semantics(name: str) -> list[str]:
     """A table of how well a linear classifier tells the class from principal components of DINOv2's tokens."""
     found = read_json(ORDER.parent / SEMANTICS.format(name))
@@ -68,10 +77,11 @@ def of_semantics(name: str) -> list[str]:
 def of_learned(world: str) -> list[str]:
     """What `sfd learn-schedule` said of a made-up world, a sentence."""
     found = read_json(ORDER)["learned"][world]
-    law = f"lead {found['lead']:g}, slope {found['slope']:g}" if found["is_clear"] else "no preference"
-    gap = f"{found['gap']:.3g} ± {found['standard_error']:.2g} nats an image"
+    law = "a clear preference" if found["is_clear"] else "no preference"
+    gap = f"lead {found['lead']:g}: {found['gap']:.3g} ± {found['standard_error']:.2g} nats an image"
+    between = f"{found['interpolation']:.2g} more or less by what lies between the levels"
     related = f"{found['related_gap']:.3g} ± {found['related_error']:.2g} more than beside strangers' semantics"
-    return [f"`sfd learn-schedule` says: {law} ({gap} against the synchronous path; {related})."]
+    return [f"`sfd learn-schedule` says: {law} ({gap} against the synchronous path, {between}; {related})."]
 
 
 def of_order(world: str) -> list[str]:

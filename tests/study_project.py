@@ -40,12 +40,12 @@ if stage == "learn-schedule":
         errors, kinds = numpy.random.default_rng(0), ("", "_control", "_trained_on")
         arrays = {s + kind: errors.random((8, 5, 5)) for kind in kinds for s in ("texture", "semantic")}
         arrays |= {"clusters" + kind: numpy.arange(8) for kind in kinds}
-        numpy.savez(folder / "surface.npz", levels=numpy.linspace(-4, 2, 5), **arrays)
+        numpy.savez(folder / "surface.npz", levels=numpy.linspace(-4, 2, 5), semantic_end=0.5, **arrays)
         metrics = pathlib.Path(values["paths"]["metrics"])
         gaps = {"gap": -1.0, "standard_error": 2.0, "related_gap": 0.5, "related_error": 1.0, "synchronous": 250.0}
         held = {f"{which}_{stream}": 0.5 for which in ("validation", "training") for stream in ("texture", "semantic")}
         for name, found in (
-            ("learn_schedule", {"lead": lead, "slope": 0.0, "is_clear": False} | gaps),
+            ("learn_schedule", {"lead": lead, "is_clear": False, "interpolation": 0.25} | gaps),
             ("probe", {"loss": 1.0} | held),
         ):
             (metrics / name).mkdir(parents=True)

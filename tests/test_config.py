@@ -351,6 +351,19 @@ def test_times_have_a_finite_mean(value: float) -> None:
         validate_settings({"dit": {"time_mean": value}}, "params.yaml")
 
 
+@pytest.mark.parametrize(
+    ("levels", "key"),
+    [
+        ({"lowest": 2.5}, "lowest"),
+        ({"highest_semantic": 2.3}, "highest_semantic"),
+        ({"lowest": 0.5}, "highest_semantic"),
+    ],
+)
+def test_levels_that_a_schedule_is_judged_at_are_in_order(levels: dict[str, float], key: str) -> None:
+    with refusal(f"schedule.{key}", "2.2"):
+        validate_settings({"schedule": levels}, "params.yaml")
+
+
 def test_mirror_images_are_part_of_an_identity_where_they_are_left_out() -> None:
     """Artifacts made before they could be left out have no such key in their record, and go on."""
     assert identity(Images(), include={"mirror"}) == {}

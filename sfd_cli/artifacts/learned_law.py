@@ -63,7 +63,7 @@ def save_surface(
         trained_on: those on images that the probe was trained on.
         energies: mean squares of the predicted velocities, (n, n) a channel.
     """
-    arrays: dict[str, Any] = {"levels": surface.levels.numpy()}
+    arrays: dict[str, Any] = {"levels": surface.levels.numpy(), "semantic_end": np.float64(surface.semantic_end)}
     for kind, found in (("", surface), ("_control", control), ("_trained_on", trained_on)):
         arrays[f"clusters{kind}"] = found.clusters.numpy()
         arrays |= {f"{name}{kind}": stream.float().numpy() for name, stream in found.errors._asdict().items()}
@@ -83,6 +83,7 @@ def read_surface(folder: Path, of: Literal["", "control", "trained_on"] = "") ->
     try:
         with np.load(path) as arrays:
             levels, *errors, clusters = (torch.from_numpy(arrays[name]) for name in ("levels", *names))
+            semantic_end = float(arrays["semantic_end"])
     except (*DAMAGED_ARCHIVE, KeyError):
         raise UserError(path, "holds no errors of a probe", AGAIN) from None
-    return ErrorSurface(levels, Streams(*errors), clusters)
+    return ErrorSurface(levels, Streams(*errors), clusters, semantic_end)

@@ -258,6 +258,11 @@ class LearnSchedule(Section):
     levels: int = Field(9, ge=3, description="noise levels of each stream at which its errors are taken")
     lowest: float = Field(-4.0, description="the first level, in logit time")
     highest: float = Field(2.2, description="the last level, in logit time; 2.2 is t = 0.9")
+    highest_semantic: float = Field(
+        0.0,
+        description="up to which level semantics are judged, in logit time; 0 is as much noise as image, and finer"
+        " detail of them is never decoded",
+    )
     draws: int = Field(4, gt=0, description="draws of noise for every held-out image")
     criterion: Literal["excess", "kinetic"] = Field(
         "excess",
@@ -270,4 +275,7 @@ class LearnSchedule(Section):
     def _levels_rise(self) -> Self:
         if self.lowest >= self.highest:
             raise SettingError("lowest", f"{self.lowest} is not below highest {self.highest}", "lower it")
+        if not self.lowest < self.highest_semantic <= self.highest:
+            problem = f"{self.highest_semantic} is not between lowest {self.lowest} and highest {self.highest}"
+            raise SettingError("highest_semantic", problem, "choose a level between them")
         return self

@@ -19,15 +19,19 @@ Between the levels errors are interpolated by natural cubic splines, along both 
 straight lines instead: where errors bend sharply between levels the two differ by more than chance does.
 
 A network has an excess for more reasons than one. Beside finished semantics textures may be easier than beside noisy
-ones whatever these say, and then a lead is preferred for which the images are no reason. So J is also taken on a
-*control*, images whose semantics are those of others: a path is preferred because of what the streams tell of one
-another only if it gains more than it gains there.
+ones whatever these say. So J is also taken on a *control*, images whose semantics are those of others: what a path
+gains there as well it does not gain by what the streams tell of one another.
 
-Paths are those of the law `curve`, from the lowest level of both streams to the highest: lead + slope * tanh(l / 2).
+Of semantics only what shapes textures counts, for they are never decoded. So paths end where semantics are still seen
+through some noise (`semantic_end`): J then bounds the divergence of textures and of semantics seen so, and with it that
+of textures alone. Exact errors give every path to that end the same J as well.
+
+Paths have a constant lead in logit time, from the lowest level of both streams to their ends.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,7 +44,6 @@ from sfd_cli.diffusion.latents import Streams
 from sfd_cli.diffusion.schedule import AsynchronousSchedule, Schedule
 
 LEADS = tuple(0.25 * step for step in range(-8, 21))
-SLOPES = tuple(0.5 * step for step in range(-7, 8))
 STEPS = 1000
 """Steps of the quadrature along a path."""
 REACH = 12.0
@@ -49,8 +52,8 @@ LINEAR, CUBIC = 1, 3
 ENDS = {LINEAR: None, CUBIC: "natural"}
 """Degrees of splines, and what they do at the first and the last level."""
 CLEAR, EXACT = 2.0, 1e-4
-"""A preferred path is better than the synchronous one by so many standard errors, and by this share of J, which is more
-than what the quadrature gets wrong."""
+"""A preferred path is better than the synchronous one by so many times its errors, of chance and of interpolation, and
+by this share of J, which is more than what the quadrature gets wrong."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,14 @@ class ErrorSurface:
         errors: squared errors of the velocity, summed over each stream, (images, n, n), indexed by the levels of
             texture and then semantics.
         clusters: (images,) int64; images of one cluster are near-duplicates and count as one.
+        semantic_end: logit time of semantics at which paths end; they wait there for textures, which go on to the last
+            level.
     """
 
     levels: Tensor
     errors: Streams[Tensor]
     clusters: Tensor
+    semantic_end: float = math.inf
 
     def per_cluster(self) -> Streams[Tensor]:
         """Means over the images of each cluster: (clusters, n, n), float64."""
@@ -84,28 +90,25 @@ class Preference(NamedTuple):
     """What the criterion says.
 
     Attributes:
-        lead: of the path of least J, in logit time, half-way.
-        slope: by how much more it leads at the end.
+        lead: of the path of least J, in logit time.
         gap: J of a path chosen on half of the clusters minus that of the synchronous path, on the other half; nats an
             image, below 0 where the path is better.
         standard_error: of the gap, over clusters.
-        lattice_gap: the same, not held out, of the best monotone path on the grid, whatever its shape: how much the
-            family of curves leaves.
-        curve_gap: the same, not held out, of the best curve.
+        lattice_gap: the same, not held out, of the best monotone path on the grid, whatever its shape: how much
+            constant leads leave.
+        lead_gap: the same, not held out, of the best constant lead.
         synchronous: J of the synchronous path, nats an image.
         related_gap: the gap less that of the same path on the control: what it gains because of what the streams tell
             of one another.
         related_error: standard error of this, over clusters.
-        interpolation: by how much the gap or the related gap is another if errors between the levels lie on straight
-            lines, whichever is more.
+        interpolation: by how much the gap is another if errors between the levels lie on straight lines.
     """
 
     lead: float
-    slope: float
     gap: float
     standard_error: float
     lattice_gap: float
-    curve_gap: float
+    lead_gap: float
     synchronous: float
     related_gap: float
     related_error: float
@@ -113,13 +116,8 @@ class Preference(NamedTuple):
 
     @property
     def is_clear(self) -> bool:
-        """Whether the path is better than the synchronous one, and more so than on the control.
-
-        By more than chance, interpolation and rounding, see CLEAR and EXACT.
-        """
-        exact = EXACT * abs(self.synchronous) + self.interpolation
-        gaps = ((self.gap, self.standard_error), (self.related_gap, self.related_error))
-        return all(gap + CLEAR * error < -exact for gap, error in gaps)
+        """Whether the path is better than the synchronous one by more than its errors, see CLEAR and EXACT."""
+        return self.gap + CLEAR * (self.standard_error + self.interpolation) < -EXACT * abs(self.synchronous)
 
 
 class Gap(NamedTuple):
@@ -165,16 +163,11 @@ def _mean(values: Tensor) -> tuple[float, float]:
 
 def along(surface: ErrorSurface, schedule: Schedule) -> Tensor:
     """J of a law for every cluster of the images, (clusters,) float64, nats an image."""
-    return _values(surface.per_cluster(), schedule_weights(surface.levels, schedule))
+    return _values(surface.per_cluster(), schedule_weights(surface.levels, schedule, surface.semantic_end))
 
 
-def preferred(
-    surface: ErrorSurface,
-    control: ErrorSurface,
-    leads: tuple[float, ...] = LEADS,
-    slopes: tuple[float, ...] = SLOPES,
-) -> Preference:
-    """The path of least J among all leads and slopes, judged on clusters that did not choose it.
+def preferred(surface: ErrorSurface, control: ErrorSurface, leads: tuple[float, ...] = LEADS) -> Preference:
+    """The path of least J among all leads, judged on clusters that did not choose it.
 
     The clusters are split in two; each half is judged by the path that the other half chooses, as the least of many
     noisy values is too small on the images that chose it.
@@ -183,115 +176,117 @@ def preferred(
         surface: errors on held-out images.
         control: errors on the same images beside others' semantics, in the same order.
         leads: to choose from.
-        slopes: to choose from.
 
     Raises:
         ValueError: there are fewer than four clusters.
     """
-    errors, strangers = surface.per_cluster(), control.per_cluster()
+    errors, strangers, end = surface.per_cluster(), control.per_cluster(), surface.semantic_end
     count = len(errors.texture)
     if count < 4:
         raise ValueError(f"{count} clusters of held-out images are too few to judge by")
-    pairs = torch.tensor([(lead, slope) for lead in leads for slope in slopes], dtype=torch.float64)
-    every_lead, every_slope = pairs.unbind(1)
+    every_lead = torch.tensor(leads, dtype=torch.float64)
 
-    def gaps_by(degree: int) -> tuple[Tensor, Tensor]:
-        """Gaps and related gaps, (clusters, paths)."""
-        straight = path_weights(surface.levels, 0.0, degree=degree)
-        paths = path_weights(surface.levels, every_lead, every_slope, degree=degree)
-        own, others = (_values(found, paths) - _values(found, straight)[:, None] for found in (errors, strangers))
-        return own, own - others
+    def gaps_of(errors: Streams[Tensor], degree: int = CUBIC) -> Tensor:
+        """Gaps of all leads, (clusters, paths)."""
+        straight = path_weights(surface.levels, 0.0, semantic_end=end, degree=degree)
+        paths = path_weights(surface.levels, every_lead, semantic_end=end, degree=degree)
+        return _values(errors, paths) - _values(errors, straight)[:, None]
 
-    gaps, related = gaps_by(CUBIC)
-    straight_gaps, straight_related = gaps_by(LINEAR)
+    gaps = gaps_of(errors)
+    every = torch.stack((gaps, gaps - gaps_of(strangers), gaps - gaps_of(errors, LINEAR)))
     halves = torch.arange(count) % 2 == 0
-    judged = torch.empty(4, count, dtype=torch.float64)
+    judged = torch.empty(3, count, dtype=torch.float64)
     for choosing in (halves, ~halves):
         chosen = gaps[choosing].mean(0).argmin()
-        every = torch.stack((gaps, related, straight_gaps, straight_related))
         judged[:, ~choosing] = every[:, ~choosing, chosen]
-    (gap, related_gap), straight_ones = judged[:2].mean(1).tolist(), judged[2:].mean(1)
-    standard_error, related_error = (judged[:2].std(1) / count**0.5).tolist()
+    (gap, standard_error), (related_gap, related_error), (interpolation, _) = map(_mean, judged)
     means = gaps.mean(0)
-    synchronous = _values(errors, path_weights(surface.levels, 0.0)).mean().item()
-    lead, slope = pairs[int(means.argmin())].tolist()
+    synchronous = _values(errors, path_weights(surface.levels, 0.0, semantic_end=end)).mean().item()
+    mean_errors = Streams(*(error.mean(0) for error in errors))
     return Preference(
-        lead=lead,
-        slope=slope,
+        lead=leads[int(means.argmin())],
         gap=gap,
         standard_error=standard_error,
-        lattice_gap=least_on_lattice(surface.levels, Streams(*(error.mean(0) for error in errors))) - synchronous,
-        curve_gap=means.min().item(),
+        lattice_gap=least_on_lattice(surface.levels, mean_errors, end) - synchronous,
+        lead_gap=means.min().item(),
         synchronous=synchronous,
         related_gap=related_gap,
         related_error=related_error,
-        interpolation=(judged[:2].mean(1) - straight_ones).abs().max().item(),
+        interpolation=abs(interpolation),
     )
 
 
 def path_weights(
-    levels: Tensor, lead: float | Tensor, slope: float | Tensor = 0.0, steps: int = STEPS, degree: int = CUBIC
+    levels: Tensor,
+    lead: float | Tensor,
+    *,
+    semantic_end: float = math.inf,
+    steps: int = STEPS,
+    degree: int = CUBIC,
 ) -> Streams[Tensor]:
-    """A path as weights (n, n) on either stream's errors, so that J is the sum of their products.
+    """A path of constant lead as weights (n, n) on either stream's errors, so that J is the sum of their products.
 
-    The path begins at the lowest level of both streams and ends at the highest: a stream waits at either end until the
-    other one is there. Errors between the levels are interpolated by splines of this degree. Leads and slopes (paths,)
-    give weights (paths, n, n).
+    The path begins at the lowest level of both streams and ends at the highest, or with semantics at `semantic_end`: a
+    stream waits at either end until the other one is there. Errors between the levels are interpolated by splines of
+    this degree. Leads (paths,) give weights (paths, n, n).
     """
     low, high = levels[0].item(), levels[-1].item()
-    lead, slope = (torch.as_tensor(number, dtype=torch.float64)[..., None] for number in (lead, slope))
-    reach = (lead.abs() + slope.abs()) / 2
+    ahead = torch.as_tensor(lead, dtype=torch.float64)[..., None] / 2
+    reach = ahead.abs()
     even = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     level = low - reach + (high - low + 2 * reach) * even
-    ahead = (lead + slope * (level / 2).tanh()) / 2
-    return _weights(levels, Streams(level - ahead, level + ahead), degree)
+    return _weights(levels, Streams(level - ahead, level + ahead), semantic_end, degree)
 
 
-def schedule_weights(levels: Tensor, schedule: Schedule, steps: int = STEPS) -> Streams[Tensor]:
+def schedule_weights(
+    levels: Tensor, schedule: Schedule, semantic_end: float = math.inf, steps: int = STEPS
+) -> Streams[Tensor]:
     """As `path_weights`, of any law: `steps` of each of its phases, the finer the nearer to its ends."""
     even = torch.linspace(-REACH, REACH, steps + 1, dtype=torch.float64).sigmoid()
     even = (even - even[0]) / (even[-1] - even[0])
     progress = torch.cat([phase.start + (phase.end - phase.start) * even for phase in schedule.phases])
-    return _weights(levels, Streams(*(time.clamp(0, 1).logit() for time in schedule.times(progress))), CUBIC)
+    path = Streams(*(time.clamp(0, 1).logit() for time in schedule.times(progress)))
+    return _weights(levels, path, semantic_end, CUBIC)
 
 
-def _weights(levels: Tensor, path: Streams[Tensor], degree: int) -> Streams[Tensor]:
-    """Weights of paths through logit times (..., steps), which wait at the lowest and the highest level."""
+def _weights(levels: Tensor, path: Streams[Tensor], semantic_end: float, degree: int) -> Streams[Tensor]:
+    """Weights of paths through logit times (..., steps), which wait at the lowest level and at their ends."""
     low, high = levels[0].item(), levels[-1].item()
-    path = Streams(*(level.clamp(low, high) for level in path))
+    path = Streams(path.texture.clamp(low, high), path.semantic.clamp(low, min(high, semantic_end)))
     middle = Streams(*((place[..., 1:] + place[..., :-1]) / 2 for place in path))
     texture, semantic = (_interpolation(levels, place, degree) for place in middle)  # (..., steps, n)
     strengths = [place.sigmoid().square() * one.diff() for place, one in zip(middle, path, strict=True)]
     return Streams(*(texture.mT @ (strength[..., None] * semantic) for strength in strengths))
 
 
-def least_on_lattice(levels: Tensor, errors: Streams[Tensor], finer: int = 8) -> float:
+def least_on_lattice(levels: Tensor, errors: Streams[Tensor], semantic_end: float = math.inf, finer: int = 8) -> float:
     """The least J of all monotone paths along the lines of a grid `finer` than that of the levels.
 
     `errors` are means (n, n), interpolated as along any path.
     """
     levels = levels.double()
-    count = finer * (len(levels) - 1) + 1
-    places = torch.cat([torch.lerp(levels[:-1], levels[1:], part / finer) for part in range(finer)])
-    places = torch.cat([places, levels[-1:]]).sort().values
-    between = _interpolation(levels, places, CUBIC)
+    places = torch.cat([torch.lerp(levels[:-1], levels[1:], part / finer) for part in range(finer)]).sort().values
+    ends = Streams(levels[-1], levels[-1].clamp(max=semantic_end))
+    texture, semantic = (torch.cat((places[places < end], end[None])) for end in ends)
 
-    def edges(errors: Tensor) -> list[list[float]]:
-        """J of every step along the first axis, by Simpson's rule, (count - 1, count)."""
-        error, middle = (
-            between @ errors.double() @ between.T,
-            ((places[1:] + places[:-1]) / 2).sigmoid().square()[:, None],
-        )
-        weighted = places.sigmoid().square()[:, None] * error
-        halfway = middle * (error[1:] + error[:-1]) / 2
-        return ((weighted[1:] + 4 * halfway + weighted[:-1]) / 6 * places.diff()[:, None]).tolist()
+    def edges(errors: Tensor, along: Tensor, across: Tensor) -> list[list[float]]:
+        """J of every step along the first axis, by Simpson's rule, (along - 1, across)."""
+        beside = _interpolation(levels, across, CUBIC)
 
-    texture, semantic = edges(errors.texture), edges(errors.semantic.T)
-    least = [[0.0] * count for _ in range(count)]
-    for i in range(count):
-        for j in range(count):
-            ways = [least[i - 1][j] + texture[i - 1][j]] if i else []
-            ways += [least[i][j - 1] + semantic[j - 1][i]] if j else []
+        def integrand(places: Tensor) -> Tensor:
+            error = _interpolation(levels, places, CUBIC) @ errors.double() @ beside.T
+            return places.sigmoid().square()[:, None] * error
+
+        here, halfway = integrand(along), integrand((along[1:] + along[:-1]) / 2)
+        return ((here[1:] + 4 * halfway + here[:-1]) / 6 * along.diff()[:, None]).tolist()
+
+    of_textures = edges(errors.texture, texture, semantic)
+    of_semantics = edges(errors.semantic.T, semantic, texture)
+    least = [[0.0] * len(semantic) for _ in texture]
+    for i in range(len(texture)):
+        for j in range(len(semantic)):
+            ways = [least[i - 1][j] + of_textures[i - 1][j]] if i else []
+            ways += [least[i][j - 1] + of_semantics[j - 1][i]] if j else []
             least[i][j] = min(ways, default=0.0)
     return least[-1][-1]
 

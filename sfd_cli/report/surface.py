@@ -19,7 +19,7 @@ def draw_surface(path: Path, surface: ErrorSurface, law: dict[str, Any], found: 
     """Write a PNG: the error of either stream at every pair of levels, relative to where only its own level counts.
 
     Red is more than the mean over the other stream's levels, blue is less. The chosen path is drawn over it beside the
-    synchronous one, with what the criterion says above.
+    synchronous one, with what the criterion says above. Right of the dotted line semantics are not judged.
     """
     from matplotlib.figure import Figure
 
@@ -33,6 +33,8 @@ def draw_surface(path: Path, surface: ErrorSurface, law: dict[str, Any], found: 
         image = axes.pcolormesh(levels, levels, relative, cmap="RdBu_r", vmin=-bound, vmax=bound, shading="nearest")
         figure.colorbar(image, ax=axes, label="% above the mean over the other's levels")
         _draw_paths(axes, levels, law)
+        if surface.semantic_end < levels[-1]:
+            axes.axvline(surface.semantic_end, color=PLAIN, linewidth=1, linestyle=":")
         axes.set_title(f"error of {name}s" if name == "texture" else "error of semantics", color=colour)
         axes.set_xlabel("logit time of semantics")
         axes.set_ylabel("logit time of textures")
@@ -56,21 +58,21 @@ def surface_summary(
         ("schedule", _name(law)),
         ("held out", f"{images:,} images, {len(surface.clusters.unique()):,} that are not alike"),
         ("J of the synchronous schedule", f"{found.synchronous:.4g} nats an image"),
-        ("the best curve less that", _gap(found)),
+        ("the best lead less that", _gap(found)),
         ("less the same beside strangers' semantics", f"{found.related_gap:.3g} ± {found.related_error:.2g}"),
         ("if errors lie on straight lines between levels", f"{found.interpolation:.2g} from these"),
-        ("on images that chose it", f"{found.curve_gap:.3g}, and {found.lattice_gap:.3g} for a path of any shape"),
+        ("on images that chose it", f"{found.lead_gap:.3g}, and {found.lattice_gap:.3g} for a path of any shape"),
     ]
 
 
 def _draw_paths(axes: Any, levels: np.ndarray, law: dict[str, Any]) -> None:
     axes.plot(levels, levels, "--", color=PLAIN, linewidth=1.5, label="synchronous")
-    if law["schedule"] == "curve":
+    if "lead" in law:
         low, high = levels[0], levels[-1]
         # As far as both streams have left the picture: a lead is that much apart, and a slope at most 4 more.
         reach = abs(law["lead"]) / 2 + 2
         progress = torch.linspace(low - reach, high + reach, 400, dtype=torch.float64).sigmoid()
-        times = LeadSchedule(law["lead"], law["lead_slope"]).times(progress)
+        times = LeadSchedule(law["lead"], law.get("lead_slope", 0.0)).times(progress)
         texture, semantic = (time.logit().clamp(low, high).numpy() for time in times)
         axes.plot(semantic, texture, color=CHOSEN, linewidth=2.5, label="chosen")
     axes.legend(loc="lower right", fontsize=8)
@@ -78,17 +80,17 @@ def _draw_paths(axes: Any, levels: np.ndarray, law: dict[str, Any]) -> None:
 
 def _verdict(law: dict[str, Any], found: Preference) -> str:
     gap = f"{_gap(found)}, against synchronous"
-    if law["schedule"] != "curve":
-        return f"{_name(law)} (the best curve: {gap})"
-    if (law["lead"], law["lead_slope"]) != (found.lead, found.slope):
+    if "lead" not in law:
+        return f"{_name(law)} (the best lead: {gap})"
+    if "lead_slope" in law:
         return f"{_name(law)} by the kinetic criterion (by excess: {gap})"
     return f"{_name(law)}: {gap}"
 
 
 def _name(law: dict[str, Any]) -> str:
-    if law["schedule"] != "curve":
+    if "lead" not in law:
         return "no clear preference, so synchronous"
-    return f"lead {law['lead']:g}, slope {law['lead_slope']:g}"
+    return f"lead {law['lead']:g}" + (f", slope {law['lead_slope']:g}" if "lead_slope" in law else "")
 
 
 def _gap(found: Preference) -> str:

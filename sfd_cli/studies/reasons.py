@@ -82,12 +82,13 @@ def _of_latents(latents: dict[str, Any]) -> str:
 
 
 def _of_probe(probe: dict[str, Any]) -> str:
-    law = f"lead {probe['lead']:g}, slope {probe['slope']:g}" if probe["is_clear"] else "no preference"
+    law = "a clear preference" if probe["is_clear"] else "no preference"
     gap, related = _pair(probe, "gap", "standard_error"), _pair(probe, "related_gap", "related_error")
     said = [
-        f"`sfd learn-schedule` says: {law} ({gap} nats an image against the synchronous path, {related} beyond the"
-        f" control; of {probe['synchronous']:.4g} along that path, and of {probe['synchronous_trained_on']:.4g} on"
-        " images that the probe was trained on)."
+        f"`sfd learn-schedule` says: {law} (lead {probe['lead']:g}: {gap} nats an image against the synchronous path,"
+        f" {probe['interpolation']:.2g} more or less by what lies between the levels; {related} beyond the control; of"
+        f" {probe['synchronous']:.4g} along that path, and of {probe['synchronous_trained_on']:.4g} on images that the"
+        " probe was trained on)."
     ]
     held = [
         f"{stream} {probe[f'validation_{stream}']:.3g} held out, {probe[f'training_{stream}']:.3g} trained on"

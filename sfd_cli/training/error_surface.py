@@ -57,7 +57,7 @@ def measure(section: LearnSchedule, task: ProbeTask, model: nn.Module, processes
 
     def surface(rows: np.ndarray, found: Streams[Tensor]) -> ErrorSurface:
         sums = Streams(*(one[..., 0] * count for one, count in zip(found, _values(task.space), strict=True)))
-        return ErrorSurface(levels, sums, torch.from_numpy(task.clusters[rows]))
+        return ErrorSurface(levels, sums, torch.from_numpy(task.clusters[rows]), section.highest_semantic)
 
     held_out, seen = task.held_out, task.trained_on
     own = mean_over_draws(held_out, task.examples, "errors")
@@ -78,7 +78,7 @@ def choose(section: LearnSchedule, measured: Measured, space: LatentSpace) -> tu
         lead, slope = kinetic_curve(levels, Streams(*means), energies, section.kinetic_weight)
         return {"schedule": "curve", "lead": round(lead, 3), "lead_slope": round(slope, 3)}, found
     if found.is_clear:
-        return {"schedule": "curve", "lead": found.lead, "lead_slope": found.slope}, found
+        return {"schedule": "lead", "lead": found.lead}, found
     return {"schedule": DEFAULT_LAW, "delta_t": 0.0}, found
 
 

@@ -64,11 +64,16 @@ def test_semantics_of_one_kind_are_no_near_duplicates() -> None:
 def test_a_row_is_recorded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--worlds", "unrelated", "--laws", "synchronous", "--steps", "10", "--images", "200"]
     command = ["order.py", *options, "--training-images", "500", "--device", "cpu", "--out", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(sys, "argv", [*command, "--keep", str(tmp_path / "kept")])
     order.main()
+    assert {"latents", "probe", "schedule"} <= {path.name for path in (tmp_path / "kept" / "unrelated").iterdir()}
     found = json.loads((tmp_path / "order-cpu.json").read_text())
     (row,) = found["rows"]
-    assert 0.5 < row["mistakes"] <= 1
+    assert row["distance"] > 2 * row["distance of the data"], "ten steps teach it nothing"
+    assert 0 <= row["mistakes"] <= 1
+    assert row["mistakes of the data"] < 0.01
     assert set(found["learned"]) == {"unrelated"}
+    assert "keep" not in found["settings"]
+    monkeypatch.setattr(sys, "argv", command)
     order.main()
     assert json.loads((tmp_path / "order-cpu.json").read_text())["rows"] == [row]

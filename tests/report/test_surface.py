@@ -23,7 +23,8 @@ from sfd_cli.stages import report
 LEVELS = torch.linspace(-4, 2.2, 5)
 CURVE = {"schedule": "curve", "lead": 0.75, "lead_slope": -1.5}
 NONE = {"schedule": "offset", "delta_t": 0.0}
-FOUND = Preference(0.75, -1.5, -85.7, 4.7, -92.3, -86.1, 3742.4, -12.7, 3.1)
+LEAD = {"schedule": "lead", "lead": 0.75}
+FOUND = Preference(0.75, -85.7, 4.7, -92.3, -86.1, 3742.4, -12.7, 3.1)
 LEARNED: dict[str, Any] = {"dit": {"schedule": "learned"}, "schedule": {"learn": True}}
 
 
@@ -31,10 +32,10 @@ def errors(images: int = 6) -> ErrorSurface:
     """Of textures 10 plus both levels' numbers, of semantics 20 plus their product; the same for all images."""
     rows, columns = torch.meshgrid(torch.arange(5.0), torch.arange(5.0), indexing="ij")
     both = Streams((rows + columns + 10).expand(images, 5, 5), (rows * columns + 20).expand(images, 5, 5))
-    return ErrorSurface(LEVELS, both, torch.arange(images) // 2)
+    return ErrorSurface(LEVELS, both, torch.arange(images) // 2, semantic_end=0.5)
 
 
-def learn(settings: Settings, law: dict[str, Any] = CURVE) -> Path:
+def learn(settings: Settings, law: dict[str, Any] = LEAD) -> Path:
     """`models/schedule` as `sfd learn-schedule` leaves it."""
     folder = settings.paths.schedule
     folder.mkdir(parents=True)
@@ -65,7 +66,7 @@ def test_the_page_shows_the_schedule_that_was_learned_and_by_how_much_it_is_bett
     assert '<a href="#schedule">' in text
     told = text.split('<section id="schedule">')[1].split("</section>")[0]
     for words in (
-        "lead 0.75, slope -1.5",
+        "<td>lead 0.75</td>",
         "6 images, 3 that are not alike",
         "3742 nats",
         "-85.7 ± 4.7",
@@ -113,6 +114,7 @@ def test_errors_are_read_as_they_were_written(tmp_path: Path) -> None:
     found, expected = read_surface(learn(tiny_settings(tmp_path))), errors()
     torch.testing.assert_close(found.levels, expected.levels)
     assert torch.equal(found.clusters, expected.clusters)
+    assert found.semantic_end == 0.5
     for one, other in zip(found.errors, expected.errors, strict=True):
         assert torch.equal(one, other)
 
@@ -149,7 +151,8 @@ def test_colours_are_errors_over_their_mean_over_the_other_streams_levels(tmp_pa
 def test_the_chosen_path_goes_from_corner_to_corner_with_its_lead(tmp_path: Path, drawn: list[Figure]) -> None:
     surface.draw_surface(tmp_path / "picture.png", errors(), CURVE, FOUND)
     for axes in drawn[0].axes[:2]:
-        _, chosen = axes.lines
+        _, chosen, end = axes.lines
+        assert list(end.get_xdata()) == [0.5, 0.5]
         semantic, texture = (np.asarray(values, float) for values in (chosen.get_xdata(), chosen.get_ydata()))
         np.testing.assert_allclose([semantic[0], texture[0], semantic[-1], texture[-1]], [-4, -4, 2.2, 2.2], atol=1e-6)
         inside = (np.abs(semantic + 0.9) < 3.09) & (np.abs(texture + 0.9) < 3.09)
@@ -161,13 +164,13 @@ def test_the_chosen_path_goes_from_corner_to_corner_with_its_lead(tmp_path: Path
 def test_without_a_preference_the_synchronous_path_alone_is_drawn_and_said(tmp_path: Path, drawn: list[Figure]) -> None:
     surface.draw_surface(tmp_path / "picture.png", errors(), NONE, FOUND)
     figure = drawn[0]
-    assert [len(axes.lines) for axes in figure.axes[:2]] == [1, 1]
+    assert [len(axes.lines) for axes in figure.axes[:2]] == [2, 2]
     assert "no clear preference" in figure.get_suptitle()
     rows = dict(surface.surface_summary(NONE, FOUND, 6, errors()))
     assert rows["schedule"] == "no clear preference, so synchronous"
 
 
-@pytest.mark.parametrize(("law", "subtitle"), [(CURVE, "textures following"), (NONE, "is compared with")])
+@pytest.mark.parametrize(("law", "subtitle"), [(LEAD, "textures following"), (NONE, "is compared with")])
 def test_the_page_is_about_what_was_learned_and_not_about_the_word(
     tmp_path: Path, law: dict[str, Any], subtitle: str
 ) -> None:

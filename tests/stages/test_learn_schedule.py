@@ -112,7 +112,7 @@ def test_the_schedule_is_learned_once_and_the_transformer_and_its_samples_follow
     facts = learn_schedule.run(settings)
     assert facts["images"] > 10
     assert facts["law"] == read_json(Path("models/schedule") / LAW)
-    assert read_json(Path("models/schedule") / LAW)["schedule"] in ("curve", "offset")
+    assert read_json(Path("models/schedule") / LAW)["schedule"] in ("lead", "offset")
     with np.load("models/schedule/surface.npz") as surface:
         assert surface["texture"].shape == (facts["images"], 5, 5)
     assert Path("metrics/learn_schedule/surface.png").stat().st_size > 1000
@@ -155,7 +155,7 @@ def test_what_the_kinetic_criterion_chose_is_recorded_beside_what_the_other_one_
     section = settings.schedule.model_copy(update={"criterion": "kinetic"})
     facts = learn_schedule.run(settings.model_copy(update={"schedule": section}))
     assert facts["law"] == read_json(Path("models/schedule") / LAW)
-    assert {"lead", "slope", "gap", "related_gap"} <= set(facts)
+    assert {"lead", "gap", "related_gap"} <= set(facts)
 
 
 def test_without_a_learned_schedule_there_is_only_the_record_of_that(settings: Settings) -> None:

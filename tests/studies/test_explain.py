@@ -16,7 +16,7 @@ from study_project import calls, quick, quick_project, real_project, write_pipel
 
 from sfd_cli.artifacts.learned_law import read_surface
 from sfd_cli.diffusion.laws import CurveSchedule, LeadSchedule
-from sfd_cli.diffusion.path_criterion import path_weights
+from sfd_cli.diffusion.path_criterion import schedule_weights
 from sfd_cli.studies import explain
 from sfd_cli.studies.analysis import Row
 from sfd_cli.studies.explain import explain_study
@@ -58,7 +58,7 @@ def test_a_row_has_the_oracle_of_its_models_and_the_criterion_of_its_law(here: P
     surface, control, seen = (read_surface(learned, of) for of in ("", "control", "trained_on"))
 
     def cost(errors: Any, law: LeadSchedule) -> torch.Tensor:
-        weights = path_weights(errors.levels, law.lead, law.slope)
+        weights = schedule_weights(errors.levels, law, 0.5)
         return sum((w * e.double()).sum(dim=(1, 2)) for w, e in zip(weights, errors.errors, strict=True))
 
     straight = LeadSchedule(0.0)
@@ -174,8 +174,8 @@ def explained(count: int, gaps: list[float]) -> dict[str, Any]:
         | {"gain": 2.0, "gain_standard_error": 0.75}
         for n, gap in zip(range(count), gaps, strict=True)
     ]
-    probe = {"lead": 1.5, "slope": -1.0, "is_clear": True, "gap": -3.0, "standard_error": 0.5, "synchronous": 250.0}
-    probe |= {"related_gap": -1.0, "related_error": 0.25, "synchronous_trained_on": 200.0}
+    probe = {"lead": 1.5, "is_clear": True, "gap": -3.0, "standard_error": 0.5, "synchronous": 250.0}
+    probe |= {"related_gap": -1.0, "related_error": 0.25, "synchronous_trained_on": 200.0, "interpolation": 0.75}
     probe |= {f"{k}_{s}": v for k, v in (("validation", 0.75), ("training", 0.5)) for s in ("texture", "semantic")}
     accuracy = {key: {"semantic": 0.625, "texture": 0.5} for key in ("whole", "half_resolved")}
     level = {"lead": -0.25, "lead_standard_error": 0.125}
@@ -189,7 +189,8 @@ def test_the_words_say_what_the_numbers_say() -> None:
     assert "| `law 1` | -27 | 75% | -3 ± 0.5 | -1.5 ± 0.25 | -4 ± 0.12 | 69 | 72 | +2 ± 0.75 |" in text
     assert "| `law 0` |  | 75% | +0 ± 0.5 |" in text, "the baseline is not compared with itself"
     assert "62.5% of the images from semantics and of 50.0% from textures" in text
-    assert "lead 1.5, slope -1 (-3 ± 0.5 nats an image" in text
+    assert "a clear preference (lead 1.5: -3 ± 0.5 nats an image" in text
+    assert "0.75 more or less by what lies between the levels" in text
     assert "of 250 along that path, and of 200 on images" in text
     assert "texture 0.75 held out, 0.5 trained on" in text
     assert "over 6 laws: with the score +1.00, with the distance by real semantics -0.77" in text
