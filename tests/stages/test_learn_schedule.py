@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from sfd_cli.config import LearnSchedule, Settings, load_settings
 from sfd_cli.data.near_duplicates import store_clusters
 from sfd_cli.data.shards import StoreWriter
 from sfd_cli.data.store import Field, Store
+from sfd_cli.diffusion.latents import Streams
 from sfd_cli.diffusion.objective import velocity_target
 from sfd_cli.distributed.processes import Processes
 from sfd_cli.files import read_json, write_json
@@ -78,6 +80,7 @@ def test_errors_are_those_of_a_plain_loop_over_levels_and_draws(settings: Settin
     surface, control, trained_on, energies = measure(section, task, Halving(), Processes())
     levels = torch.linspace(-4, 2.2, 5)
     torch.testing.assert_close(surface.levels, levels)
+    assert {found.semantic_end for found in (surface, control, trained_on)} == {section.highest_semantic} == {0.0}
     count = len(surface.clusters)
     assert 10 <= count <= 19
     assert len(surface.clusters.unique()) == count
@@ -135,6 +138,22 @@ def test_the_schedule_is_learned_once_and_the_transformer_and_its_samples_follow
     assert {key: record[key] for key in law} == law
     followed = settings.sample.with_law(law)
     assert (followed.schedule, followed.lead, followed.lead_slope) == ("curve", 0.75, -0.5)
+
+
+@pytest.mark.parametrize("leader", ["semantic", "texture"])
+def test_a_clear_preference_is_a_lead_of_the_stream_that_the_other_needs(settings: Settings, leader: str) -> None:
+    task = probe_task(settings)
+    measured = measure(settings.schedule, task, Halving(), Processes())
+    needed = (2.2 - measured.surface.levels).double() * 3
+    texture, semantic = measured.surface.errors
+    errors = (
+        Streams(texture + needed, semantic) if leader == "semantic" else Streams(texture, semantic + needed[:, None])
+    )
+    law, found = choose(
+        settings.schedule, measured._replace(surface=replace(measured.surface, errors=errors)), task.space
+    )
+    assert law == {"schedule": "lead", "lead": found.lead}
+    assert found.lead > 0 if leader == "semantic" else found.lead < 0
 
 
 def test_the_kinetic_criterion_is_told_from_the_other(settings: Settings) -> None:

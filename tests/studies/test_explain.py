@@ -16,7 +16,7 @@ from study_project import calls, quick, quick_project, real_project, write_pipel
 
 from sfd_cli.artifacts.learned_law import read_surface
 from sfd_cli.diffusion.laws import CurveSchedule, LeadSchedule
-from sfd_cli.diffusion.path_criterion import schedule_weights
+from sfd_cli.diffusion.path_criterion import path_weights, schedule_weights
 from sfd_cli.studies import explain
 from sfd_cli.studies.analysis import Row
 from sfd_cli.studies.explain import explain_study
@@ -58,7 +58,10 @@ def test_a_row_has_the_oracle_of_its_models_and_the_criterion_of_its_law(here: P
     surface, control, seen = (read_surface(learned, of) for of in ("", "control", "trained_on"))
 
     def cost(errors: Any, law: LeadSchedule) -> torch.Tensor:
-        weights = schedule_weights(errors.levels, law, 0.5)
+        if law.slope:
+            weights = schedule_weights(errors.levels, law, 0.5)
+        else:  # by another quadrature than that of `gap_along`
+            weights = path_weights(errors.levels, law.lead, semantic_end=0.5)
         return sum((w * e.double()).sum(dim=(1, 2)) for w, e in zip(weights, errors.errors, strict=True))
 
     straight = LeadSchedule(0.0)
