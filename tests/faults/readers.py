@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sfd_cli.artifacts.fingerprints import finished
-from sfd_cli.artifacts.learned_law import LAW, SURFACE, read_surface
+from sfd_cli.artifacts.learned_law import LAW, SURFACE, read_surface, save_surface
 from sfd_cli.artifacts.recipe import COPY, SETTINGS, Recipe, Record
 from sfd_cli.artifacts.sample_folder import read_png as read_sample
 from sfd_cli.artifacts.timings import seconds_of_stages
@@ -32,6 +32,8 @@ from sfd_cli.data.archives import list_archives
 from sfd_cli.data.fashion_mnist import training_set
 from sfd_cli.data.images import DECODE_ERRORS, ImageManifest, decode_image
 from sfd_cli.data.store import Store
+from sfd_cli.diffusion.latents import Streams
+from sfd_cli.diffusion.path_criterion import ErrorSurface
 from sfd_cli.errors import UserError
 from sfd_cli.evaluation.npz import open_npz
 from sfd_cli.files import read_as, write_json
@@ -248,8 +250,9 @@ def read_npy(path: Path) -> Any:
 
 
 def surface(folder: Path) -> Path:
-    arrays = {"levels": np.linspace(0, 1, 3), "clusters": np.array([0, 1])}
-    np.savez(folder / SURFACE, **arrays, texture=np.ones((2, 3, 3)), semantic=np.ones((2, 3, 3)))
+    errors = Streams(torch.ones(2, 3, 3), torch.ones(2, 3, 3))
+    found = ErrorSurface(torch.linspace(0, 1, 3), errors, torch.tensor([0, 1]), semantic_end=0.5)
+    save_surface(folder, found, found, found, Streams(torch.ones(3, 3), torch.ones(3, 3)))
     return folder / SURFACE
 
 
