@@ -79,6 +79,14 @@ def _cpu_multiplies_bf16() -> bool:
     return tell is not None and any(tell().get(one) for one in BF16_INSTRUCTIONS)
 
 
+def cpu_instructions() -> str:
+    """What networks compute with on this CPU, as `AVX512, bf16`, where `native` is bf16.
+
+    Machines whose processors have one name differ in it, and results with them.
+    """
+    return torch.backends.cpu.get_cpu_capability() + (", bf16" if _cpu_multiplies_bf16() else "")
+
+
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
     """A block in which matrix products run in `precision`; bf16 needs no loss scaling.
 

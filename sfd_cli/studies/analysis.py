@@ -30,7 +30,8 @@ class Row:
         name: of the row.
         scores: by seed.
         sampling_error: root mean square of the scores' own standard errors, over draws of samples; None without any.
-        differences: score less the baseline's of the same seed, by seed, for seeds that both have.
+        differences: score less the baseline's of the same seed, by seed, for seeds that both have from machines of one
+            kind: another one computes in other formats, which is no part of what a study varies.
         is_baseline: it is the row that others are compared with.
         less_is_better: of the score.
     """
@@ -84,13 +85,23 @@ def analyse(study: Study, records: list[Record]) -> list[Row]:
             name,
             own,
             _root_mean_square([runs.get(f"{study.score}_se") for runs in found[name].values()]),
-            {seed: score - partner[seed] for seed, score in own.items() if seed in partner},
-            study.partners[name] == name,
+            {
+                seed: score - scores[partner][seed]
+                for seed, score in own.items()
+                if seed in found[partner] and _kind(found[name][seed]) == _kind(found[partner][seed])
+            },
+            partner == name,
             not study.score.startswith(MORE_IS_BETTER),
         )
         for name, own in scores.items()
-        for partner in [scores[study.partners[name]]]
+        for partner in [study.partners[name]]
     ]
+
+
+def _kind(record: Record) -> tuple[Any, ...]:
+    """Of the machine: what its results have in common, but for the last bits. Old rows tell less."""
+    machine = record.get("machine", {})
+    return machine.get("processor"), machine.get("instructions")
 
 
 def table(study: Study, rows: list[Row]) -> list[str]:
@@ -123,7 +134,7 @@ def paragraph(study: Study, rows: list[Row]) -> str:
         (WORSE, "Worse by more than two standard errors: {}."),
         (UNDECIDED, "No difference seen, within two standard errors: {}."),
         (ONE_SEED, "One seed, which tells nothing of the error: {}."),
-        (ALONE, "No seed in common with the baseline: {}."),
+        (ALONE, "No seed in common with the baseline, from one kind of machine: {}."),
         (NOT_RUN, "Not run yet: {}."),
     ):
         named = [f"`{row.name}`{_amount(row)}" for row in rows if row.seen == outcome]

@@ -14,6 +14,7 @@ from sfd_cli.errors import StageFailure, UserError
 from sfd_cli.files import fingerprint, read_json, write_json
 from sfd_cli.laws import LEARNED, is_synchronous, law_of
 from sfd_cli.machine import commit, machine
+from sfd_cli.networks.precision import cpu_instructions
 from sfd_cli.studies.layers import lookup
 from sfd_cli.studies.study import Study, key_of
 
@@ -111,5 +112,5 @@ def result_of(
         "date": datetime.date.today().isoformat(),
         "version": __version__,
         "commit": commit(),
-        "machine": machine() | {"threads": threads},
+        "machine": machine() | {"threads": threads, "instructions": cpu_instructions()},
     }

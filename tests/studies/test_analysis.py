@@ -82,6 +82,18 @@ def test_one_seed_none_in_common_and_none_at_all_are_told_apart() -> None:
     assert {row.seen for row in rows_of(results(small={0: 1.0})).values()} == {"not run", "no seed in common"}
 
 
+def test_runs_of_different_kinds_of_machine_are_no_pair() -> None:
+    """A processor that multiplies in bf16 trains another network: seed 0 is compared, seed 1 is not, old rows are."""
+    older, newer = ({"processor": "Abacus", "instructions": one} for one in ("AVX2", "AVX512, bf16"))
+    found = [
+        one | {"machine": {"processor": "Abacus"} if one["seed"] == 2 else newer if one["seed"] else older}
+        for one in results(zero={0: 100.0, 1: 120.0, 2: 140.0}, small={0: 97.0, 1: 110.0, 2: 136.0})
+    ]
+    found[1]["machine"] = older | {"threads": 3}
+    assert rows_of(found)["small"].differences == {0: -3.0, 2: -4.0}
+    assert rows_of(found)["small"].mean == pytest.approx((97 + 110 + 136) / 3)
+
+
 def test_of_some_scores_more_is_better_and_the_baseline_may_be_any_row() -> None:
     found = results("precision_dinov2", zero={0: 0.5, 1: 0.6}, small={0: 0.4, 1: 0.5})
     assert rows_of(found, score="precision_dinov2")["small"].seen == "worse"

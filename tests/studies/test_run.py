@@ -91,7 +91,7 @@ def test_a_result_says_all_that_a_reader_needs(here: Path) -> None:
     }
     assert expected.items() <= second.items()
     assert second["seconds"] > second["cpu_seconds"] / os.cpu_count() > 0
-    assert {"processor", "torch", "threads"} == second["machine"].keys()
+    assert {"processor", "instructions", "torch", "threads"} == second["machine"].keys()
     assert {"date", "version", "commit", "settings"} <= second.keys()
 
 
