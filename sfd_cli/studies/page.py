@@ -51,7 +51,8 @@ def draw(study: Study, rows: list[Row], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     shown = [(row, row.difference) for row in rows if row.difference is not None]
-    figure, axes = plt.subplots(figsize=(7.0, 0.45 * len(shown) + 1.5), layout="constrained")
+    longest = max(len(row.name) for row, _ in shown)
+    figure, axes = plt.subplots(figsize=(5.0 + 0.08 * longest, 0.45 * len(shown) + 1.7), layout="constrained")
     axes.axvline(0, color="0.4", lw=1)
     for place, (row, mean) in enumerate(shown):
         values = list(row.differences.values())
@@ -64,7 +65,7 @@ def draw(study: Study, rows: list[Row], path: Path) -> None:
     better = "left" if rows[0].less_is_better else "right"
     axes.set_xlabel(f"{study.score} less that of {study.compared_with} ({better} is better)")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(frameon=False, fontsize="small")
+    figure.legend(frameon=False, fontsize="small", loc="outside upper right", ncols=2)  # never among the dots
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
     plt.close(figure)
